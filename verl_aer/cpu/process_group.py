@@ -1,0 +1,27 @@
+"""One backend for the one device of the process group."""
+
+from __future__ import annotations
+
+from inspect import signature
+
+from verl.utils.distributed import initialize_global_process_group_ray
+
+from verl_aer.cpu.errors import expect
+
+
+def use_one_backend_entry() -> None:
+    """Symptom: ``ValueError: Duplicate device type cpu in backend string``.
+
+    ``verl.utils.distributed`` asks torch for ``cpu:gloo,<device>:<backend>``, which on this platform names
+    the CPU twice. The function takes the whole string as its parameter ``backend``; we change the default of
+    that parameter, and not the function, because other modules may already hold a reference to it.
+    """
+    defaults = {
+        name: p.default for name, p in signature(initialize_global_process_group_ray).parameters.items()
+    }
+    expect(
+        list(defaults.items()) == [("timeout_second", None), ("backend", None)],
+        "verl.utils.distributed.initialize_global_process_group_ray should take timeout_second=None and "
+        f"backend=None, and takes {defaults}.",
+    )
+    initialize_global_process_group_ray.__defaults__ = (None, "cpu:gloo")

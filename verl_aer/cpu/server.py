@@ -1,0 +1,23 @@
+"""The vLLM server actor and its replica on a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
+
+
+class CPUServer(vLLMHttpServer):
+    """veRL's vLLM server; its engine loads :class:`verl_aer.cpu.worker.CPUWorkerExtension`."""
+
+    def _get_worker_extension_cls(self) -> str:
+        return "verl_aer.cpu.worker.CPUWorkerExtension"
+
+
+class CPUReplica(vLLMReplica):
+    """veRL's vLLM replica that starts a :class:`CPUServer`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.server_class = ray.remote(CPUServer)

@@ -1,0 +1,46 @@
+"""What veRL's extension of the vLLM worker needs on a CPU: weights that can be loaded more than once."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from verl.workers.rollout.vllm_rollout.utils import vLLMColocateWorkerExtension
+from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
+
+from verl_aer.cpu.errors import expect
+
+
+def keep_linear_weights() -> None:
+    """Symptom: ``'Parameter' object has no attribute 'weight_loader'`` at the second weight update.
+
+    On a CPU vLLM repacks the weight of every linear layer after loading and throws the original away, with
+    the loader attached to it (``UnquantizedLinearMethod.process_weights_after_loading``). It leaves layers
+    alone that say ``skip_weight_relayout``; all of them say so here.
+    """
+    expect(
+        "skip_weight_relayout" in inspect.getsource(UnquantizedLinearMethod.process_weights_after_loading),
+        "vLLM's UnquantizedLinearMethod should leave layers with skip_weight_relayout alone.",
+    )
+    LinearBase.skip_weight_relayout = True
+
+
+class CPUWorkerExtension(vLLMColocateWorkerExtension):
+    """veRL's worker extension with the two differences that a CPU makes to weight updates."""
+
+    def __new__(cls, **kwargs: Any) -> CPUWorkerExtension:
+        keep_linear_weights()
+        return super().__new__(cls, **kwargs)
+
+    def _update_weights(
+        self, weights: list[tuple[str, torch.Tensor]], peft_config: dict | None, base_sync_done: bool
+    ) -> None:
+        """Load copies.
+
+        Symptom: ``BufferError: cannot close exported pointers exist``, or weights that change later. On an
+        accelerator ``tensor.to(device)`` in veRL's bucket receiver copies out of the shared memory; on a CPU
+        it returns the view itself.
+        """
+        copies = [(name, weight.clone()) for name, weight in weights]
+        super()._update_weights(copies, peft_config, base_sync_done)

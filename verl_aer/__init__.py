@@ -1,0 +1,80 @@
+"""Adaptive Entropy Regularization and its relatives for veRL.
+
+The core (every module outside ``integration`` and ``cpu``) imports torch, numpy and omegaconf only and knows
+nothing of veRL. Letters and units used throughout:
+
+    N      trajectories (rows) of a step, padding rows included
+    P      prompts of a step; the rollouts of one prompt are its *group*
+    T      tokens: of a response, or of whatever is being averaged over
+    V      vocabulary
+    g      group accuracy, (P,) in [0, 1]: share of a prompt's rollouts that are correct
+    w      allocation weight, (P,) or (N,), >= 0, no unit: a trajectory's share of alpha
+    alpha  global coefficient, >= 0, loss units per nat
+    H      entropy of a token's distribution at the sampling temperature, nats; H_t its token mean in step t
+    H0     token-mean entropy of the initial policy, nats per token
+    H*     target level of H_t, nats per token
+    m      response mask, (N, T): 1 on the tokens the policy wrote
+
+The loss is L = L_policy - alpha * agg(m * w * H).
+"""
+
+from verl_aer.allocation import Allocation, AllocationError, allocate
+from verl_aer.config.schema import ConfigError, EntropyConfig, Problem, parse_entropy_config, to_mapping
+from verl_aer.control import ControlState, Decision, EntropyControl
+from verl_aer.controller import Controller
+from verl_aer.correctness import CorrectnessError, Groups, group_rows, trajectory_correctness
+from verl_aer.functional import Functional
+from verl_aer.methods import aer as _aer  # noqa: F401 - registers the methods
+from verl_aer.methods import baselines as _baselines  # noqa: F401 - registers the methods
+from verl_aer.methods.registry import (
+    Method,
+    UnknownNameError,
+    get_method,
+    get_part,
+    method_names,
+    part_names,
+    register_allocation,
+    register_controller,
+    register_functional,
+    register_method,
+    register_target,
+)
+from verl_aer.state import StateError, load_state, save_state
+from verl_aer.target import Target
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Allocation",
+    "AllocationError",
+    "ConfigError",
+    "ControlState",
+    "Controller",
+    "CorrectnessError",
+    "Decision",
+    "EntropyConfig",
+    "EntropyControl",
+    "Functional",
+    "Groups",
+    "Method",
+    "Problem",
+    "StateError",
+    "Target",
+    "UnknownNameError",
+    "allocate",
+    "get_method",
+    "get_part",
+    "group_rows",
+    "load_state",
+    "method_names",
+    "parse_entropy_config",
+    "part_names",
+    "register_allocation",
+    "register_controller",
+    "register_functional",
+    "register_method",
+    "register_target",
+    "save_state",
+    "to_mapping",
+    "trajectory_correctness",
+]

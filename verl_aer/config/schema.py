@@ -1,0 +1,324 @@
+"""The ``entropy`` node of a run's config: from a mapping to typed parts, every problem at once.
+
+entropy.method                                       a registered method; its parts are the defaults
+entropy.{allocation,functional,target,controller}    {kind: <registered part>, <the part's fields>}
+entropy.aggregation                                  token-mean | policy
+entropy.correctness                                  {key, threshold}
+entropy.on_missing_state                             error | restart
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Optional
+
+from omegaconf import DictConfig, OmegaConf
+
+from verl_aer.methods.registry import (
+    PART_KINDS,
+    Method,
+    get_method,
+    get_part,
+    method_names,
+    part_names,
+    suggestion,
+)
+
+AGGREGATIONS = ("token-mean", "policy")
+ON_MISSING_STATE = ("error", "restart")
+
+
+class Problem(NamedTuple):
+    """One thing wrong with the config: the full key, what is wrong with it, and what to do."""
+
+    key: str
+    message: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.message}. {self.fix}".rstrip()
+
+
+class ConfigError(ValueError):
+    """Every problem of a config; ``str()`` numbers them."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = list(problems)
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        lines = [f"  {number}. {problem}" for number, problem in enumerate(problems, start=1)]
+        super().__init__("\n".join([f"the entropy control found {count} in the config:", *lines]))
+
+
+@dataclass
+class CorrectnessConfig:
+    """Which rollouts are correct: the reward's own ``key`` where it reports it, else reward > ``threshold``.
+
+    key: name in the reward's extra info, 0 or 1 or in between. threshold: in reward units; None asks for the
+    key.
+    """
+
+    key: str = "acc"
+    threshold: Optional[float] = None  # noqa: UP045
+
+
+@dataclass
+class EntropyConfig:
+    """The parsed ``entropy`` node; the parts are instances of registered dataclasses.
+
+    aggregation: what the entropy term is averaged over, ``token-mean`` or the ``policy`` loss's own mode.
+    on_missing_state: what to do on resume where the controller's state is missing or unusable: stop with an
+    ``error``, or ``restart`` the controller afresh.
+    """
+
+    method: str
+    allocation: Any
+    functional: Any
+    target: Any
+    controller: Any
+    aggregation: str = "token-mean"
+    correctness: CorrectnessConfig = field(default_factory=CorrectnessConfig)
+    on_missing_state: str = "error"
+
+
+def parse_entropy_config(node: Mapping[str, Any] | DictConfig) -> EntropyConfig:
+    """The ``entropy`` node as an EntropyConfig.
+
+    What the node leaves out is the method's own value, or the part's default where the node chooses another
+    part than the method does.
+
+    Args:
+        node: a plain mapping or an OmegaConf node.
+
+    Raises:
+        ConfigError: names unknown keys, parts and methods, wrong types, values out of bounds and combinations
+        that
+            contradict each other, all of them.
+
+    >>> config = parse_entropy_config({"method": "aer", "target": {"tau": 0.5}})
+    >>> config.target, config.controller.eta
+    (Anchored(tau=0.5, initial_entropy=None, anchor_steps=1), 0.02)
+    >>> parse_entropy_config({"method": "aer", "target": {"tau": 1.3}})
+    Traceback (most recent call last):
+    verl_aer.config.schema.ConfigError: the entropy control found 1 problem in the config:
+      1. entropy.target.tau: must be in (0, 1], got 1.3. Set entropy.target.tau to a value in (0, 1], such as
+      0.4.
+    """
+    if isinstance(node, DictConfig):
+        node = OmegaConf.to_container(node, resolve=True)
+    return _Parser().parse(node)
+
+
+def to_mapping(config: EntropyConfig) -> dict[str, Any]:
+    """The inverse of ``parse_entropy_config``: every setting spelt out, plain dicts and scalars only."""
+    parts = {}
+    for part in PART_KINDS:
+        settings = getattr(config, part)
+        parts[part] = {"kind": settings.kind, **dataclasses.asdict(settings)}
+    return {
+        "method": config.method,
+        **parts,
+        "aggregation": config.aggregation,
+        "correctness": dataclasses.asdict(config.correctness),
+        "on_missing_state": config.on_missing_state,
+    }
+
+
+class _Parser:
+    """Collects problems while it builds; what fails is None, and checks that would need it are left out."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def parse(self, node: Any) -> EntropyConfig:
+        if not self._is_mapping("entropy", node):
+            raise ConfigError(self.problems)
+        self._refuse_unknown_keys("entropy", node, [f.name for f in dataclasses.fields(EntropyConfig)])
+        method = self._method(node)
+        parts = {
+            part: self._part(part, node.get(part, {}), None if method is None else getattr(method, part))
+            for part in PART_KINDS
+        }
+        self._check_together(parts["target"], parts["controller"])
+        aggregation = node.get("aggregation", "token-mean" if method is None else method.aggregation)
+        self._check_choice("entropy.aggregation", aggregation, AGGREGATIONS)
+        on_missing_state = node.get("on_missing_state", "error")
+        self._check_choice("entropy.on_missing_state", on_missing_state, ON_MISSING_STATE)
+        correctness = self._correctness(node.get("correctness", {}))
+        if self.problems:
+            raise ConfigError(self.problems)
+        return EntropyConfig(
+            method=node["method"],
+            **parts,
+            aggregation=aggregation,
+            correctness=correctness,
+            on_missing_state=on_missing_state,
+        )
+
+    def _add(self, key: str, message: str, fix: str) -> None:
+        self.problems.append(Problem(key, message, fix))
+
+    def _is_mapping(self, key: str, node: Any) -> bool:
+        if not isinstance(node, Mapping):
+            self._add(
+                key, f"must be a mapping, got {node!r}", f"Set the keys below it, as {key}.<key>=<value>."
+            )
+            return False
+        return True
+
+    def _check_choice(self, key: str, value: Any, choices: tuple[str, ...]) -> None:
+        if value not in choices:
+            names = " or ".join(choices)
+            self._add(key, f"must be {names}, got {value!r}", f"Set {key}={choices[0]}.")
+
+    def _refuse_unknown_keys(self, prefix: str, node: Mapping[str, Any], known: list[str]) -> None:
+        for key in node:
+            if key not in known:
+                self._add(
+                    f"{prefix}.{key}",
+                    f"is not a known key{suggestion(str(key), known)}; known: {', '.join(known)}",
+                    f"Remove it with the override ~{prefix}.{key}, or correct its name.",
+                )
+
+    def _method(self, node: Mapping[str, Any]) -> Method | None:
+        known = ", ".join(method_names())
+        if "method" not in node:
+            self._add("entropy.method", "is missing", f"Set entropy.method to one of: {known}.")
+            return None
+        if node["method"] not in method_names():
+            close = suggestion(str(node["method"]), method_names())
+            self._add(
+                "entropy.method",
+                f"no method is named {node['method']!r}{close}",
+                f"Set it to one of: {known}.",
+            )
+            return None
+        return get_method(node["method"])
+
+    def _part(self, part: str, node: Any, default: Any | None) -> Any | None:
+        prefix = f"entropy.{part}"
+        if not self._is_mapping(prefix, node):
+            return None
+        kind = node.get("kind", None if default is None else default.kind)
+        if kind is None:
+            # Without a known method there is no default to fall back on; the method's own problem says so.
+            return None
+        if kind not in part_names(part):
+            self._add(
+                f"{prefix}.kind",
+                f"no {part} is named {kind!r}{suggestion(str(kind), part_names(part))}",
+                f"Set it to one of: {', '.join(part_names(part))}; a part of your own is known once its module is "
+                "imported (VERL_USE_EXTERNAL_MODULES=<module>).",
+            )
+            return None
+        cls = get_part(part, kind)
+        base = default if default is not None and default.kind == kind else cls()
+        settings = {key: value for key, value in node.items() if key != "kind"}
+        self._refuse_settings_of_others(part, kind, settings)
+        built, bad = self._fill(prefix, base, settings)
+        for name, requirement in built.problems():
+            # A bound that refers to a value of a wrong type would be checked against its default: not a
+            # finding.
+            if name not in bad and not any(other in requirement for other in bad):
+                self._add_out_of_bounds(
+                    f"{prefix}.{name}", getattr(built, name), requirement, getattr(cls(), name)
+                )
+        return None if bad else built
+
+    def _add_out_of_bounds(self, key: str, value: Any, requirement: str, default: Any) -> None:
+        self._add(
+            key,
+            f"must be {requirement}, got {value!r}",
+            f"Set {key} to a value {requirement}, such as {default}.",
+        )
+
+    def _refuse_settings_of_others(self, part: str, kind: str, settings: Mapping[str, Any]) -> None:
+        own = _field_names(get_part(part, kind))
+        for key in settings:
+            if key in own:
+                continue
+            full = f"entropy.{part}.{key}"
+            owners = [other for other in part_names(part) if key in _field_names(get_part(part, other))]
+            what = f"is not a setting of the {part} {kind!r}, which has {', '.join(own) if own else 'none'}"
+            if owners:
+                self._add(
+                    full,
+                    f"{what}; it belongs to {' and '.join(map(repr, owners))}",
+                    f"Remove it with the override ~{full}, or set entropy.{part}.kind={owners[0]}.",
+                )
+            else:
+                self._add(
+                    full,
+                    f"{what}{suggestion(str(key), own)}",
+                    f"Remove it with the override ~{full}, or correct it.",
+                )
+
+    def _fill(self, prefix: str, base: Any, settings: Mapping[str, Any]) -> tuple[Any, set[str]]:
+        """``base`` with ``settings`` where their types are right, and the names of those where they are not."""
+        hints = typing.get_type_hints(type(base))
+        values, bad = {}, set()
+        for name in _field_names(type(base)):
+            if name not in settings:
+                continue
+            value, complaint = _typed(settings[name], hints[name])
+            if complaint:
+                self._add(
+                    f"{prefix}.{name}",
+                    complaint,
+                    f"Set {prefix}.{name} to such a value, for example {_shown(getattr(base, name))}.",
+                )
+                bad.add(name)
+            else:
+                values[name] = value
+        return dataclasses.replace(base, **values), bad
+
+    def _correctness(self, node: Any) -> CorrectnessConfig | None:
+        prefix = "entropy.correctness"
+        if not self._is_mapping(prefix, node):
+            return None
+        self._refuse_unknown_keys(prefix, node, _field_names(CorrectnessConfig))
+        built, _ = self._fill(prefix, CorrectnessConfig(), node)
+        return built
+
+    def _check_together(self, target: Any | None, controller: Any | None) -> None:
+        if target is None or controller is None:
+            return
+        if controller.uses_target and target.kind == "none":
+            self._add(
+                "entropy.target.kind",
+                f"the controller {controller.kind!r} steers towards a target and there is none",
+                "Set entropy.target.kind to anchored or absolute, or entropy.controller.kind=fixed.",
+            )
+        if not controller.uses_target and target.kind != "none":
+            self._add(
+                "entropy.target.kind",
+                f"the controller {controller.kind!r} never looks at the target {target.kind!r}",
+                "Set entropy.target.kind=none, or entropy.controller.kind=integral.",
+            )
+
+
+def _field_names(cls: type) -> list[str]:
+    return [f.name for f in dataclasses.fields(cls)]
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else str(value)
+
+
+def _typed(value: Any, hint: Any) -> tuple[Any, str]:
+    """``value`` as the field's type, or what it must be instead."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if value is None:
+        return None, "" if type(None) in options else "must not be null"
+    (wanted,) = [option for option in options if option is not type(None)]
+    if wanted is float and type(value) in (int, float):
+        return float(value), "" if math.isfinite(value) else f"must be a finite number, got {value!r}"
+    if type(value) is wanted:
+        return value, ""
+    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a name"}
+    article = f"{names[wanted]}{' or null' if len(options) > 1 else ''}"
+    return None, f"must be {article}, got {value!r} ({type(value).__name__})"

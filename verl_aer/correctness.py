@@ -1,0 +1,165 @@
+"""Group accuracy: how many of a prompt's rollouts are correct.
+
+    g(q) = (1/G) * sum_i c_i        c_i in [0, 1], G the rollouts of q that are really there
+
+Correctness is not reward: a reward may be +-1, carry length penalties or format bonuses, and then its mean
+says nothing about how often the policy solves the prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+HARD_UP_TO = 0.25
+"""Prompts of at most this accuracy are reported as hard. Fixed and not tied to rho, so that runs can be compared."""
+
+EASY_FROM = 0.75
+"""Prompts of at least this accuracy are reported as easy; what lies between is middle."""
+
+DIFFICULTY_BUCKETS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "hard": lambda accuracy: accuracy <= HARD_UP_TO,
+    "middle": lambda accuracy: (accuracy > HARD_UP_TO) & (accuracy < EASY_FROM),
+    "easy": lambda accuracy: accuracy >= EASY_FROM,
+}
+"""Where a prompt is reported, from its group accuracy ``(P,)``. For metrics only: weights never depend on it."""
+
+
+class CorrectnessError(ValueError):
+    """Nothing says, or something contradicts, which rollouts are correct."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The prompts of one step.
+
+    accuracy: ``(P,)`` float64 in [0, 1], mean correctness of the prompt's rollouts. size: ``(P,)`` int64,
+    rollouts of the prompt. prompt_of_row: ``(N,)`` int64, the prompt of each row, -1 on padding.
+    """
+
+    accuracy: np.ndarray
+    size: np.ndarray
+    prompt_of_row: np.ndarray
+
+
+def trajectory_correctness(
+    reward: np.ndarray | None, acc: np.ndarray | None, threshold: float | None
+) -> np.ndarray:
+    """c_i = acc_i where the reward reports it, else 1[reward_i > threshold].
+
+    Args:
+        reward: ``(N,)``, each trajectory's reward before any KL penalty; only read where ``acc`` is None.
+        acc: ``(N,)`` bool, or numbers in [0, 1], or None.
+        threshold: a trajectory is correct when its reward is above it; None if none is configured.
+
+    Returns:
+        ``(N,)`` float64 in [0, 1].
+
+    Raises:
+        CorrectnessError: neither source is there, or a value is not finite or outside [0, 1].
+
+    >>> trajectory_correctness(reward=np.array([1.0, -1.0]), acc=None, threshold=0.0)
+    array([1., 0.])
+    >>> trajectory_correctness(reward=np.array([0.3, -0.2]), acc=np.array([True, False]), threshold=None)
+    array([1., 0.])
+    """
+    if acc is not None:
+        correct = np.asarray(acc, dtype=np.float64)
+        bad = np.flatnonzero(~((correct >= 0) & (correct <= 1)))
+        if len(bad):
+            raise CorrectnessError(
+                f"row {bad[0]} reports correctness {correct[bad[0]]}, which is not in [0, 1]. Let the reward return 0 "
+                "or 1 under entropy.correctness.key, or name another key there and set entropy.correctness.threshold."
+            )
+        return correct
+    if threshold is None:
+        raise CorrectnessError(
+            "nothing says which rollouts are correct: the reward reports no value under entropy.correctness.key and "
+            "entropy.correctness.threshold is not set. Let the reward function return that key (0 or 1), or set the "
+            "threshold above which a reward means a correct answer (0 for rewards of +-1)."
+        )
+    reward = np.asarray(reward, dtype=np.float64)
+    bad = np.flatnonzero(~np.isfinite(reward))
+    if len(bad):
+        raise CorrectnessError(
+            f"row {bad[0]} has reward {reward[bad[0]]}; a correct answer cannot be told from it."
+        )
+    return (reward > threshold).astype(np.float64)
+
+
+def group_rows(
+    uid: Sequence[str],
+    session: np.ndarray,
+    index: np.ndarray,
+    correct: np.ndarray,
+    is_padding: np.ndarray,
+) -> Groups:
+    """g(q) = mean over the sessions of q of the correctness of each session's last row.
+
+    A row is one output of a rollout (a *session*); a rollout of several outputs is judged by its last one,
+    the row of highest ``index``. Padding rows are copies of real ones and count nowhere.
+
+    Args:
+        uid: N prompt ids. session: ``(N,)`` int, the rollout within the prompt. index: ``(N,)`` int, the
+        output
+            within the rollout. correct: ``(N,)`` in [0, 1], ignored on padding. is_padding: ``(N,)`` bool.
+
+    Returns:
+        Groups, prompts in order of first appearance. Accuracies do not depend on the order of the rows.
+
+    Raises:
+        CorrectnessError: columns of unequal length, a correctness outside [0, 1], or two rows of one key.
+
+    >>> group_rows(["a", "a", "b"], [0, 1, 0], [0, 0, 0], [1.0, 0.0, 1.0], [False, False, False]).accuracy
+    array([0.5, 1. ])
+    """
+    real = ~np.asarray(is_padding, dtype=bool)
+    session, index = np.asarray(session), np.asarray(index)
+    correct = np.asarray(correct, dtype=np.float64)
+    lengths = [len(uid), len(session), len(index), len(correct), len(real)]
+    if len(set(lengths)) > 1:
+        raise CorrectnessError(f"uid, session, index, correct and is_padding differ in length: {lengths}")
+    rows = np.flatnonzero(real)
+
+    number_of: dict[str, int] = {}
+    prompt = np.array(
+        [number_of.setdefault(uid[row], len(number_of)) for row in rows.tolist()], dtype=np.int64
+    )
+    prompt_of_row = np.full(len(real), -1, dtype=np.int64)
+    prompt_of_row[rows] = prompt
+
+    # Sorted, so that each session's rows are neighbours, and sums of fractions are the same for any order of
+    # rows.
+    order = np.lexsort((index[rows], session[rows], prompt))
+    rows, prompt = rows[order], prompt[order]
+    next_differs = (prompt[1:] != prompt[:-1]) | (session[rows][1:] != session[rows][:-1])
+    _require_distinct(rows, uid, session, index, next_differs)
+    is_last = np.append(next_differs, True)[: len(rows)]
+    last = rows[is_last]
+    _require_in_unit_interval(last, correct)
+
+    prompts = len(number_of)
+    size = np.bincount(prompt[is_last], minlength=prompts)
+    solved = np.bincount(prompt[is_last], weights=correct[last], minlength=prompts)
+    return Groups(accuracy=solved / np.maximum(size, 1), size=size, prompt_of_row=prompt_of_row)
+
+
+def _require_distinct(
+    rows: np.ndarray, uid: Sequence[str], session: np.ndarray, index: np.ndarray, next_differs: np.ndarray
+) -> None:
+    twice = np.flatnonzero(~next_differs & (index[rows][1:] == index[rows][:-1]))
+    if len(twice):
+        row = rows[twice[0]]
+        raise CorrectnessError(
+            f"two rows have the key uid={uid[row]!r} session={session[row]} index={index[row]}; if one of them was "
+            "added to fill the batch, it must be marked as padding."
+        )
+
+
+def _require_in_unit_interval(rows: np.ndarray, correct: np.ndarray) -> None:
+    bad = rows[~((correct[rows] >= 0) & (correct[rows] <= 1))]
+    if len(bad):
+        raise CorrectnessError(f"row {bad[0]} has correctness {correct[bad[0]]}, which is not in [0, 1].")

@@ -1,0 +1,77 @@
+"""AER, Adaptive Entropy Regularization (arXiv 2510.10959), as read here, and its ablations.
+
+    w(q)        = max(0, rho - g(q)) / rho                            difficulty-aware allocation
+    H*          = tau * H0                                            initial-anchored target
+    alpha_{t+1} = clip(alpha_t + eta * (H* - H_t), minimum, maximum)  dynamic global coefficient
+    L           = L_policy - (1/N_tokens) sum_{i,t} m_{i,t} * alpha * w(q_i) * H_{i,t}
+
+The paper's three parts are known; the exact map, rho, eta, the bounds and the aggregation are not, so each is
+a named option and this is *a reading*, not a reproduction. With tau < 1 and initial = 0 nothing happens until
+the entropy has fallen below tau * H0.
+"""
+
+from __future__ import annotations
+
+from verl_aer.allocation import Difficulty, Uniform
+from verl_aer.controller import Fixed, Integral
+from verl_aer.functional import Full
+from verl_aer.methods.registry import Method, register_method
+from verl_aer.target import Absolute, Anchored, NoTarget
+
+SOURCE = "arXiv 2510.10959"
+
+
+@register_method("aer")
+def aer() -> Method:
+    """w(q) = max(0, rho - g)/rho, H* = tau*H0, alpha += eta*(H* - H_t), clipped. Source: arXiv 2510.10959."""
+    return Method(
+        allocation=Difficulty(),
+        functional=Full(),
+        target=Anchored(),
+        controller=Integral(),
+        standing="our reading",
+        source=SOURCE,
+        summary="harder prompts get more entropy bonus; alpha holds the entropy at tau * H0",
+    )
+
+
+@register_method("aer_allocation_only")
+def aer_allocation_only() -> Method:
+    """w(q) = max(0, rho - g)/rho with a fixed alpha. Source: the ablation rows of arXiv 2510.10959."""
+    return Method(
+        allocation=Difficulty(),
+        functional=Full(),
+        target=NoTarget(),
+        controller=Fixed(),
+        standing="ablation",
+        source=SOURCE,
+        summary="AER's allocation with a fixed alpha: no target, no controller",
+    )
+
+
+@register_method("aer_no_allocation")
+def aer_no_allocation() -> Method:
+    """w(q) = 1, H* = tau*H0, alpha += eta*(H* - H_t), clipped. AER (arXiv 2510.10959) without its allocation."""
+    return Method(
+        allocation=Uniform(),
+        functional=Full(),
+        target=Anchored(),
+        controller=Integral(),
+        standing="ablation",
+        source=SOURCE,
+        summary="AER without its allocation: every trajectory gets alpha",
+    )
+
+
+@register_method("aer_absolute_target")
+def aer_absolute_target() -> Method:
+    """w(q) = max(0, rho - g)/rho, H* a constant, alpha += eta*(H* - H_t), clipped. AER without its anchor."""
+    return Method(
+        allocation=Difficulty(),
+        functional=Full(),
+        target=Absolute(),
+        controller=Integral(),
+        standing="ablation",
+        source=SOURCE,
+        summary="AER with a given level of nats in place of tau * H0",
+    )

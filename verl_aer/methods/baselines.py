@@ -1,0 +1,38 @@
+"""Baselines on the same code path as every method, so that a comparison changes one thing."""
+
+from __future__ import annotations
+
+from verl_aer.allocation import Uniform
+from verl_aer.controller import Fixed
+from verl_aer.functional import Full
+from verl_aer.methods.registry import Method, register_method
+from verl_aer.target import NoTarget
+
+
+@register_method("fixed")
+def fixed() -> Method:
+    """L = L_policy - coefficient * agg(H), agg the policy loss's own mode. Equals veRL's ``actor.entropy_coeff``."""
+    return Method(
+        allocation=Uniform(),
+        functional=Full(),
+        target=NoTarget(),
+        controller=Fixed(),
+        standing="baseline",
+        source="veRL 0.9.1, actor.entropy_coeff",
+        summary="a constant entropy bonus for every trajectory, equal to veRL's entropy_coeff",
+        aggregation="policy",
+    )
+
+
+@register_method("none")
+def none() -> Method:
+    """L = L_policy. Measures what the other methods measure and changes nothing."""
+    return Method(
+        allocation=Uniform(),
+        functional=Full(),
+        target=NoTarget(),
+        controller=Fixed(coefficient=0.0),
+        standing="baseline",
+        source="veRL 0.9.1",
+        summary="no entropy bonus: plain veRL with this package's metrics",
+    )

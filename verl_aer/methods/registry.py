@@ -1,0 +1,181 @@
+"""Names for the parts of an entropy-control method, and for the methods composed of them.
+
+A *part* answers one question and is a plain dataclass whose fields are its settings:
+
+    allocation   which trajectory gets how much exploration?      weights(groups) -> (P,), >= 0
+    functional   what entropy of a token's distribution?          entropy(logits (T, V)) -> (T,) nats
+    target       which level is wanted?                           level(initial_entropy) -> nats or None
+    controller   how does the global coefficient alpha move?      next_alpha(alpha, entropy, target, step)
+
+A *method* names four parts with its own defaults, and its source. Adding a part is one decorator:
+
+>>> import numpy as np
+>>> from dataclasses import dataclass
+>>> from verl_aer import Allocation, register_allocation, get_part
+>>> @register_allocation("quadratic_example")
+... @dataclass
+... class Quadratic(Allocation):
+...     scale: float = 1.0
+...     def weights(self, groups):
+...         return self.scale * (1.0 - groups.accuracy) ** 2
+>>> get_part("allocation", "quadratic_example").__name__
+'Quadratic'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, TypeVar
+
+PART_KINDS = ("allocation", "functional", "target", "controller")
+"""The four questions, in the order in which a config names them."""
+
+STANDINGS = ("published", "our reading", "baseline", "ablation")
+"""How far a method's definition can be traced to its source."""
+
+
+class UnknownNameError(ValueError):
+    """A part or a method that nobody registered; the message lists the known ones."""
+
+
+class Part:
+    """Base of every part: its registered name and the checks of its own settings."""
+
+    kind: ClassVar[str] = ""
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Settings out of bounds, as (field, what it must be): ``("tau", "in (0, 1]")``. Types are checked before."""
+        return []
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entropy-control method: four parts with the method's defaults.
+
+    standing: one of STANDINGS. source: where the definition comes from. summary: one line for listings.
+    aggregation: ``token-mean`` divides the entropy term by all response tokens of the global mini-batch
+    whatever the policy loss does; ``policy`` follows the policy loss's own mode.
+    """
+
+    allocation: Any
+    functional: Any
+    target: Any
+    controller: Any
+    standing: str
+    source: str
+    summary: str
+    aggregation: str = "token-mean"
+
+    def __post_init__(self) -> None:
+        if self.standing not in STANDINGS:
+            raise ValueError(f"standing must be one of {', '.join(STANDINGS)}, got {self.standing!r}")
+
+
+# What the trainer and the controller call on each part, beside `problems`.
+_REQUIRED = {
+    "allocation": ("weights", "uses_accuracy"),
+    "functional": ("entropy",),
+    "target": ("level", "needs_anchor"),
+    "controller": ("initial_alpha", "next_alpha", "smooth", "saturated", "uses_target"),
+}
+
+_parts: dict[str, dict[str, type]] = {kind: {} for kind in PART_KINDS}
+_methods: dict[str, Callable[[], Method]] = {}
+
+PartClass = TypeVar("PartClass", bound=type)
+
+
+def register_allocation(name: str) -> Callable[[PartClass], PartClass]:
+    """Register an allocation, a dataclass derived from ``Allocation``, under ``entropy.allocation.kind=<name>``."""
+    return _register_part("allocation", name)
+
+
+def register_functional(name: str) -> Callable[[PartClass], PartClass]:
+    """Register a functional, a dataclass derived from ``Functional``, under ``entropy.functional.kind=<name>``."""
+    return _register_part("functional", name)
+
+
+def register_target(name: str) -> Callable[[PartClass], PartClass]:
+    """Register a target, a dataclass derived from ``Target``, under ``entropy.target.kind=<name>``."""
+    return _register_part("target", name)
+
+
+def register_controller(name: str) -> Callable[[PartClass], PartClass]:
+    """Register a controller, a dataclass derived from ``Controller``, under ``entropy.controller.kind=<name>``."""
+    return _register_part("controller", name)
+
+
+def _register_part(part: str, name: str) -> Callable[[PartClass], PartClass]:
+    def register(cls: PartClass) -> PartClass:
+        if not dataclasses.is_dataclass(cls):
+            raise TypeError(
+                f"{part} {name!r}: {cls.__name__} must be a dataclass, its fields are its settings"
+            )
+        missing = [member for member in ("problems", *_REQUIRED[part]) if not hasattr(cls, member)]
+        if missing:
+            raise TypeError(
+                f"{part} {name!r}: {cls.__name__} lacks {', '.join(missing)}; derive it from {part.capitalize()}"
+            )
+        _refuse_another(_parts[part], part, name, cls)
+        cls.kind = name
+        _parts[part][name] = cls
+        return cls
+
+    return register
+
+
+def register_method(name: str) -> Callable[[Callable[[], Method]], Callable[[], Method]]:
+    """Register a function without arguments that builds the method; its docstring gives formula and source."""
+
+    def register(build: Callable[[], Method]) -> Callable[[], Method]:
+        _refuse_another(_methods, "method", name, build)
+        _methods[name] = build
+        return build
+
+    return register
+
+
+def _refuse_another(known: dict[str, Any], what: str, name: str, entry: Any) -> None:
+    # Importing a module a second time (a notebook's reload, a test runner) registers the same definition
+    # again.
+    if name in known and known[name].__qualname__ != entry.__qualname__:
+        raise ValueError(
+            f"{what} {name!r} is already registered by {known[name].__qualname__}; choose another name"
+        )
+
+
+def get_part(part: str, name: str) -> type:
+    """The dataclass registered as ``name``; UnknownNameError lists the known ones."""
+    return _look_up(_parts[part], part, name)
+
+
+def part_names(part: str) -> list[str]:
+    """Registered names of one of PART_KINDS, sorted."""
+    return sorted(_parts[part])
+
+
+def get_method(name: str) -> Method:
+    """A fresh copy of the method registered as ``name``; UnknownNameError lists the known ones."""
+    return _look_up(_methods, "method", name)()
+
+
+def method_names() -> list[str]:
+    """Registered methods, sorted."""
+    return sorted(_methods)
+
+
+def _look_up(known: dict[str, Any], what: str, name: str) -> Any:
+    if name not in known:
+        raise UnknownNameError(
+            f"no {what} is named {name!r}{suggestion(name, known)}; known: {', '.join(sorted(known))}"
+        )
+    return known[name]
+
+
+def suggestion(name: str, known: Any) -> str:
+    """``" (did you mean 'x'?)"`` for a name close to a known one, else nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,125 @@
+"""The contract of every metric this package logs: name, unit, formula, how to read it.
+
+veRL decides by substrings of a name how to combine its values (``max``, ``min``, ``sum``, ``total``), so no
+name contains one of them. On the workers veRL puts ``actor/`` in front of names that lack it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from verl_aer.control import ControlState, Decision
+from verl_aer.correctness import EASY_FROM, HARD_UP_TO
+
+REDUCING_SUBSTRINGS = ("max", "min", "sum", "total")
+"""What veRL 0.9.1 looks for in a metric's name to choose its reduction."""
+
+
+class MetricSpec(NamedTuple):
+    """One metric: its name in the log, its unit, how it is computed and how to read it."""
+
+    name: str
+    unit: str
+    formula: str
+    reading: str
+
+
+_HARD, _EASY = f"g <= {HARD_UP_TO}", f"g >= {EASY_FROM}"
+_MIDDLE = f"{HARD_UP_TO} < g < {EASY_FROM}"
+
+METRICS = [
+    MetricSpec("aer/alpha", "loss/nat", "alpha_t", "coefficient that this step trained with"),
+    MetricSpec("aer/alpha_next", "loss/nat", "alpha_{t+1}", "coefficient decided after this step"),
+    MetricSpec(
+        "aer/entropy",
+        "nats/token",
+        "H_t = Σ_{i,t} m·H / Σ_{i,t} m",
+        "controlled entropy: mean over all response tokens of the step's rollouts, under the policy that wrote them",
+    ),
+    MetricSpec("aer/target", "nats/token", "H*", "level that alpha steers towards; absent without a target"),
+    MetricSpec(
+        "aer/initial_entropy",
+        "nats/token",
+        "H0",
+        "entropy of the first step(s) ever trained; never re-measured",
+    ),
+    MetricSpec("aer/error", "nats/token", "H* - H_t", "above 0: too little entropy, alpha rises"),
+    MetricSpec("aer/saturated", "0 or 1", "1[clip bound alpha]", "1: a bound other than 0 holds alpha back"),
+    MetricSpec(
+        "aer/saturated_steps", "steps", "Σ_t saturated", "growing: the bounds are too tight for the target"
+    ),
+    MetricSpec(
+        "aer/skipped_updates", "steps", "Σ_t 1[H_t not finite]", "above 0: look for NaN in the policy"
+    ),
+    MetricSpec("aer/updates", "steps", "Σ_t 1[rule applied]", "one per global step once H0 is known"),
+    MetricSpec(
+        "aer/weight/mean",
+        "1",
+        "mean_i w_i",
+        "mean weight of real rows; alpha times it is the mean coefficient",
+    ),
+    MetricSpec("aer/weight/positive_share", "1", "mean_q 1[w(q) > 0]", "share of prompts that explore"),
+    MetricSpec("aer/accuracy/mean", "1", "mean_q g(q)", "mean group accuracy"),
+    MetricSpec(
+        "aer/accuracy/all_wrong_share",
+        "1",
+        "mean_q 1[g(q) = 0]",
+        "no advantage there: entropy is the only gradient",
+    ),
+    MetricSpec(
+        "aer/accuracy/all_right_share", "1", "mean_q 1[g(q) = 1]", "solved prompts, nothing left to learn"
+    ),
+    MetricSpec("aer/weight/hard", "1", f"mean_q w(q), {_HARD}", "absent in a step without such prompts"),
+    MetricSpec("aer/weight/middle", "1", f"mean_q w(q), {_MIDDLE}", "absent in a step without such prompts"),
+    MetricSpec("aer/weight/easy", "1", f"mean_q w(q), {_EASY}", "absent in a step without such prompts"),
+    MetricSpec(
+        "aer/entropy/hard", "nats/token", f"token mean of H, {_HARD}", "do hard prompts keep exploring?"
+    ),
+    MetricSpec(
+        "aer/entropy/middle",
+        "nats/token",
+        f"token mean of H, {_MIDDLE}",
+        "absent in a step without such prompts",
+    ),
+    MetricSpec(
+        "aer/entropy/easy", "nats/token", f"token mean of H, {_EASY}", "may fall: easy prompts get no bonus"
+    ),
+    MetricSpec("aer/seconds", "s", "wall time", "time this package took in the step, on the driver"),
+    MetricSpec(
+        "actor/aer/entropy",
+        "nats/token",
+        "Σ_{i,t} m·H / Σ_{i,t} m",
+        "exact token mean under the policy being updated, over ranks, micro- and mini-batches",
+    ),
+    MetricSpec("actor/aer/entropy_term", "loss", "alpha * agg(w·H)", "what is taken off the policy loss"),
+    MetricSpec("actor/aer/policy_loss", "loss", "L_policy", "veRL's own loss, before the entropy term"),
+]
+
+
+def markdown_table() -> str:
+    """METRICS as a Markdown table, for the README."""
+    rows = ["| metric | unit | formula | reading |", "|---|---|---|---|"]
+    rows += [f"| `{m.name}` | {m.unit} | {m.formula} | {m.reading} |" for m in METRICS]
+    return "\n".join(rows) + "\n"
+
+
+def decision_metrics(decision: Decision | None, state: ControlState) -> dict[str, float]:
+    """What the controller saw and did in one step, by metric name; ``state`` is the one after the decision.
+
+    None, for a step without an actor update, reports alpha alone. A value that does not exist has no entry.
+    """
+    if decision is None:
+        return {"aer/alpha": state.alpha, "aer/alpha_next": state.alpha}
+    metrics = {
+        "aer/alpha": decision.alpha,
+        "aer/alpha_next": decision.next_alpha,
+        "aer/entropy": decision.entropy,
+        "aer/target": decision.target,
+        "aer/initial_entropy": decision.initial_entropy,
+        "aer/error": decision.error,
+        "aer/saturated": float(decision.saturated),
+        "aer/saturated_steps": state.saturated_steps,
+        "aer/skipped_updates": state.skipped_updates,
+        "aer/updates": state.updates,
+    }
+    return {name: value for name, value in metrics.items() if value is not None}

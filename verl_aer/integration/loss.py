@@ -1,0 +1,116 @@
+"""The actor's loss: veRL's own policy loss and one entropy term.
+
+    L = L_ppo − α · agg(w · H)
+
+with α the global coefficient of this step (one number, broadcast by the driver), w each trajectory's weight (one
+number a row, computed by the driver) and H the entropy of each response token (nats, at the sampling temperature).
+The worker decides nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from verl.trainer.ppo.core_algos import agg_loss
+from verl.utils import tensordict_utils as tu
+from verl.utils.metric import AggregationType, Metric
+from verl.workers.config import ActorConfig
+from verl.workers.utils.losses import ppo_loss
+from verl.workers.utils.padding import no_padding_2_padding
+from verl_aer.integration.batch import WEIGHT_FIELD
+
+ALPHA_KEY = "entropy_alpha"
+"""Batch-level number that carries α from the driver to every worker."""
+
+# The two halves of the exact token mean of the entropy during the update; the driver divides one by the other.
+UPDATE_ENTROPY_NATS = "actor/aer/update_entropy_nats"
+UPDATE_TOKENS = "actor/aer/update_tokens"
+
+
+def entropy_loss(
+    config: ActorConfig,
+    aggregation: str,
+    model_output: dict[str, torch.Tensor],
+    data: TensorDict,
+    dp_group: Any = None,
+) -> tuple[torch.Tensor, dict[str, Any]]:
+    """L = L_ppo − α · agg(w · H), in veRL's loss-function contract.
+
+    Args:
+        config: the actor's config; its ``entropy_coeff`` must be 0.
+        aggregation: ``token-mean`` divides Σ w·H by the response tokens of the global mini-batch, whatever the
+            policy loss does, so that α has one meaning; ``policy`` follows ``config.loss_agg_mode``, as veRL's own
+            entropy term does.
+        model_output: ``log_probs`` and ``entropy`` of this micro-batch, as the engine returns them.
+        data: the micro-batch, with ``entropy_weight`` ``(N,)`` and the number ``entropy_alpha``.
+        dp_group: data-parallel group, unused: veRL's ``agg_loss`` normalises by global counts.
+
+    Returns:
+        The loss (scalar, with gradient) and metrics, each a sum over micro-batches.
+
+    Raises:
+        KeyError: when the entropy, the weights or α are absent. Absent is never taken for zero.
+    """
+    alpha = _required_alpha(data)
+    weight = _required_weight(data)
+    if "entropy" not in model_output:
+        raise KeyError(
+            "the actor returned no token entropy: set actor_rollout_ref.actor.calculate_entropy=true"
+        )
+    policy_loss, metrics = ppo_loss(config=config, model_output=model_output, data=data, dp_group=dp_group)
+
+    entropy = no_padding_2_padding(model_output["entropy"], data)  # (N, T)
+    mask = data.select("response_mask").to_padded_tensor()["response_mask"].to(bool)  # (N, T)
+    mode = config.loss_agg_mode if aggregation == "policy" else "token-mean"
+    # ppo_loss has just filled global_batch_info: the same global counts that normalise the policy loss.
+    bonus = agg_loss(weight * entropy, mask, mode, **config.global_batch_info)  # agg(w · H)
+
+    metrics.update(_metrics(policy_loss, alpha * bonus, entropy.detach(), mask, config))
+    return policy_loss - alpha * bonus, metrics
+
+
+def _required_alpha(data: TensorDict) -> float:
+    alpha = tu.get_non_tensor_data(data=data, key=ALPHA_KEY, default=None)
+    if alpha is None:
+        raise KeyError(f"the batch carries no {ALPHA_KEY!r}: was it sent by an entropy trainer (aer_…)?")
+    return float(alpha)
+
+
+def _required_weight(data: TensorDict) -> torch.Tensor:
+    """The rows' weights as ``(N, 1)``; some storage backends return ``(N,)``, some ``(N, 1)``."""
+    if WEIGHT_FIELD not in data.keys():
+        raise KeyError(
+            f"the batch carries no {WEIGHT_FIELD!r}: the field must be written for every row, and the batch that "
+            "TransferQueue returned for it must be the one that is passed on"
+        )
+    weight = data[WEIGHT_FIELD]
+    if weight.is_nested:
+        weight = weight.values()
+    if weight.numel() != data.batch_size[0]:
+        raise ValueError(f"{weight.numel()} entropy weights for {data.batch_size[0]} rows")
+    return weight.reshape(-1, 1)
+
+
+def _metrics(
+    policy_loss: torch.Tensor,
+    entropy_term: torch.Tensor,
+    entropy: torch.Tensor,
+    mask: torch.Tensor,
+    config: ActorConfig,
+) -> dict[str, Metric]:
+    """What veRL adds up over micro-batches, averages over data-parallel ranks, then over mini-batches.
+
+    Entropy and tokens go up separately: a mean of means is off wherever ranks or micro-batches hold unequal numbers
+    of tokens.
+    """
+    dp_size = config.global_batch_info["dp_size"]
+    values = {
+        "actor/aer/policy_loss": policy_loss.detach(),
+        "actor/aer/entropy_term": entropy_term.detach(),
+        UPDATE_ENTROPY_NATS: torch.where(mask, entropy, 0).double().sum() * dp_size,
+        UPDATE_TOKENS: mask.double().sum() * dp_size,
+    }
+    return Metric.from_dict(values, aggregation=AggregationType.SUM)

@@ -1,0 +1,212 @@
+"""Checks of the composed config, made before any Ray actor or GPU is used.
+
+Each check is one function from the config to its problems; ``preflight`` runs them all, so that one attempt shows
+everything that has to be mended.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from verl.plugin.platform import get_platform
+from verl.trainer.distillation import is_distillation_enabled
+from verl.trainer.ppo.reward import get_custom_reward_fn
+from verl_aer.config.schema import ConfigError, EntropyConfig, Problem, parse_entropy_config
+from verl_aer.integration.checkpoint import STATE_FILE, read_resumed_state
+from verl_aer.integration.modes import TRAINER_MODES
+from verl_aer.state import StateError
+
+ACTOR = "actor_rollout_ref.actor"
+
+
+def preflight(config: DictConfig) -> list[Problem]:
+    """Every problem of ``config`` that the entropy control can see, none if the run may start."""
+    try:
+        entropy = read_entropy_config(config)
+    except ConfigError as error:
+        return [*error.problems, *_problems(CONFIG_CHECKS, config)]
+    return [
+        *_problems(CONFIG_CHECKS, config),
+        *_problems(ENTROPY_CHECKS, config, entropy),
+    ]
+
+
+def read_entropy_config(config: DictConfig) -> EntropyConfig:
+    """The parsed ``entropy`` node. Raises ConfigError with all of its problems."""
+    node = config.get("entropy")
+    if node is None:
+        raise ConfigError(
+            [
+                Problem(
+                    "entropy",
+                    "the config has no such node",
+                    "Add `hydra.searchpath=[pkg://verl_aer.config] +entropy=aer`.",
+                )
+            ]
+        )
+    return parse_entropy_config(OmegaConf.to_container(node, resolve=True))
+
+
+def _problems(checks: list[Callable[..., Iterator[Problem]]], *args: Any) -> list[Problem]:
+    return [problem for check in checks for problem in check(*args)]
+
+
+# ------------------------------------------------------------------ veRL's settings around the entropy control
+
+
+def _trainer_mode(config: DictConfig) -> Iterator[Problem]:
+    mode = config.trainer.v1.trainer_mode
+    if not config.trainer.use_v1:
+        yield Problem("trainer.use_v1", "the entropy control needs veRL's v1 trainer", "Set trainer.use_v1=true.")
+    if mode not in TRAINER_MODES:
+        ours = f"aer_{mode}" if f"aer_{mode}" in TRAINER_MODES else "aer_sync"
+        yield Problem(
+            "trainer.v1.trainer_mode",
+            f"veRL's own trainer {mode!r} would ignore the entropy control",
+            f"Set trainer.v1.trainer_mode={ours}.",
+        )
+
+
+def _no_second_entropy_term(config: DictConfig) -> Iterator[Problem]:
+    coefficient = config.actor_rollout_ref.actor.entropy_coeff
+    if coefficient != 0:
+        yield Problem(
+            f"{ACTOR}.entropy_coeff",
+            f"veRL's own entropy term (coefficient {coefficient}) would be added to this one",
+            f"Set {ACTOR}.entropy_coeff=0; for a fixed coefficient use "
+            f"entropy=fixed entropy.controller.coefficient={coefficient}.",
+        )
+
+
+def _entropy_is_computed(config: DictConfig) -> Iterator[Problem]:
+    if not config.actor_rollout_ref.actor.calculate_entropy:
+        yield Problem(
+            f"{ACTOR}.calculate_entropy",
+            "the actor would return no token entropy",
+            f"Set {ACTOR}.calculate_entropy=true.",
+        )
+
+
+def _no_distillation(config: DictConfig) -> Iterator[Problem]:
+    if is_distillation_enabled(config.get("distillation")):
+        yield Problem(
+            "distillation.enabled",
+            "distillation installs a loss of its own in the place of this one",
+            "Set distillation.enabled=false.",
+        )
+
+
+def _norm_has_a_scale(config: DictConfig) -> Iterator[Problem]:
+    actor = config.actor_rollout_ref.actor
+    if actor.loss_agg_mode == "seq-mean-token-sum-norm" and actor.loss_scale_factor is None:
+        yield Problem(
+            f"{ACTOR}.loss_scale_factor",
+            "seq-mean-token-sum-norm without it divides by the padded width of each micro-batch, so the loss "
+            "depends on how batches are cut",
+            f"Set {ACTOR}.loss_scale_factor to data.max_response_length ({config.data.max_response_length}).",
+        )
+
+
+def _device_is_there(config: DictConfig) -> Iterator[Problem]:
+    here, asked = get_platform().device_name, config.trainer.device
+    if here == "cpu" and asked != "cpu":
+        yield Problem(
+            "trainer.device",
+            f"{asked!r} is asked for, and no accelerator was found here",
+            "Add +hardware=cpu to train on the CPU, or run `verl-aer doctor` to see what is missing.",
+        )
+
+
+def _data_files_are_there(config: DictConfig) -> Iterator[Problem]:
+    for key in ("train_files", "val_files"):
+        files = config.data[key]
+        for file in files if isinstance(files, ListConfig) else [files]:
+            # A file on a remote file system (hdfs://, s3://) is veRL's to fetch.
+            if "://" not in str(file) and not Path(str(file)).expanduser().exists():
+                yield Problem(f"data.{key}", f"{file} does not exist", f"Prepare it, or correct data.{key}.")
+
+
+CONFIG_CHECKS = [
+    _trainer_mode,
+    _no_second_entropy_term,
+    _entropy_is_computed,
+    _no_distillation,
+    _norm_has_a_scale,
+    _device_is_there,
+    _data_files_are_there,
+]
+
+# ------------------------------------------------------------------ what a setting of the entropy control asks for
+
+
+def _groups_are_groups(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
+    n = config.actor_rollout_ref.rollout.n
+    if entropy.allocation.uses_accuracy and n < 2:
+        yield Problem(
+            "actor_rollout_ref.rollout.n",
+            f"a prompt's difficulty is its group's accuracy, and groups have {n} rollout",
+            "Set actor_rollout_ref.rollout.n to 2 or more (8 is usual), or use a method with "
+            "allocation `uniform`, such as entropy=aer_no_allocation.",
+        )
+
+
+def _reward_reports_correctness(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
+    """Calls the user's reward function once, with an empty answer to the first training prompt."""
+    if not entropy.allocation.uses_accuracy or entropy.correctness.threshold is not None:
+        return
+    reward = config.reward.custom_reward_function
+    if not reward.get("path"):
+        return
+    if not Path(reward.path).exists() and "://" not in reward.path:
+        yield Problem(
+            "reward.custom_reward_function.path", f"{reward.path} does not exist", "Correct the path."
+        )
+        return
+    row = _first_training_row(config)
+    result = None if row is None else _score_empty_answer(config, row)
+    if isinstance(result, dict) and entropy.correctness.key not in result:
+        yield Problem(
+            "reward.custom_reward_function",
+            f"{reward.name} in {reward.path} returns {sorted(result)} and no {entropy.correctness.key!r}, so "
+            "nothing says which answers are correct",
+            f"Let it return {entropy.correctness.key!r} (0 or 1) beside the score, or set "
+            "entropy.correctness.threshold: an answer is then correct when its reward is above it.",
+        )
+
+
+def _first_training_row(config: DictConfig) -> dict[str, Any] | None:
+    files = config.data.train_files
+    file = Path(str(files[0] if isinstance(files, ListConfig) else files)).expanduser()
+    if file.suffix != ".parquet" or not file.exists():
+        return None
+    rows = next(pq.ParquetFile(file).iter_batches(batch_size=1), None)
+    return rows.to_pylist()[0] if rows is not None and rows.num_rows else None
+
+
+def _score_empty_answer(config: DictConfig, row: dict[str, Any]) -> Any:
+    score = get_custom_reward_fn(config)
+    inner = score.args[0]
+    if inspect.iscoroutinefunction(inner):
+        return None
+    return score(
+        data_source=row.get("data_source"),
+        solution_str="",
+        ground_truth=(row.get("reward_model") or {}).get("ground_truth"),
+        extra_info=row.get("extra_info") or {},
+    )
+
+
+def _state_can_be_resumed(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
+    try:
+        read_resumed_state(config, entropy)
+    except StateError as error:
+        yield Problem(STATE_FILE, str(error), "")
+
+
+ENTROPY_CHECKS = [_groups_are_groups, _reward_reports_correctness, _state_can_be_resumed]

@@ -1,0 +1,191 @@
+"""veRL's trainers with entropy control: one mixin before each of veRL's own classes.
+
+A global step: the driver gives every trajectory a weight from its group's accuracy, broadcasts α, the actor updates,
+and only then the controller moves α by the entropy of the step's rollouts. α is frozen within the step, however many
+local updates, mini-batches or micro-batches it holds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, open_dict
+from transfer_queue import KVBatchMeta
+
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.utils.config import omega_conf_to_dataclass
+from verl_aer.allocation import allocate
+from verl_aer.config.schema import ConfigError, to_mapping
+from verl_aer.control import Decision, EntropyControl
+from verl_aer.files import write_text_atomically
+from verl_aer.integration.batch import BatchRows, attach_weights, read_rows
+from verl_aer.integration.checkpoint import read_resumed_state, state_path
+from verl_aer.integration.loss import ALPHA_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS, entropy_loss
+from verl_aer.integration.modes import TRAINER_MODES
+from verl_aer.integration.preflight import preflight, read_entropy_config
+from verl_aer.integration.report import metrics_log_path, stack_report
+from verl_aer.integration.step_metrics import decision_metrics, group_metrics
+from verl_aer.state import save_state
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class StepRecord:
+    """What one global step has seen so far; a step of several local updates adds each of them up.
+
+    entropy_nats / tokens is the controlled entropy: the token mean over all response tokens of the step, under the
+    policy of the old log-probs, or under the updating policy where veRL skips that pass (bypass mode).
+    """
+
+    entropy_nats: float = 0.0
+    tokens: float = 0.0
+    actor_updated: bool = False
+    seconds: float = 0.0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def add_entropy(self, nats: float, tokens: float) -> None:
+        self.entropy_nats += nats
+        self.tokens += tokens
+
+    @property
+    def entropy(self) -> float:
+        """Nats per response token; NaN for a step without response tokens."""
+        return self.entropy_nats / self.tokens if self.tokens else float("nan")
+
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - start
+
+
+class EntropyTrainerMixin:
+    """Entropy control for any of veRL's v1 trainers; placed before it in a class statement.
+
+    Only methods that every trainer mode shares are overridden, each around ``super()``.
+    """
+
+    def __init__(self, config: DictConfig) -> None:
+        # veRL's trainers read the mode as a switch too: under our name `sync` would get the asynchronous buffer.
+        mode = config.trainer.v1.trainer_mode
+        problems = preflight(config)
+        if problems:
+            raise ConfigError(problems)
+        with open_dict(config):
+            config.trainer.v1.trainer_mode = TRAINER_MODES[mode]
+        self.entropy_config = read_entropy_config(config)
+        # Before super().__init__ and _setup: veRL loads the checkpoint, and with it our state, in the middle of _setup.
+        self.entropy_control = EntropyControl(self.entropy_config)
+        self._step_record = StepRecord()
+        super().__init__(config=config)
+
+    def _setup(self) -> None:
+        super()._setup()
+        actor_config = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
+        self.actor_rollout_wg.set_loss_fn(
+            partial(entropy_loss, actor_config, self.entropy_config.aggregation)
+        )
+
+    def fit(self, *args: Any, **kwargs: Any) -> None:
+        for line in stack_report(self.actor_rollout_wg, self.llm_server_manager.get_replicas()):
+            print(f"[verl_aer] {line}", flush=True)
+        metrics_log = metrics_log_path(self.config)
+        if metrics_log is not None:
+            # Beside the log, so that the log alone is enough to replay the controller.
+            write_text_atomically(
+                metrics_log.with_name(metrics_log.name + ".entropy.json"),
+                json.dumps(to_mapping(self.entropy_config), indent=2) + "\n",
+            )
+        super().fit(*args, **kwargs)
+
+    def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+        self._step_record = StepRecord()
+        batch = super().step(metrics, timing_raw)
+        with self._step_record.timed():
+            # Added here, after veRL's per-update aggregation, which would average or sum them by their names.
+            metrics.update(self._step_record.metrics)
+            metrics.update(decision_metrics(self._observe(), self.entropy_control.state))
+        metrics["aer/seconds"] = self._step_record.seconds
+        return batch
+
+    def _observe(self) -> Decision | None:
+        """One controller update per global step, after the actor's; none where the critic warms up alone."""
+        if not self._step_record.actor_updated:
+            return None
+        decision = self.entropy_control.observe(self._step_record.entropy, step=self.global_steps)
+        if decision.skipped:
+            logger.error(
+                "step %d: the entropy is %s; the controller skips it and α stays %g",
+                self.global_steps,
+                decision.entropy,
+                decision.next_alpha,
+            )
+        return decision
+
+    def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        with self._step_record.timed():
+            rows = read_rows(batch, self.entropy_config.correctness)
+            weights = self._weigh(rows)
+        batch = super()._compute_advantage(batch, metrics=metrics)
+        with self._step_record.timed():
+            return attach_weights(batch, weights)
+
+    def _weigh(self, rows: BatchRows) -> np.ndarray:
+        groups = rows.groups(self.entropy_config.correctness)
+        weights = allocate(self.entropy_config.allocation, groups)
+        if rows.entropy_nats is not None:
+            real = ~rows.is_padding
+            self._step_record.add_entropy(
+                float(rows.entropy_nats[real].sum()), float(rows.tokens[real].sum())
+            )
+        self._step_record.metrics = group_metrics(groups, weights, rows)
+        return weights
+
+    def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        batch.extra_info[ALPHA_KEY] = self.entropy_control.alpha
+        batch = super()._update_actor(batch, metrics=metrics)
+        nats, tokens = metrics.pop(UPDATE_ENTROPY_NATS), metrics.pop(UPDATE_TOKENS)
+        metrics["actor/aer/entropy"] = nats / tokens if tokens else float("nan")
+        if self._bypasses_old_log_probs():
+            self._step_record.add_entropy(nats, tokens)
+        self._step_record.actor_updated = True
+        return batch
+
+    def _bypasses_old_log_probs(self) -> bool:
+        correction = self.config.algorithm.get("rollout_correction") or {}
+        return bool(correction.get("bypass_mode", False))
+
+    def _save_checkpoint(self) -> None:
+        # First: veRL marks the checkpoint complete at the end of its own part.
+        save_state(
+            state_path(self.config, self.global_steps), self.entropy_control.state, self.entropy_config
+        )
+        super()._save_checkpoint()
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()
+        if self.global_steps == 0:
+            return
+        state = read_resumed_state(self.config, self.entropy_config)
+        if state is not None:
+            self.entropy_control = EntropyControl(self.entropy_config, state)
+            print(
+                f"[verl_aer] resumed after step {state.step}: alpha {state.alpha!r}, "
+                f"initial entropy {state.initial_entropy!r}",
+                flush=True,
+            )
+
+
+@register_trainer("aer_sync")
+class EntropyTrainerSync(EntropyTrainerMixin, PPOTrainerSync):
+    """veRL's synchronous trainer with entropy control."""

@@ -68,7 +68,8 @@ class Difficulty(Allocation):
     whether a group without any correct rollout, which has no advantage to learn from, is explored.
 
     >>> from verl_aer.correctness import Groups
-    >>> groups = Groups(accuracy=np.array([0.0, 0.125, 0.5, 1.0]), size=np.full(4, 8), prompt_of_row=np.arange(4))
+    >>> accuracy = np.array([0.0, 0.125, 0.5, 1.0])
+    >>> groups = Groups(accuracy, size=np.full(4, 8), prompt_of_row=np.arange(4))
     >>> Difficulty(rho=0.5).weights(groups)
     array([1.  , 0.75, 0.  , 0.  ])
     >>> Difficulty(shape="power", power=2.0).weights(groups)
@@ -124,7 +125,7 @@ def allocate(allocation: Any, groups: Groups) -> np.ndarray:
     Raises:
         AllocationError: the allocation returned another shape, a negative or a non-finite weight.
 
-    >>> groups = Groups(accuracy=np.array([0.25, 1.0]), size=np.array([4, 4]), prompt_of_row=np.array([1, 0, -1]))
+    >>> groups = Groups(np.array([0.25, 1.0]), size=np.array([4, 4]), prompt_of_row=np.array([1, 0, -1]))
     >>> allocate(Difficulty(rho=0.5), groups)
     array([0. , 0.5, 0. ], dtype=float32)
     """

@@ -64,8 +64,11 @@ class EntropyControl:
 
     >>> from verl_aer import EntropyControl, parse_entropy_config
     >>> control = EntropyControl(parse_entropy_config({"method": "aer"}))
-    >>> [round(control.observe(entropy, step).next_alpha, 6) for step, entropy in [(1, 1.0), (2, 0.5), (3, 0.3)]]
-    [0.0, 0.0, 0.002]
+    >>> for step, entropy in [(1, 1.0), (2, 0.5), (3, 0.3)]:
+    ...     print(f"{control.observe(entropy, step).next_alpha:.4f}")
+    0.0000
+    0.0000
+    0.0020
 
     The first step sets H* = 0.4 * 1.0; only the third is below it, by 0.1 nat, and eta = 0.02.
     """
@@ -98,8 +101,8 @@ class EntropyControl:
         """
         if step <= self._state.step:
             raise ValueError(
-                f"step {step} was observed already (the last one was {self._state.step}); the controller moves once "
-                "per global step"
+                f"step {step} was observed already (the last one was {self._state.step}); the controller "
+                "moves once per global step"
             )
         before = self._state
         entropy = float(entropy)

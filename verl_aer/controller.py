@@ -29,7 +29,7 @@ class Controller(Part):
         raise NotImplementedError
 
     def smooth(self, previous: float | None, entropy: float) -> float:
-        """What the controller takes for the entropy: the measured one. ``previous``: the last smoothed value."""
+        """What the rule takes for the entropy: the measured one. ``previous``: the last smoothed value."""
         return entropy
 
     def saturated(self, alpha: float, entropy: float, target: float | None, step: int) -> bool:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-
 HARD_UP_TO = 0.25
-"""Prompts of at most this accuracy are reported as hard. Fixed and not tied to rho, so that runs can be compared."""
+"""Prompts of at most this accuracy are reported as hard; not tied to rho, so that runs can be compared."""
 
 EASY_FROM = 0.75
 """Prompts of at least this accuracy are reported as easy; what lies between is middle."""
@@ -25,7 +24,7 @@ DIFFICULTY_BUCKETS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "middle": lambda accuracy: (accuracy > HARD_UP_TO) & (accuracy < EASY_FROM),
     "easy": lambda accuracy: accuracy >= EASY_FROM,
 }
-"""Where a prompt is reported, from its group accuracy ``(P,)``. For metrics only: weights never depend on it."""
+"""Where metrics report a prompt, from group accuracy ``(P,)``; weights never depend on it."""
 
 
 class CorrectnessError(ValueError):
@@ -71,15 +70,17 @@ def trajectory_correctness(
         bad = np.flatnonzero(~((correct >= 0) & (correct <= 1)))
         if len(bad):
             raise CorrectnessError(
-                f"row {bad[0]} reports correctness {correct[bad[0]]}, which is not in [0, 1]. Let the reward return 0 "
-                "or 1 under entropy.correctness.key, or name another key there and set entropy.correctness.threshold."
+                f"row {bad[0]} reports correctness {correct[bad[0]]}, which is not in [0, 1]. Let the "
+                "reward return 0 or 1 under entropy.correctness.key, or name a key there that it does not "
+                "report and set entropy.correctness.threshold."
             )
         return correct
     if threshold is None:
         raise CorrectnessError(
-            "nothing says which rollouts are correct: the reward reports no value under entropy.correctness.key and "
-            "entropy.correctness.threshold is not set. Let the reward function return that key (0 or 1), or set the "
-            "threshold above which a reward means a correct answer (0 for rewards of +-1)."
+            "nothing says which rollouts are correct: the reward reports no value under "
+            "entropy.correctness.key, and entropy.correctness.threshold is not set. Let the reward return "
+            "that key (0 or 1), or set the threshold above which a reward means a correct answer (0 for "
+            "rewards of +-1)."
         )
     reward = np.asarray(reward, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(reward))
@@ -103,9 +104,11 @@ def group_rows(
     the row of highest ``index``. Padding rows are copies of real ones and count nowhere.
 
     Args:
-        uid: N prompt ids. session: ``(N,)`` int, the rollout within the prompt. index: ``(N,)`` int, the
-        output
-            within the rollout. correct: ``(N,)`` in [0, 1], ignored on padding. is_padding: ``(N,)`` bool.
+        uid: N prompt ids.
+        session: ``(N,)`` int, the rollout within the prompt.
+        index: ``(N,)`` int, the output within the rollout.
+        correct: ``(N,)`` in [0, 1], ignored on padding.
+        is_padding: ``(N,)`` bool.
 
     Returns:
         Groups, prompts in order of first appearance. Accuracies do not depend on the order of the rows.
@@ -154,8 +157,8 @@ def _require_distinct(
     if len(twice):
         row = rows[twice[0]]
         raise CorrectnessError(
-            f"two rows have the key uid={uid[row]!r} session={session[row]} index={index[row]}; if one of them was "
-            "added to fill the batch, it must be marked as padding."
+            f"two rows have the key uid={uid[row]!r} session={session[row]} index={index[row]}; if one of "
+            "them was added to fill the batch, it must be marked as padding."
         )
 
 

@@ -34,7 +34,7 @@ METRICS = [
         "aer/entropy",
         "nats/token",
         "H_t = Σ_{i,t} m·H / Σ_{i,t} m",
-        "controlled entropy: mean over all response tokens of the step's rollouts, under the policy that wrote them",
+        "controlled entropy: mean over the step's response tokens, under the policy of the old log-probs",
     ),
     MetricSpec("aer/target", "nats/token", "H*", "level that alpha steers towards; absent without a target"),
     MetricSpec(

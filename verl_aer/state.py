@@ -31,7 +31,7 @@ _SWITCH = "To start the controller afresh, set entropy.on_missing_state=restart.
 
 
 class StateError(ValueError):
-    """A state file that cannot be used; the message names the file, what is wrong, and the switch that goes on."""
+    """A state file that cannot be used: the message names the file, the problem and the switch to go on."""
 
     def __init__(self, path: str | os.PathLike[str], problem: str) -> None:
         self.path = Path(path)
@@ -93,8 +93,8 @@ def _require_version(path: str | os.PathLike[str], version: Any) -> None:
     if version > VERSION:
         raise StateError(
             path,
-            f"its version {version} is newer than {VERSION}, the one this verl_aer reads; install the verl_aer that "
-            "wrote it to go on from it",
+            f"its version {version} is newer than {VERSION}, the newest this verl_aer reads; install the "
+            "verl_aer that wrote it to go on from it",
         )
 
 
@@ -109,8 +109,8 @@ def _require_same_settings(path: str | os.PathLike[str], saved: Any, current: di
     if differences:
         raise StateError(
             path,
-            f"it was written under other settings: {'; '.join(differences)}. Set them back to go on from it; to keep "
-            "alpha and H0 under new settings, restart with entropy.controller.initial and "
+            f"it was written under other settings: {'; '.join(differences)}. Set them back to go on from it; "
+            "to keep alpha and H0 under new settings, restart with entropy.controller.initial and "
             "entropy.target.initial_entropy set to the values in the file",
         )
 

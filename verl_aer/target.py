@@ -13,7 +13,7 @@ class Target(Part):
 
     @property
     def needs_anchor(self) -> bool:
-        """Whether the level is relative to H0. Such a target has the fields ``initial_entropy`` and ``anchor_steps``."""
+        """Whether H* is relative to H0; such a target has fields ``initial_entropy`` and ``anchor_steps``."""
         return False
 
     def level(self, initial_entropy: float | None) -> float | None:

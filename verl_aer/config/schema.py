@@ -95,18 +95,16 @@ def parse_entropy_config(node: Mapping[str, Any] | DictConfig) -> EntropyConfig:
         node: a plain mapping or an OmegaConf node.
 
     Raises:
-        ConfigError: names unknown keys, parts and methods, wrong types, values out of bounds and combinations
-        that
-            contradict each other, all of them.
+        ConfigError: names every unknown key, part and method, every wrong type and value out of bounds, and
+            combinations that contradict each other.
 
     >>> config = parse_entropy_config({"method": "aer", "target": {"tau": 0.5}})
     >>> config.target, config.controller.eta
     (Anchored(tau=0.5, initial_entropy=None, anchor_steps=1), 0.02)
-    >>> parse_entropy_config({"method": "aer", "target": {"tau": 1.3}})
+    >>> parse_entropy_config({"method": "aer", "allocation": {"rho": 0.0}})
     Traceback (most recent call last):
     verl_aer.config.schema.ConfigError: the entropy control found 1 problem in the config:
-      1. entropy.target.tau: must be in (0, 1], got 1.3. Set entropy.target.tau to a value in (0, 1], such as
-      0.4.
+      1. entropy.allocation.rho: must be > 0, got 0.0. Set entropy.allocation.rho to a value > 0, such as 0.5.
     """
     if isinstance(node, DictConfig):
         node = OmegaConf.to_container(node, resolve=True)
@@ -211,8 +209,8 @@ class _Parser:
             self._add(
                 f"{prefix}.kind",
                 f"no {part} is named {kind!r}{suggestion(str(kind), part_names(part))}",
-                f"Set it to one of: {', '.join(part_names(part))}; a part of your own is known once its module is "
-                "imported (VERL_USE_EXTERNAL_MODULES=<module>).",
+                f"Set it to one of: {', '.join(part_names(part))}; a part of your own is known once its "
+                "module is imported (VERL_USE_EXTERNAL_MODULES=<module>).",
             )
             return None
         cls = get_part(part, kind)
@@ -258,7 +256,7 @@ class _Parser:
                 )
 
     def _fill(self, prefix: str, base: Any, settings: Mapping[str, Any]) -> tuple[Any, set[str]]:
-        """``base`` with ``settings`` where their types are right, and the names of those where they are not."""
+        """``base`` with those ``settings`` whose types are right, and the names of the others."""
         hints = typing.get_type_hints(type(base))
         values, bad = {}, set()
         for name in _field_names(type(base)):

@@ -51,7 +51,7 @@ def aer_allocation_only() -> Method:
 
 @register_method("aer_no_allocation")
 def aer_no_allocation() -> Method:
-    """w(q) = 1, H* = tau*H0, alpha += eta*(H* - H_t), clipped. AER (arXiv 2510.10959) without its allocation."""
+    """w(q) = 1, H* = tau*H0, alpha += eta*(H* - H_t), clipped. AER without its allocation."""
     return Method(
         allocation=Uniform(),
         functional=Full(),

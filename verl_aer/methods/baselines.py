@@ -11,7 +11,7 @@ from verl_aer.target import NoTarget
 
 @register_method("fixed")
 def fixed() -> Method:
-    """L = L_policy - coefficient * agg(H), agg the policy loss's own mode. Equals veRL's ``actor.entropy_coeff``."""
+    """L = L_policy - coefficient * agg(H), agg the policy loss's own mode: veRL's ``actor.entropy_coeff``."""
     return Method(
         allocation=Uniform(),
         functional=Full(),

@@ -47,7 +47,10 @@ class Part:
     kind: ClassVar[str] = ""
 
     def problems(self) -> list[tuple[str, str]]:
-        """Settings out of bounds, as (field, what it must be): ``("tau", "in (0, 1]")``. Types are checked before."""
+        """Settings out of bounds, as (field, what it must be): ``("tau", "in (0, 1]")``.
+
+        Types and finiteness are checked before. A bound on another field is named in the text.
+        """
         return []
 
 
@@ -89,22 +92,22 @@ PartClass = TypeVar("PartClass", bound=type)
 
 
 def register_allocation(name: str) -> Callable[[PartClass], PartClass]:
-    """Register an allocation, a dataclass derived from ``Allocation``, under ``entropy.allocation.kind=<name>``."""
+    """Register a dataclass derived from ``Allocation`` as ``entropy.allocation.kind=<name>``."""
     return _register_part("allocation", name)
 
 
 def register_functional(name: str) -> Callable[[PartClass], PartClass]:
-    """Register a functional, a dataclass derived from ``Functional``, under ``entropy.functional.kind=<name>``."""
+    """Register a dataclass derived from ``Functional`` as ``entropy.functional.kind=<name>``."""
     return _register_part("functional", name)
 
 
 def register_target(name: str) -> Callable[[PartClass], PartClass]:
-    """Register a target, a dataclass derived from ``Target``, under ``entropy.target.kind=<name>``."""
+    """Register a dataclass derived from ``Target`` as ``entropy.target.kind=<name>``."""
     return _register_part("target", name)
 
 
 def register_controller(name: str) -> Callable[[PartClass], PartClass]:
-    """Register a controller, a dataclass derived from ``Controller``, under ``entropy.controller.kind=<name>``."""
+    """Register a dataclass derived from ``Controller`` as ``entropy.controller.kind=<name>``."""
     return _register_part("controller", name)
 
 
@@ -117,7 +120,8 @@ def _register_part(part: str, name: str) -> Callable[[PartClass], PartClass]:
         missing = [member for member in ("problems", *_REQUIRED[part]) if not hasattr(cls, member)]
         if missing:
             raise TypeError(
-                f"{part} {name!r}: {cls.__name__} lacks {', '.join(missing)}; derive it from {part.capitalize()}"
+                f"{part} {name!r}: {cls.__name__} lacks {', '.join(missing)}; "
+                f"derive it from verl_aer.{part.capitalize()}"
             )
         _refuse_another(_parts[part], part, name, cls)
         cls.kind = name
@@ -128,7 +132,7 @@ def _register_part(part: str, name: str) -> Callable[[PartClass], PartClass]:
 
 
 def register_method(name: str) -> Callable[[Callable[[], Method]], Callable[[], Method]]:
-    """Register a function without arguments that builds the method; its docstring gives formula and source."""
+    """Register a function that builds the method; its docstring gives the formula and the source."""
 
     def register(build: Callable[[], Method]) -> Callable[[], Method]:
         _refuse_another(_methods, "method", name, build)

@@ -1,0 +1,97 @@
+"""Write Countdown's train and test parquet files in veRL's schema.
+
+    python -m examples.countdown.prepare --out data/countdown
+
+The same seed gives the same bytes with one version of pyarrow. No problem of the test file, in any order of
+its numbers, is in the train file or among the examples of the warm start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from examples.countdown.task import LEVELS, Problem, held_out_problems, random_problem, solve
+
+SPLIT_SEED = 20
+"""Decides which problems are held out; the warm start excludes the same ones, whatever its own seed."""
+TEST_PER_LEVEL = {2: 30, 3: 100, 4: 100, 5: 100}
+"""Two numbers make only about 140 different problems, so level 2 holds out a fifth of them."""
+TRAIN_ROWS = 9600
+
+
+def data_source(level: int) -> str:
+    """veRL reports validation metrics by data source, so one a level gives a table by level."""
+    return f"countdown_k{level}"
+
+
+def row(problem: Problem, split: str, index: int) -> dict:
+    """One row of veRL's schema."""
+    return {
+        "data_source": data_source(problem.level),
+        "prompt": [{"role": "user", "content": problem.prompt}],
+        "ability": "arithmetic",
+        "reward_model": {"style": "rule", "ground_truth": problem.key},
+        "extra_info": {
+            "split": split,
+            "index": index,
+            "question_id": f"{split}-{index:05d}",
+            "level": problem.level,
+            "solution": solve(problem),
+        },
+    }
+
+
+def held_out() -> dict[int, list[Problem]]:
+    """The test problems by level."""
+    return held_out_problems(SPLIT_SEED, TEST_PER_LEVEL)
+
+
+def held_out_canonicals() -> frozenset[tuple]:
+    """What training must not draw."""
+    return frozenset(problem.canonical for problems in held_out().values() for problem in problems)
+
+
+def train_problems(rows: int, seed: int) -> list[Problem]:
+    """`rows` random problems, the levels in turn. Easy problems are few, so they come up again."""
+    excluded = held_out_canonicals()
+    rng = np.random.default_rng([seed, rows])
+    return [random_problem(rng, LEVELS[i % len(LEVELS)], excluded)[0] for i in range(rows)]
+
+
+def write_parquet(rows: list[dict], path: Path) -> None:
+    """Write under a temporary name, then rename: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    pq.write_table(pa.Table.from_pylist(rows), temporary, compression="zstd")
+    os.replace(temporary, path)
+
+
+def prepare(out: Path, train_rows: int, seed: int) -> tuple[Path, Path]:
+    """Write `train.parquet` and `test.parquet` into `out` and return their paths."""
+    train, test = out / "train.parquet", out / "test.parquet"
+    test_problems = [problem for problems in held_out().values() for problem in problems]
+    write_parquet([row(p, "train", i) for i, p in enumerate(train_problems(train_rows, seed))], train)
+    write_parquet([row(p, "test", i) for i, p in enumerate(test_problems)], test)
+    return train, test
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write Countdown's train and test files for veRL.")
+    parser.add_argument("--out", type=Path, default=Path("data/countdown"), help="folder for the two files")
+    parser.add_argument("--train-rows", type=int, default=TRAIN_ROWS, help="prompts in train.parquet")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the train prompts")
+    arguments = parser.parse_args()
+    train, test = prepare(arguments.out, arguments.train_rows, arguments.seed)
+    print(
+        f"wrote {train} ({arguments.train_rows} prompts) and {test} ({sum(TEST_PER_LEVEL.values())} prompts)"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What the example tells veRL, as Hydra overrides: data, policy, reward and the settings of training.
+
+The README beside this file says how the numbers were found. Hardware, the entropy method, the logger and the
+names of folders are not decided here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from examples.countdown.rollouts import RESPONSE_LENGTH
+from examples.countdown.task import LONGEST_PROMPT
+
+STEPS = 250
+PROMPTS = 32
+ROLLOUTS = 8
+MINI_BATCHES = 8
+LEARNING_RATE = 5e-5
+TEST_SAMPLES = 8
+"""Rollouts a held-out prompt, at the temperature of training."""
+AER_OVERRIDES = ["entropy.target.tau=0.6"]
+"""For `entropy=aer`: the steps are too few to fall to the default target and then stay there for long."""
+
+
+def verl_overrides(data: Path, model: Path, seed: int, steps: int = STEPS) -> list[str]:
+    """Overrides of veRL's `ppo_trainer` that define the example.
+
+    Args:
+        data: folder with `train.parquet` and `test.parquet`.
+        model: folder of the warm start.
+        seed: of the order of prompts, of sampling and of mini-batches.
+        steps: training steps; the held-out prompts are evaluated after the last one.
+    """
+    reward = Path(__file__).with_name("reward.py").resolve()
+    rows = PROMPTS * ROLLOUTS // MINI_BATCHES
+    actor, rollout = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+    return [
+        f"data.train_files={data.resolve()}/train.parquet",
+        f"data.val_files={data.resolve()}/test.parquet",
+        f"data.train_batch_size={PROMPTS}",
+        f"data.max_prompt_length={LONGEST_PROMPT}",
+        f"data.max_response_length={RESPONSE_LENGTH}",
+        f"data.seed={seed}",
+        f"reward.custom_reward_function.path={reward}",
+        "reward.custom_reward_function.name=compute_score",
+        "algorithm.adv_estimator=grpo",
+        f"actor_rollout_ref.model.path={model.resolve()}",
+        f"{actor}.optim.lr={LEARNING_RATE}",
+        f"{actor}.ppo_mini_batch_size={PROMPTS // MINI_BATCHES}",
+        f"{actor}.ppo_micro_batch_size_per_gpu={rows}",
+        f"{actor}.ppo_epochs=1",
+        f"{actor}.clip_ratio=0.2",
+        f"{actor}.loss_agg_mode=token-mean",
+        f"{actor}.use_kl_loss=false",
+        f"{actor}.data_loader_seed={seed}",
+        f"{actor}.fsdp_config.seed={seed}",
+        f"{rollout}.n={ROLLOUTS}",
+        f"{rollout}.temperature=1.0",
+        f"{rollout}.seed={seed}",
+        f"{rollout}.log_prob_micro_batch_size_per_gpu={PROMPTS * ROLLOUTS}",
+        f"{rollout}.max_model_len={LONGEST_PROMPT + RESPONSE_LENGTH}",
+        f"{rollout}.val_kwargs.n={TEST_SAMPLES}",
+        f"{rollout}.val_kwargs.do_sample=true",
+        f"{rollout}.val_kwargs.temperature=1.0",
+        "trainer.val_before_train=false",
+        f"trainer.test_freq={steps}",
+        "trainer.save_freq=-1",
+        f"trainer.total_training_steps={steps}",
+        "trainer.n_gpus_per_node=1",
+        "trainer.nnodes=1",
+    ]

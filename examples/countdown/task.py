@@ -1,0 +1,111 @@
+"""Countdown with graded difficulty.
+
+A problem gives k one-digit numbers and a target between 0 and 99; an answer is an expression that uses each
+number once, with + - *, evaluated from left to right, and reaches the target. k is the level: 2, 3, 4 or 5.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+
+from examples.countdown.reward import evaluate
+
+LEVELS = (2, 3, 4, 5)
+OPERATORS = "+-*"
+LARGEST_TARGET = 99
+LONGEST_PROMPT = 2 * max(LEVELS) + 3
+"""Tokens, one a character: k numbers, k-1 commas, `=`, two digits, `:`."""
+LONGEST_ANSWER = 2 * max(LEVELS) - 1
+"""Tokens without the end of sequence: k numbers and k-1 operators."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`numbers` in the order in which they are shown, and the `target`."""
+
+    numbers: tuple[int, ...]
+    target: int
+
+    @property
+    def level(self) -> int:
+        return len(self.numbers)
+
+    @property
+    def canonical(self) -> tuple[tuple[int, ...], int]:
+        """The same for every order of the numbers: two problems with equal canonicals are one problem."""
+        return tuple(sorted(self.numbers)), self.target
+
+    @property
+    def key(self) -> str:
+        return f"{','.join(map(str, self.numbers))}={self.target}"
+
+    @property
+    def prompt(self) -> str:
+        return f"{self.key}:"
+
+
+def random_expression(rng: np.random.Generator, level: int) -> str:
+    """`level` numbers uniform on 1..9 joined by operators uniform on + - *."""
+    numbers = rng.integers(1, 10, size=level)
+    operators = rng.integers(0, len(OPERATORS), size=level - 1)
+    tail = "".join(
+        f"{OPERATORS[operator]}{number}" for operator, number in zip(operators, numbers[1:], strict=True)
+    )
+    return f"{numbers[0]}{tail}"
+
+
+def random_problem(
+    rng: np.random.Generator, level: int, held_out: Collection[tuple] = ()
+) -> tuple[Problem, str]:
+    """A solvable problem and one answer to it, by rejection.
+
+    expression ~ random_expression until 0 <= value <= 99 and the problem is not held out;
+    the problem shows the expression's numbers in a random order.
+
+    Args:
+        held_out: canonical problems that must not be drawn.
+    """
+    while True:
+        expression = random_expression(rng, level)
+        target = evaluate(expression)
+        numbers = tuple(int(number) for number in rng.permutation([int(digit) for digit in expression[::2]]))
+        problem = Problem(numbers, target)
+        if 0 <= target <= LARGEST_TARGET and problem.canonical not in held_out:
+            return problem, expression
+
+
+def solve(problem: Problem) -> str | None:
+    """The first expression, in depth-first order, that answers the problem; None if there is none."""
+
+    def extend(expression: str, value: int, left: tuple[int, ...]) -> str | None:
+        if not left:
+            return expression if value == problem.target else None
+        for i, number in enumerate(left):
+            rest = left[:i] + left[i + 1 :]
+            for operator, result in (("+", value + number), ("-", value - number), ("*", value * number)):
+                found = extend(f"{expression}{operator}{number}", result, rest)
+                if found is not None:
+                    return found
+        return None
+
+    for i, number in enumerate(problem.numbers):
+        found = extend(str(number), number, problem.numbers[:i] + problem.numbers[i + 1 :])
+        if found is not None:
+            return found
+    return None
+
+
+def held_out_problems(seed: int, per_level: dict[int, int]) -> dict[int, list[Problem]]:
+    """`per_level[k]` different problems of every level k, for testing. Determined by `seed` alone."""
+    problems = {}
+    for level, count in per_level.items():
+        rng = np.random.default_rng([seed, level])
+        drawn: dict[tuple, Problem] = {}
+        while len(drawn) < count:
+            problem, _ = random_problem(rng, level, drawn)
+            drawn[problem.canonical] = problem
+        problems[level] = list(drawn.values())
+    return problems

@@ -1,0 +1,136 @@
+"""Supervised warm start: a policy that solves easy problems, some of the middle ones and few hard ones.
+
+    python -m examples.countdown.warm_start --out models/countdown
+
+Determined by the settings and the number of threads. A folder that already holds a model made with the same
+settings is left as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+from examples.countdown.model import build_model, build_tokenizer, save
+from examples.countdown.prepare import held_out_canonicals, train_problems
+from examples.countdown.rollouts import measure
+from examples.countdown.task import LEVELS, random_problem
+
+SETTINGS_FILE = "warm_start.json"
+MEASURED_PROMPTS = 256
+GROUP = 8
+IGNORED = -100
+"""The label that cross entropy leaves out."""
+
+
+@dataclass
+class Settings:
+    """Everything that decides the resulting policy, apart from the code and the number of threads."""
+
+    seed: int = 0
+    steps: int = 400
+    batch: int = 256
+    learning_rate: float = 2e-3
+    warmup_steps: int = 20
+
+    def learning_rate_at(self, step: int) -> float:
+        """lr · min(1, step / warmup) · (1 + cos(π step / steps)) / 2, step counted from 1."""
+        warmup = min(1.0, step / self.warmup_steps)
+        return self.learning_rate * warmup * (1 + math.cos(math.pi * step / self.steps)) / 2
+
+
+def solved_batch(
+    rng: np.random.Generator, size: int, tokenizer: PreTrainedTokenizerFast, excluded: frozenset[tuple]
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """`size` solved problems, the levels in turn: the model's inputs, and labels on the answer's tokens."""
+    solved = [random_problem(rng, LEVELS[i % len(LEVELS)], excluded) for i in range(size)]
+    texts = [f"{problem.prompt}{answer}{tokenizer.eos_token}" for problem, answer in solved]
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    width = inputs["input_ids"].shape[1]
+    answer_length = torch.tensor([len(answer) + 1 for _, answer in solved])
+    is_answer = torch.arange(width) >= width - answer_length.unsqueeze(1)
+    return dict(inputs), torch.where(is_answer, inputs["input_ids"], IGNORED)
+
+
+def train(settings: Settings) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+    """Minimise the cross entropy of random answers to random problems, none of them held out."""
+    tokenizer = build_tokenizer()
+    model = build_model(tokenizer, settings.seed).train()
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01, betas=(0.9, 0.99))
+    rng = np.random.default_rng([settings.seed, 1])
+    excluded = held_out_canonicals()
+    started = time.monotonic()
+    for step in range(1, settings.steps + 1):
+        inputs, labels = solved_batch(rng, settings.batch, tokenizer, excluded)
+        loss = model(**inputs, labels=labels).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate_at(step)
+        optimizer.step()
+        show_progress(step, settings.steps, loss.item(), time.monotonic() - started)
+    return model.eval(), tokenizer
+
+
+def show_progress(step: int, steps: int, loss: float, seconds: float) -> None:
+    """One line that is rewritten on a terminal; elsewhere a line every tenth of the way."""
+    text = f"warm start {step}/{steps}  loss {loss:.3f} nats/token  {seconds:.0f} s"
+    if sys.stdout.isatty():
+        print(f"\r{text}", end="\n" if step == steps else "", flush=True)
+    elif step % max(1, steps // 10) == 0:
+        print(text, flush=True)
+
+
+def is_done(out: Path, settings: Settings) -> bool:
+    """Whether `out` holds a complete model made with these settings."""
+    recorded = out / SETTINGS_FILE
+    return recorded.exists() and json.loads(recorded.read_text()) == asdict(settings)
+
+
+def warm_start(out: Path, settings: Settings) -> bool:
+    """Train into `out` unless that is done already; True if it trained.
+
+    The folder appears under its name only when it is complete.
+    """
+    if is_done(out, settings):
+        return False
+    model, tokenizer = train(settings)
+    temporary = out.with_name(f"{out.name}.tmp{os.getpid()}")
+    save(model, tokenizer, temporary)
+    (temporary / SETTINGS_FILE).write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    if out.exists():
+        shutil.rmtree(out)
+    os.replace(temporary, out)
+    return True
+
+
+def main() -> None:
+    defaults = Settings()
+    parser = argparse.ArgumentParser(description="Train Countdown's initial policy and say what it can do.")
+    parser.add_argument("--out", type=Path, default=Path("models/countdown"), help="folder for the model")
+    parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument("--steps", type=int, default=defaults.steps)
+    arguments = parser.parse_args()
+    settings = Settings(seed=arguments.seed, steps=arguments.steps)
+    if not warm_start(arguments.out, settings):
+        print(f"{arguments.out} holds this model already")
+    model = AutoModelForCausalLM.from_pretrained(arguments.out)
+    tokenizer = AutoTokenizer.from_pretrained(arguments.out)
+    problems = train_problems(MEASURED_PROMPTS, seed=0)
+    print(measure(model, tokenizer, problems, samples=GROUP, seed=0).report())
+
+
+if __name__ == "__main__":
+    main()

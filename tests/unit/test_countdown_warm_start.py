@@ -1,0 +1,61 @@
+"""Countdown's warm start: what it learns from, that it is cached, and what it reports."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from examples.countdown.model import build_tokenizer
+from examples.countdown.reward import is_correct
+from examples.countdown.rollouts import Competence
+from examples.countdown.warm_start import IGNORED, Settings, solved_batch, train, warm_start
+
+
+def test_only_the_answer_and_its_end_are_learnt():
+    tokenizer = build_tokenizer()
+    inputs, labels = solved_batch(np.random.default_rng(0), 8, tokenizer, frozenset())
+    for ids, row in zip(inputs["input_ids"], labels, strict=True):
+        prompt = tokenizer.decode(ids[row == IGNORED], skip_special_tokens=True)
+        answer = tokenizer.decode(ids[row != IGNORED])
+        assert answer.endswith("<eos>")
+        assert is_correct(answer.removesuffix("<eos>"), prompt.removesuffix(":"))
+        assert torch.equal(ids[row != IGNORED], row[row != IGNORED])
+
+
+def test_learning_rate_rises_then_falls_to_zero():
+    settings = Settings(steps=100, learning_rate=1.0, warmup_steps=10)
+    # step 5: 5/10 · (1 + cos(π/20))/2 = 0.5 · 0.99384; step 50: (1 + cos(π/2))/2 = 0.5.
+    assert settings.learning_rate_at(5) == pytest.approx(0.49692, abs=1e-5)
+    assert settings.learning_rate_at(50) == pytest.approx(0.5)
+    assert settings.learning_rate_at(100) == pytest.approx(0.0)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return Settings(seed=0, steps=2, batch=8)
+
+
+def test_training_is_deterministic(tiny):
+    first, again = (train(tiny)[0].state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+def test_a_finished_model_is_kept_and_other_settings_replace_it(tmp_path, tiny):
+    out = tmp_path / "model"
+    assert warm_start(out, tiny)
+    written = (out / "model.safetensors").stat().st_mtime_ns
+    assert not warm_start(out, tiny)
+    assert (out / "model.safetensors").stat().st_mtime_ns == written
+    assert warm_start(out, Settings(seed=1, steps=2, batch=8))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_report_by_level():
+    # Level 2: accuracies 1 and 0.5, mean 0.75, both solved; level 3: 0, unsolved. One hard and one easy of three.
+    competence = Competence(np.array([2, 2, 3]), np.array([1.0, 0.5, 0.0]), samples=8, entropy=0.5)
+    lines = competence.report().splitlines()
+    assert lines[1].split() == ["2", "2", "0.750", "1.000"]
+    assert lines[2].split() == ["3", "1", "0.000", "0.000"]
+    assert lines[3].split() == ["all", "3", "0.500", "0.667"]
+    assert "entropy 0.500 nats/token; group accuracy <= 0.25: 33%, >= 0.75: 33%" in lines[4]

@@ -1,0 +1,156 @@
+"""A synthetic entropy plant, the loop closed around it, and the replay of a real run's loop from its log.
+
+    H_{t+1} = clip(H_t - decay * H_t + gain * alpha_t, 0, ceiling)          the plant
+    alpha_{t+1} = next_alpha(alpha_t, H_t, H*, t)                           the control, unchanged
+
+The plant is the simplest that has both failures of a constant coefficient: too small a one lets the
+entropy decay towards 0 (collapse), too large a one drives it far above its start (explosion). It is not
+fitted to any model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from verl_aer.config.schema import EntropyConfig
+from verl_aer.control import ControlState, EntropyControl
+from verl_aer.metrics import decision_metrics
+from verl_aer.metrics_log import MetricsRow
+
+
+@dataclass(frozen=True)
+class Plant:
+    """H_{t+1} = clip(H_t - decay * H_t + gain * alpha_t, 0, ceiling), measured as H_t + noise * N(0, 1).
+
+    initial: H of the first step, nats per token. decay: share of the entropy that a step of the policy loss
+    takes. gain: nats per token that a step adds per unit of alpha. ceiling: nats per token of the uniform
+    policy, log V. noise: standard deviation of the measurement, nats. seed: of the noise.
+
+    A constant alpha settles at gain * alpha / decay, so holding H* takes alpha = decay * H* / gain: 0.107 for
+    the defaults and H* = 0.4 * 0.8.
+
+    >>> plant = Plant(initial=0.8, decay=0.05, gain=0.15)
+    >>> round(plant.next_entropy(0.8, alpha=0.1), 6)  # 0.8 - 0.04 + 0.015
+    0.775
+    """
+
+    initial: float = 0.8
+    decay: float = 0.05
+    gain: float = 0.15
+    ceiling: float = 10.0
+    noise: float = 0.0
+    seed: int = 0
+
+    def next_entropy(self, entropy: float, alpha: float) -> float:
+        """Entropy after a step trained with ``alpha``, nats per token."""
+        return self.bounded(entropy - self.decay * entropy + self.gain * alpha)
+
+    def bounded(self, entropy: float) -> float:
+        """``entropy`` within what a distribution over the vocabulary can have."""
+        return min(max(entropy, 0.0), self.ceiling)
+
+
+def simulate(
+    config: EntropyConfig, plant: Plant, steps: int, shocks: Mapping[int, float] | None = None
+) -> list[MetricsRow]:
+    """The control of ``config`` around ``plant``, as the rows that a run would log.
+
+    Args:
+        steps: global steps, from 1 on.
+        shocks: nats added to the entropy before a step is measured, by step: a collapse or an explosion.
+
+    >>> from verl_aer import parse_entropy_config
+    >>> rows = simulate(parse_entropy_config({"method": "aer"}), Plant(), steps=400)
+    >>> round(rows[-1].data["aer/target"], 4), round(rows[-1].data["aer/entropy"], 4)
+    (0.32, 0.32)
+    """
+    control = EntropyControl(config)
+    noise = np.random.default_rng(plant.seed)
+    entropy, rows = plant.initial, []
+    for step in range(1, steps + 1):
+        entropy = plant.bounded(entropy + (shocks or {}).get(step, 0.0))
+        decision = control.observe(entropy + plant.noise * noise.standard_normal(), step)
+        rows.append(MetricsRow(step, decision_metrics(decision, control.state)))
+        # The step trained with the alpha from before its own observation.
+        entropy = plant.next_entropy(entropy, decision.alpha)
+    return rows
+
+
+class ReplayError(ValueError):
+    """A log that cannot be replayed; the message says what is missing."""
+
+
+class ReplayStep(NamedTuple):
+    """alpha of one step, as the run logged it and as recomputed from the entropies logged before."""
+
+    step: int
+    logged: float
+    recomputed: float
+
+
+@dataclass(frozen=True)
+class Replay:
+    """The alphas of every logged step, and of the one after the last."""
+
+    steps: list[ReplayStep]
+
+    @property
+    def largest_difference(self) -> float:
+        """max_t |logged - recomputed|, loss units per nat; 0.0 when log and settings agree, NaN is passed on."""
+        return float(np.max([abs(step.logged - step.recomputed) for step in self.steps]))
+
+
+def replay(rows: Sequence[MetricsRow], config: EntropyConfig, state: ControlState | None = None) -> Replay:
+    """Recompute every alpha of a run from the entropies in its log.
+
+    Args:
+        rows: the log, in the order of its steps; rows without ``aer/alpha`` are passed over.
+        config: the entropy settings of the run.
+        state: what the run resumed from, where the log begins after a resume.
+
+    Raises:
+        ReplayError: the log holds no alpha, or begins in the middle of a run and no state is given.
+
+    >>> from verl_aer import parse_entropy_config
+    >>> config = parse_entropy_config({"method": "aer"})
+    >>> replay(simulate(config, Plant(), steps=50), config).largest_difference
+    0.0
+    """
+    logged = [row for row in rows if "aer/alpha" in row.data]
+    if not logged:
+        raise ReplayError(
+            "the log holds no aer/alpha: was the run trained with an entropy trainer (aer_sync)?"
+        )
+    control = EntropyControl(config, state)
+    _require_beginning(logged, control.state)
+    steps = []
+    for row in logged:
+        steps.append(ReplayStep(row.step, _number(row.data["aer/alpha"]), control.alpha))
+        # Absent where the actor was not updated, and then nothing was observed.
+        if "aer/entropy" in row.data:
+            control.observe(_number(row.data["aer/entropy"]), row.step)
+    last = logged[-1]
+    steps.append(ReplayStep(last.step + 1, _number(last.data["aer/alpha_next"]), control.alpha))
+    return Replay(steps)
+
+
+def _require_beginning(logged: Sequence[MetricsRow], state: ControlState) -> None:
+    first = next((row for row in logged if "aer/updates" in row.data), None)
+    if first is None:
+        return
+    observed = first.data["aer/updates"] + first.data["aer/skipped_updates"]
+    if observed > state.updates + state.skipped_updates + 1:
+        raise ReplayError(
+            f"the log begins at step {first.step}, after {observed - 1:g} earlier updates; replay it from the "
+            "state that the run resumed from (aer_state.json of that checkpoint)"
+        )
+
+
+def _number(value: float | None) -> float:
+    # The file logger writes NaN and infinities as null.
+    return math.nan if value is None else value

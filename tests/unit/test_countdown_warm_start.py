@@ -52,7 +52,7 @@ def test_a_finished_model_is_kept_and_other_settings_replace_it(tmp_path, tiny):
 
 
 def test_report_by_level():
-    # Level 2: accuracies 1 and 0.5, mean 0.75, both solved; level 3: 0, unsolved. One hard and one easy of three.
+    # Level 2: accuracies 1 and 0.5, mean 0.75, both solved. Level 3: unsolved. One hard, one easy.
     competence = Competence(np.array([2, 2, 3]), np.array([1.0, 0.5, 0.0]), samples=8, entropy=0.5)
     lines = competence.report().splitlines()
     assert lines[1].split() == ["2", "2", "0.750", "1.000"]

@@ -28,6 +28,10 @@ class Controller(Part):
         """alpha of step + 1, from alpha and the token-mean entropy (nats) of ``step``."""
         raise NotImplementedError
 
+    def allows(self, alpha: float) -> bool:
+        """Whether this rule can have led to ``alpha``: what a loaded state is checked against."""
+        return alpha >= 0
+
     def smooth(self, previous: float | None, entropy: float) -> float:
         """What the rule takes for the entropy: the measured one. ``previous``: the last smoothed value."""
         return entropy
@@ -57,6 +61,9 @@ class Fixed(Controller):
 
     def next_alpha(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
         return self.coefficient
+
+    def allows(self, alpha: float) -> bool:
+        return alpha == self.coefficient
 
 
 @register_controller("integral")
@@ -95,11 +102,7 @@ class Integral(Controller):
         found = []
         if self.update_rule not in UPDATE_RULES:
             found.append(("update_rule", f"one of {', '.join(UPDATE_RULES)}"))
-        found += [
-            (name, ">= 0")
-            for name in ("eta", "minimum", "warmup_steps", "dead_band")
-            if getattr(self, name) < 0
-        ]
+        found += [(name, ">= 0") for name in ("eta", "minimum", "warmup_steps", "dead_band") if getattr(self, name) < 0]
         if not 0 <= self.ema < 1:
             found.append(("ema", "in [0, 1)"))
         if self.minimum > self.maximum:
@@ -113,6 +116,9 @@ class Integral(Controller):
 
     def next_alpha(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
         return min(max(self._unclipped(alpha, entropy, target, step), self.minimum), self.maximum)
+
+    def allows(self, alpha: float) -> bool:
+        return self.minimum <= alpha <= self.maximum
 
     def smooth(self, previous: float | None, entropy: float) -> float:
         return entropy if previous is None else self.ema * previous + (1 - self.ema) * entropy

@@ -101,7 +101,7 @@ class Replay:
 
     @property
     def largest_difference(self) -> float:
-        """max_t |logged - recomputed|, loss units per nat; 0.0 when log and settings agree, NaN is passed on."""
+        """max_t |logged - recomputed|, loss units per nat: 0.0 when they agree, NaN when a logged one is."""
         return float(np.max([abs(step.logged - step.recomputed) for step in self.steps]))
 
 
@@ -146,8 +146,8 @@ def _require_beginning(logged: Sequence[MetricsRow], state: ControlState) -> Non
     observed = first.data["aer/updates"] + first.data["aer/skipped_updates"]
     if observed > state.updates + state.skipped_updates + 1:
         raise ReplayError(
-            f"the log begins at step {first.step}, after {observed - 1:g} earlier updates; replay it from the "
-            "state that the run resumed from (aer_state.json of that checkpoint)"
+            f"the log begins at step {first.step}, after {observed - 1:g} earlier updates; replay it from "
+            "the state that the run resumed from (aer_state.json of that checkpoint)"
         )
 
 

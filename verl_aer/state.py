@@ -1,6 +1,6 @@
 """The controller's state as a file beside veRL's checkpoint: versioned, exact, whole or absent.
 
-    {"format": "verl_aer.entropy_control", "version": 1, "config": {...}, "state": {...}}
+    {"format": "verl_aer.entropy_control", "version": 1, "config": {...}, "state": {...}, "sha256": "..."}
 
 Floats are written so that they read back bit for bit. The state belongs to the settings it was made with: H0
 and the smoothed entropy mean nothing for another functional, alpha nothing for another controller.
@@ -10,6 +10,7 @@ Allocation, aggregation and correctness may change between a save and a load.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import os
@@ -47,6 +48,7 @@ def save_state(path: str | os.PathLike[str], state: ControlState, config: Entrop
         "config": to_mapping(config),
         "state": dataclasses.asdict(state),
     }
+    document["sha256"] = _digest(document)
     write_text_atomically(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
@@ -56,23 +58,30 @@ def load_state(path: str | os.PathLike[str], config: EntropyConfig) -> ControlSt
     Raises:
         StateError: the file is missing, is not whole, is of another format or a newer version, has other
         keys, types
-            or impossible values, or belongs to other settings of functional, target or controller.
+            impossible or changed values, or belongs to other settings of functional, target or controller.
     """
     document = _read(path)
-    _require_keys(path, "the file", document, {"format", "version", "config", "state"})
+    _require_keys(path, "the file", document, {"format", "version", "config", "state", "sha256"})
     if document["format"] != FORMAT:
         raise StateError(path, f"its format is {document['format']!r}, not {FORMAT!r}: it is some other file")
     _require_version(path, document["version"])
     _require_same_settings(path, document["config"], to_mapping(config))
-    return _read_state(path, document["state"], config)
+    state = _read_state(path, document["state"], config)
+    # Last: what can be named is named above; this finds the digit that a damaged disk or an editor changed.
+    if document["sha256"] != _digest(document):
+        raise StateError(path, "its contents do not match their sha256: they were changed after it was written")
+    return state
+
+
+def _digest(document: dict[str, Any]) -> str:
+    contents = json.dumps([document["config"], document["state"]], sort_keys=True, allow_nan=False)
+    return hashlib.sha256(contents.encode()).hexdigest()
 
 
 def _read(path: str | os.PathLike[str]) -> Any:
     path = Path(path)
     if not path.is_file():
-        raise StateError(
-            path, "the file does not exist, so the checkpoint holds no state of the entropy control"
-        )
+        raise StateError(path, "the file does not exist, so the checkpoint holds no state of the entropy control")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -135,9 +144,7 @@ def _state_fields() -> list[tuple[dataclasses.Field, tuple[type, bool]]]:
     return result
 
 
-def _require_value(
-    path: str | os.PathLike[str], name: str, value: Any, wanted: type, may_be_null: bool
-) -> None:
+def _require_value(path: str | os.PathLike[str], name: str, value: Any, wanted: type, may_be_null: bool) -> None:
     if value is None and may_be_null:
         return
     if type(value) is not wanted:
@@ -147,10 +154,17 @@ def _require_value(
 
 
 def _require_possible(path: str | os.PathLike[str], state: ControlState, config: EntropyConfig) -> None:
-    for name in ("alpha", "anchor_count", "step", "updates", "skipped_updates", "saturated_steps"):
+    for name in ("anchor_count", "step", "updates", "skipped_updates", "saturated_steps"):
         if getattr(state, name) < 0:
             raise StateError(path, f"its state has {name}={getattr(state, name)!r}, which is negative")
+    if not config.controller.allows(state.alpha):
+        kind = config.controller.kind
+        raise StateError(path, f"its state has alpha={state.alpha!r}, which the controller {kind!r} cannot have")
     if state.updates + state.skipped_updates > state.step:
         raise StateError(path, "its state counts more updates than steps")
-    if config.target.needs_anchor and state.initial_entropy is None and state.updates > 0:
+    if state.saturated_steps > state.updates:
+        raise StateError(path, "its state counts more saturated steps than updates")
+    if state.updates and state.entropy_ema is None:
+        raise StateError(path, "its state counts updates and lacks entropy_ema")
+    if state.updates and config.target.needs_anchor and state.initial_entropy is None:
         raise StateError(path, "its state counts updates towards a target and lacks initial_entropy")

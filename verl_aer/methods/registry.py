@@ -82,7 +82,7 @@ _REQUIRED = {
     "allocation": ("weights", "uses_accuracy"),
     "functional": ("entropy",),
     "target": ("level", "needs_anchor"),
-    "controller": ("initial_alpha", "next_alpha", "smooth", "saturated", "uses_target"),
+    "controller": ("initial_alpha", "next_alpha", "allows", "smooth", "saturated", "uses_target"),
 }
 
 _parts: dict[str, dict[str, type]] = {kind: {} for kind in PART_KINDS}
@@ -114,9 +114,7 @@ def register_controller(name: str) -> Callable[[PartClass], PartClass]:
 def _register_part(part: str, name: str) -> Callable[[PartClass], PartClass]:
     def register(cls: PartClass) -> PartClass:
         if not dataclasses.is_dataclass(cls):
-            raise TypeError(
-                f"{part} {name!r}: {cls.__name__} must be a dataclass, its fields are its settings"
-            )
+            raise TypeError(f"{part} {name!r}: {cls.__name__} must be a dataclass, its fields are its settings")
         missing = [member for member in ("problems", *_REQUIRED[part]) if not hasattr(cls, member)]
         if missing:
             raise TypeError(
@@ -146,9 +144,7 @@ def _refuse_another(known: dict[str, Any], what: str, name: str, entry: Any) -> 
     # Importing a module a second time (a notebook's reload, a test runner) registers the same definition
     # again.
     if name in known and known[name].__qualname__ != entry.__qualname__:
-        raise ValueError(
-            f"{what} {name!r} is already registered by {known[name].__qualname__}; choose another name"
-        )
+        raise ValueError(f"{what} {name!r} is already registered by {known[name].__qualname__}; choose another name")
 
 
 def get_part(part: str, name: str) -> type:

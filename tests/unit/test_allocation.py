@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from verl_aer import AllocationError, EntropyControl, Groups, allocate, group_rows, parse_entropy_config
+from verl_aer.allocation import Allocation, Difficulty, Uniform
+
+
+def prompts(*accuracy: float) -> Groups:
+    """One row per prompt."""
+    count = len(accuracy)
+    return Groups(np.array(accuracy, dtype=float), np.full(count, 8), np.arange(count))
+
+
+def test_linear_falls_from_one_to_zero_at_rho():
+    # (0.5 - g) / 0.5 for g = 0, 1/8, 3/8; 0 from 0.5 on.
+    weights = Difficulty(shape="linear", rho=0.5).weights(prompts(0, 0.125, 0.375, 0.5, 0.75, 1))
+    assert weights.tolist() == [1.0, 0.75, 0.25, 0.0, 0.0, 0.0]
+
+
+def test_linear_raw_is_in_units_of_accuracy():
+    # 0.5 - g, not divided by rho.
+    weights = Difficulty(shape="linear_raw", rho=0.5).weights(prompts(0, 0.125, 0.5))
+    assert weights.tolist() == [0.5, 0.375, 0.0]
+
+
+def test_step_is_one_below_rho_and_zero_at_it():
+    assert Difficulty(shape="step", rho=0.5).weights(prompts(0, 0.49, 0.5, 1)).tolist() == [1, 1, 0, 0]
+
+
+def test_power_bends_the_linear_map():
+    # ((0.5 - g) / 0.5)^3 = 1, 0.5^3, 0
+    weights = Difficulty(shape="power", rho=0.5, power=3.0).weights(prompts(0, 0.25, 0.5))
+    assert weights.tolist() == [1.0, 0.125, 0.0]
+
+
+def test_a_rho_above_one_lets_every_prompt_explore():
+    # (1.25 - g) / 1.25 at g = 1 is 0.2.
+    assert Difficulty(rho=1.25).weights(prompts(0, 1)) == pytest.approx([1.0, 0.2])
+
+
+def test_mean_normalize_makes_the_mean_one():
+    # Linear weights 1, 0.5, 0, 0 have the mean 0.375.
+    weights = Difficulty(mean_normalize=True).weights(prompts(0, 0.25, 0.5, 1))
+    assert weights == pytest.approx([1 / 0.375, 0.5 / 0.375, 0, 0])
+
+
+def test_mean_normalize_of_a_solved_batch_stays_zero():
+    assert Difficulty(mean_normalize=True).weights(prompts(1, 1)).tolist() == [0, 0]
+
+
+def test_all_wrong_groups_can_be_left_out():
+    weights = Difficulty(include_all_wrong=False).weights(prompts(0, 0.125, 1))
+    assert weights.tolist() == [0.0, 0.75, 0.0]
+
+
+def test_uniform_is_one_for_every_prompt_and_needs_no_accuracy():
+    assert Uniform().weights(prompts(0, 0.5, 1)).tolist() == [1, 1, 1]
+    assert not Uniform.uses_accuracy
+    assert Difficulty.uses_accuracy
+
+
+def test_every_row_of_a_prompt_gets_its_weight_and_padding_none():
+    groups = Groups(np.array([0.0, 0.25]), np.array([2, 1]), np.array([1, -1, 0, 0, -1]))
+    weights = allocate(Difficulty(rho=0.5), groups)
+    assert weights.tolist() == [0.5, 0, 1, 1, 0]
+    assert weights.dtype == np.float32
+
+
+def test_uniform_leaves_padding_out_too():
+    groups = Groups(np.array([0.0]), np.array([1]), np.array([-1, 0]))
+    assert allocate(Uniform(), groups).tolist() == [0, 1]
+
+
+def test_a_batch_of_padding_gets_zeros():
+    assert allocate(Difficulty(), Groups(np.zeros(0), np.zeros(0), np.array([-1, -1]))).tolist() == [0, 0]
+
+
+@dataclass
+class Returning(Allocation):
+    """An allocation of a user's own."""
+
+    answer: object = None
+    kind = "mine"
+
+    def weights(self, groups: Groups) -> np.ndarray:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ([0.5, -0.1], r"'mine' returned -0\.1 for prompt 1"),
+        ([np.nan, 0.5], "'mine' returned nan for prompt 0"),
+        ([np.inf, 0.5], "'mine' returned inf for prompt 0"),
+        ([0.5], r"'mine' returned weights of shape \(1,\) for 2 prompts"),
+    ],
+)
+def test_unusable_weights_of_a_users_own_allocation_are_refused(answer, message):
+    with pytest.raises(AllocationError, match=message):
+        allocate(Returning(answer), prompts(0, 1))
+
+
+def test_linear_raw_is_linear_with_alpha_in_other_units():
+    # lambda = alpha * w: max(0, rho - g) with alpha, eta and the bounds divided by rho is max(0, rho - g)/rho.
+    rho, entropies = 0.25, [1.0, 0.5, 0.2, 0.1, 0.0, 0.0, 0.3, 0.6]
+    bounds = {"eta": 0.02, "maximum": 0.02}
+    linear = parse_entropy_config({"method": "aer", "allocation": {"rho": rho}, "controller": bounds})
+    raw = parse_entropy_config(
+        {
+            "method": "aer",
+            "allocation": {"rho": rho, "shape": "linear_raw"},
+            "controller": {"eta": 0.02 / rho, "maximum": 0.02 / rho},
+        }
+    )
+    groups = prompts(0, 0.05, 0.125, 0.25, 1)
+    controls = {id(config): EntropyControl(config) for config in (linear, raw)}
+    largest = 0.0
+    for step, entropy in enumerate(entropies, start=1):
+        coefficients = []
+        for config in (linear, raw):
+            control = controls[id(config)]
+            coefficients.append(control.alpha * config.allocation.weights(groups))
+            control.observe(entropy, step)
+        assert coefficients[0] == pytest.approx(coefficients[1], abs=1e-15)
+        largest = max(largest, coefficients[0].max())
+    # The comparison reached the upper bound: alpha was not idle throughout.
+    assert largest == pytest.approx(0.02)
+
+
+def test_a_million_rows_are_grouped_and_weighted_within_seconds():
+    count, size = 1 << 20, 8
+    prompt = np.repeat(np.arange(count // size), size)
+    uid = [f"prompt-{p:012d}" for p in prompt.tolist()]
+    correct = np.random.default_rng(0).integers(0, 2, count).astype(float)
+    start = time.perf_counter()
+    groups = group_rows(
+        uid, np.tile(np.arange(size), count // size), np.zeros(count, int), correct, np.zeros(count, bool)
+    )
+    weights = allocate(Difficulty(), groups)
+    seconds = time.perf_counter() - start
+    expected = np.maximum(0, 0.5 - correct.reshape(-1, size).mean(axis=1)) / 0.5
+    assert np.array_equal(weights, np.repeat(expected, size).astype(np.float32))
+    # About one second on two cores; a loop over prompts with masks would take hours.
+    assert seconds < 15

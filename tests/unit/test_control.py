@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from verl_aer import ControlState, EntropyControl, parse_entropy_config
+
+
+def control_of(state: ControlState | None = None, method: str = "aer", **node) -> EntropyControl:
+    return EntropyControl(parse_entropy_config({"method": method, **node}), state)
+
+
+def observe_all(control: EntropyControl, entropies: list[float], first_step: int = 1) -> list[float]:
+    """The alphas that each step trained with."""
+    used = []
+    for step, entropy in enumerate(entropies, start=first_step):
+        used.append(control.alpha)
+        control.observe(entropy, step)
+    return used
+
+
+def test_three_steps_by_hand():
+    control = control_of(target={"tau": 0.5}, controller={"eta": 0.1, "maximum": 1.0})
+    # H0 = 1.0, H* = 0.5: alpha stays clipped at 0, for 0.1 * (0.5 - 1.0) < 0.
+    first = control.observe(1.0, step=1)
+    assert (first.alpha, first.next_alpha, first.target, first.initial_entropy) == (0.0, 0.0, 0.5, 1.0)
+    # 0 + 0.1 * (0.5 - 0.25) = 0.025
+    second = control.observe(0.25, step=2)
+    assert (second.alpha, second.next_alpha, second.error) == (0.0, 0.025, 0.25)
+    # 0.025 + 0.1 * (0.5 - 0.625) = 0.0125
+    third = control.observe(0.625, step=3)
+    assert (third.alpha, third.next_alpha) == (0.025, 0.0125)
+    assert control.state == ControlState(
+        alpha=0.0125,
+        initial_entropy=1.0,
+        anchor_sum=1.0,
+        anchor_count=1,
+        entropy_ema=0.625,
+        step=3,
+        updates=3,
+    )
+
+
+def test_aer_does_nothing_until_entropy_has_fallen_below_tau_h0():
+    control = control_of(target={"tau": 0.4})
+    used = observe_all(control, [2.0, 1.6, 1.2, 0.9, 0.81, 0.8])
+    assert used == [0.0] * 6
+    # 0.8 = 0.4 * 2.0 is the target itself: still nothing.
+    assert control.alpha == 0.0
+    control.observe(0.79, step=7)
+    assert control.alpha > 0
+
+
+def test_alpha_driven_to_zero_rises_again_when_entropy_falls():
+    control = control_of(
+        state=ControlState(
+            alpha=0.01, initial_entropy=1.0, anchor_count=1, anchor_sum=1.0, step=5, updates=5
+        ),
+        target={"tau": 0.4},
+    )
+    for step in range(6, 200):
+        control.observe(1.5, step)
+    assert control.alpha == 0.0
+    # No wind-up from 194 steps at the bound: the first step below the target lifts alpha, 0.02 * (0.4 - 0.3).
+    control.observe(0.3, 200)
+    assert control.alpha == pytest.approx(0.002, abs=1e-15)
+
+
+def test_a_step_trains_with_the_alpha_from_before_its_own_entropy():
+    calm, outlier = control_of(), control_of()
+    observe_all(calm, [1.0, 0.3])
+    observe_all(outlier, [1.0, 0.3])
+    used_calm, used_outlier = calm.alpha, outlier.alpha
+    decision_calm, decision_outlier = calm.observe(0.3, 3), outlier.observe(0.0, 3)
+    assert used_calm == used_outlier == decision_calm.alpha == decision_outlier.alpha
+    assert decision_calm.next_alpha != decision_outlier.next_alpha
+
+
+@pytest.mark.parametrize("entropy", [math.nan, math.inf, -math.inf])
+def test_an_entropy_that_is_not_finite_is_counted_and_moves_nothing(entropy):
+    control = control_of(controller={"ema": 0.5})
+    observe_all(control, [1.0, 0.3])
+    before = control.state
+    decision = control.observe(entropy, step=3)
+    assert decision.skipped
+    assert decision.error is None
+    assert decision.next_alpha == decision.alpha == before.alpha
+    assert control.state == dataclasses.replace(before, step=3, skipped_updates=1)
+
+
+def test_the_anchor_waits_for_finite_entropies():
+    control = control_of(target={"tau": 0.5, "anchor_steps": 2}, controller={"initial": 0.05})
+    control.observe(math.nan, 1)
+    control.observe(1.0, 2)
+    assert control.target is None
+    control.observe(math.inf, 3)
+    assert control.alpha == 0.05
+    # H0 = (1.0 + 0.5) / 2, H* = 0.375; this step already moves alpha: 0.05 + 0.02 * (0.375 - 0.5)
+    decision = control.observe(0.5, 4)
+    assert (decision.initial_entropy, decision.target) == (0.75, 0.375)
+    assert decision.next_alpha == pytest.approx(0.0475, abs=1e-15)
+    assert (control.state.updates, control.state.skipped_updates) == (1, 2)
+
+
+def test_the_anchor_is_never_measured_again():
+    control = control_of(target={"anchor_steps": 2})
+    observe_all(control, [1.0, 2.0, 8.0, 9.0])
+    assert control.state.initial_entropy == 1.5
+
+
+def test_a_known_initial_entropy_is_used_from_the_first_step():
+    control = control_of(target={"tau": 0.5, "initial_entropy": 0.8})
+    assert control.target == 0.4
+    # 0.02 * (0.4 - 0.1)
+    assert control.observe(0.1, 1).next_alpha == pytest.approx(0.006, abs=1e-15)
+    assert control.state.initial_entropy == 0.8
+    assert control.state.anchor_count == 0
+
+
+def test_an_absolute_target_needs_no_anchor():
+    control = control_of(method="aer_absolute_target", target={"entropy": 0.3})
+    decision = control.observe(0.1, 1)
+    assert (decision.target, decision.initial_entropy) == (0.3, None)
+    assert decision.next_alpha == pytest.approx(0.004, abs=1e-15)
+
+
+def test_a_fixed_coefficient_only_counts():
+    control = control_of(method="fixed", controller={"coefficient": 0.003})
+    assert observe_all(control, [1.0, 0.0, math.nan, 5.0]) == [0.003] * 4
+    assert control.target is None
+    assert (control.state.updates, control.state.skipped_updates, control.state.saturated_steps) == (3, 1, 0)
+
+
+def test_warm_up_holds_alpha_but_the_anchor_is_taken_at_the_first_step():
+    control = control_of(target={"tau": 0.5}, controller={"initial": 0.05, "warmup_steps": 2})
+    # Steps 1 to 3 train with alpha_0; step 3's observation is the first to move it: 0.05 + 0.02 * (0.5 - 0.3)
+    assert observe_all(control, [1.0, 0.1, 0.3, 0.3]) == pytest.approx([0.05, 0.05, 0.05, 0.054], abs=1e-15)
+    assert control.state.initial_entropy == 1.0
+
+
+def test_ema_smooths_what_the_rule_sees():
+    control = control_of(
+        target={"tau": 1.0}, controller={"ema": 0.5, "eta": 0.1, "maximum": 1.0, "initial": 0.5}
+    )
+    control.observe(1.0, 1)
+    # smoothed: 0.5 * 1.0 + 0.5 * 0.5 = 0.75; error 0.25; 0.5 + 0.025
+    decision = control.observe(0.5, 2)
+    assert (decision.entropy, decision.error) == (0.5, 0.25)
+    assert decision.next_alpha == pytest.approx(0.525, abs=1e-15)
+    # smoothed: 0.5 * 0.75 + 0.5 * 1.0 = 0.875; error 0.125
+    assert control.observe(1.0, 3).error == 0.125
+
+
+def test_saturated_steps_are_counted():
+    control = control_of(target={"tau": 1.0}, controller={"eta": 0.1, "maximum": 0.05})
+    # H* = 1.0: 0.1 * 0.4 = 0.04 fits, 0.04 + 0.04 does not, and stays so; then entropy is above the target.
+    observe_all(control, [1.0, 0.6, 0.6, 0.6, 1.1])
+    assert control.state.saturated_steps == 2
+    assert control.state.alpha == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize("step", [3, 2, 0])
+def test_a_step_is_observed_once(step):
+    control = control_of()
+    observe_all(control, [1.0, 0.5, 0.3])
+    before = control.state
+    with pytest.raises(ValueError, match="observed already"):
+        control.observe(0.3, step)
+    assert control.state == before
+
+
+def test_steps_may_be_left_out():
+    # A critic that warms up alone leaves steps without an observation.
+    control = control_of()
+    control.observe(1.0, step=11)
+    assert control.state.step == 11
+    assert control.state.initial_entropy == 1.0

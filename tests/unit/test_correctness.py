@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from verl_aer import CorrectnessError, group_rows, trajectory_correctness
+
+
+def rows(*entries: tuple[str, int, int, float, bool]) -> dict:
+    """Columns of rows given as (uid, session, index, correct, is_padding)."""
+    uid, session, index, correct, is_padding = zip(*entries, strict=True)
+    return {
+        "uid": list(uid),
+        "session": np.array(session),
+        "index": np.array(index),
+        "correct": np.array(correct, dtype=float),
+        "is_padding": np.array(is_padding),
+    }
+
+
+def test_acc_is_used_as_it_is_whatever_the_reward():
+    # A length penalty made a correct answer's reward negative and a format bonus a wrong one's positive.
+    shaped = np.array([-0.4, 0.3, 0.1])
+    correct = trajectory_correctness(shaped, np.array([1.0, 0.0, 0.5]), threshold=0.0)
+    assert correct.tolist() == [1.0, 0.0, 0.5]
+
+
+def test_acc_may_be_boolean():
+    assert trajectory_correctness(None, np.array([True, False]), None).tolist() == [1.0, 0.0]
+
+
+def test_rewards_of_plus_and_minus_one_need_only_a_threshold():
+    assert trajectory_correctness(np.array([1.0, -1.0, 1.0]), None, threshold=0.0).tolist() == [1, 0, 1]
+
+
+def test_a_reward_equal_to_the_threshold_is_not_correct():
+    assert trajectory_correctness(np.array([0.5, 0.5000001]), None, threshold=0.5).tolist() == [0, 1]
+
+
+def test_shaped_rewards_without_acc_and_threshold_are_refused():
+    with pytest.raises(CorrectnessError, match=r"entropy\.correctness\.key.*entropy\.correctness\.threshold"):
+        trajectory_correctness(np.array([0.7, -0.2]), None, None)
+
+
+@pytest.mark.parametrize("value", [-1.0, 1.5, float("nan")])
+def test_an_acc_outside_the_unit_interval_is_refused_with_its_row(value):
+    with pytest.raises(CorrectnessError, match="row 1 reports correctness"):
+        trajectory_correctness(np.array([1.0, 1.0]), np.array([1.0, value]), threshold=0.0)
+
+
+def test_a_reward_that_is_not_finite_is_refused_with_its_row():
+    with pytest.raises(CorrectnessError, match="row 2 has reward nan"):
+        trajectory_correctness(np.array([1.0, 0.0, np.nan]), None, threshold=0.0)
+
+
+def test_accuracy_is_the_mean_over_the_rollouts_that_are_there():
+    # a: 1 of 4; b: a failed rollout left 2 of 3 correct of a group meant to have 4; c: a group of one.
+    groups = group_rows(
+        **rows(
+            *[("a", s, 0, s == 0, False) for s in range(4)],
+            *[("b", s, 0, s != 1, False) for s in range(3)],
+            ("c", 0, 0, 1.0, False),
+        )
+    )
+    assert groups.accuracy.tolist() == [0.25, 2 / 3, 1.0]
+    assert groups.size.tolist() == [4, 3, 1]
+    assert groups.prompt_of_row.tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
+
+
+def test_only_the_last_output_of_a_rollout_counts():
+    # Session 0 wrote three outputs, listed out of order; its last one (index 2) is right. Session 1 is wrong.
+    groups = group_rows(
+        **rows(
+            ("a", 0, 2, 1.0, False), ("a", 0, 0, 0.0, False), ("a", 0, 1, 0.0, False), ("a", 1, 0, 0.0, False)
+        )
+    )
+    assert groups.accuracy.tolist() == [0.5]
+    assert groups.size.tolist() == [2]
+    assert groups.prompt_of_row.tolist() == [0, 0, 0, 0]
+
+
+def test_a_padding_row_belongs_to_no_prompt_even_with_a_real_ones_uid():
+    groups = group_rows(**rows(("a", 0, 0, 0.0, False), ("a", 0, 0, 1.0, True), ("pad7", 0, 0, 1.0, True)))
+    assert groups.accuracy.tolist() == [0.0]
+    assert groups.size.tolist() == [1]
+    assert groups.prompt_of_row.tolist() == [0, -1, -1]
+
+
+def test_correctness_on_padding_is_never_read():
+    groups = group_rows(**rows(("a", 0, 0, 1.0, False), ("a", 0, 0, float("nan"), True)))
+    assert groups.accuracy.tolist() == [1.0]
+
+
+def test_a_batch_of_padding_has_no_prompts():
+    groups = group_rows(**rows(("pad1", 0, 0, 1.0, True)))
+    assert groups.accuracy.tolist() == []
+    assert groups.prompt_of_row.tolist() == [-1]
+
+
+def test_two_rows_of_one_key_are_refused():
+    with pytest.raises(CorrectnessError, match="uid='a' session=1 index=0"):
+        group_rows(**rows(("a", 0, 0, 1.0, False), ("a", 1, 0, 1.0, False), ("a", 1, 0, 1.0, False)))
+
+
+def test_columns_of_unequal_length_are_refused():
+    columns = rows(("a", 0, 0, 1.0, False), ("a", 1, 0, 1.0, False))
+    columns["correct"] = columns["correct"][:1]
+    with pytest.raises(CorrectnessError, match="differ in length"):
+        group_rows(**columns)
+
+
+def test_a_correctness_that_is_not_one_is_refused_with_its_row():
+    with pytest.raises(CorrectnessError, match=r"row 1 has correctness -1\.0"):
+        group_rows(**rows(("a", 0, 0, 1.0, False), ("a", 1, 0, -1.0, False)))

@@ -23,22 +23,19 @@ def install() -> bool:
     if not cpu_platform_wanted():
         return False
 
-    # Imported here and not above: on a machine with an accelerator none of this is even loaded. The platform
-    # comes first, because veRL's engine modules ask for the device when they are imported.
+    # Imported here and not above: on a machine with an accelerator none of this is even loaded.
+    from verl_aer.after_import import after_import
+    from verl_aer.cpu.packages import provide_vllm_metadata, require_working_torchvision
     from verl_aer.cpu.platform import register_cpu_platform
+    from verl_aer.cpu.process_group import use_one_backend_entry
+    from verl_aer.cpu.registrations import register_fsdp2_engines, register_vllm_replica
 
     register_cpu_platform()
-
-    from verl_aer.cpu.engine import register_fsdp2_engines
-    from verl_aer.cpu.packages import provide_vllm_metadata, require_working_torchvision
-    from verl_aer.cpu.process_group import use_one_backend_entry
-    from verl_aer.cpu.replica import register_vllm_replica
-
     require_working_torchvision()
     provide_vllm_metadata()
-    use_one_backend_entry()
-    register_fsdp2_engines()
-    register_vllm_replica()
+    after_import("verl.utils.distributed", use_one_backend_entry)
+    after_import("verl.workers.engine.fsdp.transformer_impl", register_fsdp2_engines)
+    after_import("verl.workers.rollout.replica", register_vllm_replica)
     return True
 
 

@@ -22,6 +22,9 @@ ROLLOUT_ENVIRONMENT = {
     # By default vLLM pins its threads to cores of its choice. Replicas and training workers take turns on
     # the same few cores, and replicas would choose the same ones.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    # On a CPU vLLM gives the engine a worker process of its own unless this is off; it wants one for the
+    # pinning of threads, which is off too.
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 
 

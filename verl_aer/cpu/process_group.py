@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from inspect import signature
 
-from verl.utils.distributed import initialize_global_process_group_ray
-
 from verl_aer.cpu.errors import expect
 
 
@@ -16,9 +14,10 @@ def use_one_backend_entry() -> None:
     the CPU twice. The function takes the whole string as its parameter ``backend``; we change the default of
     that parameter, and not the function, because other modules may already hold a reference to it.
     """
-    defaults = {
-        name: p.default for name, p in signature(initialize_global_process_group_ray).parameters.items()
-    }
+    from verl.utils.distributed import initialize_global_process_group_ray
+
+    parameters = signature(initialize_global_process_group_ray).parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
     expect(
         list(defaults.items()) == [("timeout_second", None), ("backend", None)],
         "verl.utils.distributed.initialize_global_process_group_ray should take timeout_second=None and "

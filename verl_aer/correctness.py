@@ -44,9 +44,7 @@ class Groups:
     prompt_of_row: np.ndarray
 
 
-def trajectory_correctness(
-    reward: np.ndarray | None, acc: np.ndarray | None, threshold: float | None
-) -> np.ndarray:
+def trajectory_correctness(reward: np.ndarray | None, acc: np.ndarray | None, threshold: float | None) -> np.ndarray:
     """c_i = acc_i where the reward reports it, else 1[reward_i > threshold].
 
     Args:
@@ -85,9 +83,7 @@ def trajectory_correctness(
     reward = np.asarray(reward, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(reward))
     if len(bad):
-        raise CorrectnessError(
-            f"row {bad[0]} has reward {reward[bad[0]]}; a correct answer cannot be told from it."
-        )
+        raise CorrectnessError(f"row {bad[0]} has reward {reward[bad[0]]}; a correct answer cannot be told from it.")
     return (reward > threshold).astype(np.float64)
 
 
@@ -111,7 +107,7 @@ def group_rows(
         is_padding: ``(N,)`` bool.
 
     Returns:
-        Groups, prompts in order of first appearance. Accuracies do not depend on the order of the rows.
+        Groups, prompts in the order of their uids: nothing depends on the order of the rows.
 
     Raises:
         CorrectnessError: columns of unequal length, a correctness outside [0, 1], or two rows of one key.
@@ -127,10 +123,9 @@ def group_rows(
         raise CorrectnessError(f"uid, session, index, correct and is_padding differ in length: {lengths}")
     rows = np.flatnonzero(real)
 
-    number_of: dict[str, int] = {}
-    prompt = np.array(
-        [number_of.setdefault(uid[row], len(number_of)) for row in rows.tolist()], dtype=np.int64
-    )
+    uids = [uid[row] for row in rows.tolist()]
+    number_of = {prompt_uid: number for number, prompt_uid in enumerate(sorted(set(uids)))}
+    prompt = np.array([number_of[row_uid] for row_uid in uids], dtype=np.int64)
     prompt_of_row = np.full(len(real), -1, dtype=np.int64)
     prompt_of_row[rows] = prompt
 

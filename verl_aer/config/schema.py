@@ -162,9 +162,7 @@ class _Parser:
 
     def _is_mapping(self, key: str, node: Any) -> bool:
         if not isinstance(node, Mapping):
-            self._add(
-                key, f"must be a mapping, got {node!r}", f"Set the keys below it, as {key}.<key>=<value>."
-            )
+            self._add(key, f"must be a mapping, got {node!r}", f"Set the keys below it, as {key}.<key>=<value>.")
             return False
         return True
 
@@ -201,8 +199,11 @@ class _Parser:
         prefix = f"entropy.{part}"
         if not self._is_mapping(prefix, node):
             return None
-        kind = node.get("kind", None if default is None else default.kind)
-        if kind is None:
+        if "kind" in node:
+            kind = node["kind"]
+        elif default is not None:
+            kind = default.kind
+        else:
             # Without a known method there is no default to fall back on; the method's own problem says so.
             return None
         if kind not in part_names(part):
@@ -222,9 +223,7 @@ class _Parser:
             # A bound that refers to a value of a wrong type would be checked against its default: not a
             # finding.
             if name not in bad and not any(other in requirement for other in bad):
-                self._add_out_of_bounds(
-                    f"{prefix}.{name}", getattr(built, name), requirement, getattr(cls(), name)
-                )
+                self._add_out_of_bounds(f"{prefix}.{name}", getattr(built, name), requirement, getattr(cls(), name))
         return None if bad else built
 
     def _add_out_of_bounds(self, key: str, value: Any, requirement: str, default: Any) -> None:

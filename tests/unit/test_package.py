@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import json
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import verl_aer
+
+OUTSIDE_THE_CORE = ("verl_aer.integration", "verl_aer.cpu")
+NOT_IN_THE_CORE = ("verl", "ray", "vllm", "transfer_queue", *OUTSIDE_THE_CORE)
+
+
+def core_modules() -> list[str]:
+    """Every module of the package outside integration and cpu, found without importing any."""
+    found, folders = ["verl_aer"], [("verl_aer", Path(verl_aer.__file__).parent)]
+    while folders:
+        prefix, folder = folders.pop()
+        for module in pkgutil.iter_modules([str(folder)], f"{prefix}."):
+            if module.name in OUTSIDE_THE_CORE:
+                continue
+            found.append(module.name)
+            if module.ispkg:
+                folders.append((module.name, folder / module.name.rsplit(".", 1)[1]))
+    return sorted(found)
+
+
+def test_the_core_imports_nothing_of_the_training_stack():
+    modules = core_modules()
+    assert {"verl_aer.control", "verl_aer.methods.aer", "verl_aer.config.schema"} <= set(modules)
+    program = (
+        "import importlib, json, sys\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        f"print(json.dumps([name for name in {NOT_IN_THE_CORE!r} if name in sys.modules]))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+
+
+@pytest.mark.parametrize("first", ["verl_aer.allocation", "verl_aer.methods.aer", "verl_aer.state"])
+def test_any_module_may_be_imported_first(first):
+    program = f"import {first}; from verl_aer import method_names; print(len(method_names()))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "6"
+
+
+def test_the_public_names_are_listed_and_there():
+    assert verl_aer.__all__ == sorted(verl_aer.__all__)
+    assert [name for name in verl_aer.__all__ if not hasattr(verl_aer, name)] == []
+    public = {name for name, value in vars(verl_aer).items() if not name.startswith("_") and callable(value)}
+    assert public == set(verl_aer.__all__)
+
+
+def test_the_version_is_the_packages():
+    assert verl_aer.__version__ == "0.1.0"

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from importlib import resources
+
+import pytest
+from omegaconf import OmegaConf
+
+from verl_aer import method_names, parse_entropy_config, to_mapping
+
+PRESETS = {
+    path.name.removesuffix(".yaml"): path
+    for path in resources.files("verl_aer.config").joinpath("entropy").iterdir()
+    if path.name.endswith(".yaml")
+}
+
+
+def load(name: str) -> dict:
+    return OmegaConf.to_container(OmegaConf.create(PRESETS[name].read_text(encoding="utf-8")))
+
+
+def test_there_is_one_preset_for_each_method():
+    assert sorted(PRESETS) == method_names()
+    assert len(PRESETS) == 6
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_spells_out_its_methods_defaults(name):
+    assert load(name)["entropy"] == to_mapping(parse_entropy_config({"method": name}))
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_sets_what_the_entropy_control_needs_of_verl(name):
+    preset = load(name)
+    assert PRESETS[name].read_text(encoding="utf-8").startswith("# @package _global_\n")
+    assert set(preset) == {"entropy", "actor_rollout_ref", "trainer", "hydra"}
+    assert preset["actor_rollout_ref"] == {"actor": {"calculate_entropy": True, "entropy_coeff": 0}}
+    assert preset["trainer"] == {"v1": {"trainer_mode": "aer_sync"}}
+    assert preset["hydra"]["callbacks"] == {"verl_aer": {"_target_": "verl_aer.integration.callback.PreflightCallback"}}
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_a_preset_has_a_comment_above_each_field(name):
+    lines = PRESETS[name].read_text(encoding="utf-8").splitlines()
+    keys = [number for number, line in enumerate(lines) if line.strip() and not line.strip().startswith("#")]
+    uncommented = [lines[number].strip() for number in keys if not lines[number - 1].strip().startswith("#")]
+    # The callback's only entry says what it is in its own line.
+    assert uncommented == ["_target_: verl_aer.integration.callback.PreflightCallback"]

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+import verl_aer
+from verl_aer import (
+    Allocation,
+    Controller,
+    Method,
+    Target,
+    UnknownNameError,
+    get_method,
+    get_part,
+    method_names,
+    parse_entropy_config,
+    part_names,
+    register_allocation,
+    register_controller,
+    register_method,
+    register_target,
+    to_mapping,
+)
+from verl_aer.methods import registry
+
+
+@pytest.fixture
+def own_registry(monkeypatch):
+    """A registry that forgets what the test registers."""
+    monkeypatch.setattr(registry, "_parts", {part: dict(known) for part, known in registry._parts.items()})
+    monkeypatch.setattr(registry, "_methods", dict(registry._methods))
+
+
+def test_the_methods_and_parts_that_ship():
+    assert method_names() == [
+        "aer", "aer_absolute_target", "aer_allocation_only", "aer_no_allocation", "fixed", "none",
+    ]  # fmt: skip
+    assert set(part_names("allocation")) >= {"difficulty", "uniform"}
+    assert part_names("functional") == ["full"]
+    assert part_names("target") == ["absolute", "anchored", "none"]
+    assert part_names("controller") == ["fixed", "integral"]
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_every_method_names_its_formula_source_and_standing(name):
+    method = get_method(name)
+    build = registry._methods[name]
+    assert method.standing in registry.STANDINGS
+    assert method.source
+    assert method.summary
+    assert "=" in build.__doc__.splitlines()[0]
+
+
+def test_aer_is_labelled_as_a_reading():
+    assert (get_method("aer").standing, get_method("aer").source) == ("our reading", "arXiv 2510.10959")
+
+
+def test_each_ablation_changes_one_thing_of_aer():
+    aer = to_mapping(parse_entropy_config({"method": "aer"}))
+    differences = {
+        name: [part for part, value in to_mapping(parse_entropy_config({"method": name})).items() if value != aer[part]]
+        for name in ("aer_no_allocation", "aer_absolute_target", "aer_allocation_only")
+    }
+    assert differences == {
+        "aer_no_allocation": ["method", "allocation"],
+        "aer_absolute_target": ["method", "target"],
+        # Without a target there is nothing to steer towards: the controller goes with it.
+        "aer_allocation_only": ["method", "target", "controller"],
+    }
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(UnknownNameError, match=r"no method is named 'ear'.*known: aer, "):
+        get_method("ear")
+    with pytest.raises(UnknownNameError, match=r"no controller is named 'integrall' \(did you mean 'integral'\?\)"):
+        get_part("controller", "integrall")
+
+
+def test_a_users_own_allocation_is_chosen_by_name(own_registry):
+    @register_allocation("squared")
+    @dataclass
+    class Squared(Allocation):
+        scale: float = 1.0
+
+        def weights(self, groups):
+            return self.scale * (1 - groups.accuracy) ** 2
+
+    config = parse_entropy_config({"method": "aer", "allocation": {"kind": "squared", "scale": 2}})
+    assert config.allocation == Squared(scale=2.0)
+    assert to_mapping(config)["allocation"] == {"kind": "squared", "scale": 2.0}
+    groups = verl_aer.Groups(np.array([0.5]), np.array([2]), np.array([0, 0]))
+    assert verl_aer.allocate(config.allocation, groups).tolist() == [0.5, 0.5]
+
+
+def test_a_users_own_controller_and_target_steer_the_control(own_registry):
+    @register_controller("halving")
+    @dataclass
+    class Halving(Controller):
+        start: float = 0.08
+
+        def initial_alpha(self):
+            return self.start
+
+        def next_alpha(self, alpha, entropy, target, step):
+            return alpha / 2 if entropy > target else alpha
+
+    @register_target("last_level")
+    @dataclass
+    class LastLevel(Target):
+        def level(self, initial_entropy):
+            return 0.5
+
+    config = parse_entropy_config(
+        {"method": "aer", "controller": {"kind": "halving"}, "target": {"kind": "last_level"}}
+    )
+    control = verl_aer.EntropyControl(config)
+    assert [control.observe(h, t).next_alpha for t, h in enumerate([0.6, 0.4, 0.9], 1)] == [0.04, 0.04, 0.02]
+
+
+def test_a_method_of_a_users_own_is_parsed(own_registry):
+    @register_method("gentle")
+    def gentle() -> Method:
+        """alpha = 0.001. Source: a test."""
+        method = get_method("fixed")
+        method.controller.coefficient = 0.001
+        return method
+
+    assert parse_entropy_config({"method": "gentle"}).controller.coefficient == 0.001
+    assert parse_entropy_config({"method": "fixed"}).controller.coefficient == 0.01
+
+
+def test_a_name_cannot_be_taken_twice(own_registry):
+    with pytest.raises(ValueError, match="allocation 'uniform' is already registered by Uniform"):
+
+        @register_allocation("uniform")
+        @dataclass
+        class Other(Allocation):
+            pass
+
+
+def test_a_part_that_is_no_dataclass_is_refused(own_registry):
+    with pytest.raises(TypeError, match="must be a dataclass"):
+
+        @register_allocation("plain")
+        class Plain(Allocation):
+            pass
+
+
+def test_a_part_that_lacks_a_method_is_refused_when_it_is_registered(own_registry):
+    with pytest.raises(TypeError, match=r"lacks problems, weights, uses_accuracy; derive it from verl_aer\.Allocation"):
+
+        @register_allocation("hollow")
+        @dataclass
+        class Hollow:
+            pass
+
+
+def test_an_unknown_standing_is_refused():
+    method = get_method("aer")
+    with pytest.raises(ValueError, match="standing must be one of"):
+        Method(method.allocation, method.functional, method.target, method.controller, "proven", "x", "y")
+
+
+def test_loading_a_module_again_registers_its_parts_again(own_registry):
+    def load() -> type:
+        @register_target("reloaded")
+        @dataclass
+        class Reloaded(Target):
+            def level(self, initial_entropy):
+                return 0.5
+
+        return Reloaded
+
+    first, second = load(), load()
+    assert first is not second
+    assert get_part("target", "reloaded") is second

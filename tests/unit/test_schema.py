@@ -1,0 +1,286 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Optional
+
+import pytest
+from omegaconf import OmegaConf
+
+from verl_aer import ConfigError, method_names, parse_entropy_config, part_names, to_mapping
+from verl_aer.allocation import Difficulty, Uniform
+from verl_aer.config.schema import CorrectnessConfig, EntropyConfig
+from verl_aer.controller import Fixed, Integral
+from verl_aer.functional import Full
+from verl_aer.target import Absolute, Anchored, NoTarget
+
+
+def problems_of(node: object) -> dict[str, str]:
+    """The problems of a config by key, each as it is shown."""
+    with pytest.raises(ConfigError) as caught:
+        parse_entropy_config(node)
+    shown = {problem.key: str(problem) for problem in caught.value.problems}
+    assert len(shown) == len(caught.value.problems)
+    return shown
+
+
+def test_a_method_alone_is_its_defaults():
+    assert parse_entropy_config({"method": "aer"}) == EntropyConfig(
+        method="aer",
+        allocation=Difficulty(shape="linear", rho=0.5),
+        functional=Full(),
+        target=Anchored(tau=0.4, initial_entropy=None, anchor_steps=1),
+        controller=Integral(update_rule="proportional", initial=0.0, minimum=0.0),
+        aggregation="token-mean",
+        correctness=CorrectnessConfig(key="acc", threshold=None),
+        on_missing_state="error",
+    )
+
+
+def test_what_is_left_out_is_the_methods_own_value_not_the_parts():
+    # none's coefficient is 0, Fixed's own default is not.
+    assert Fixed().coefficient != 0
+    config = parse_entropy_config({"method": "none", "controller": {"kind": "fixed"}})
+    assert config.controller == Fixed(coefficient=0.0)
+
+
+def test_another_part_than_the_methods_has_its_own_defaults():
+    config = parse_entropy_config({"method": "aer", "allocation": {"kind": "uniform"}})
+    assert config.allocation == Uniform()
+
+
+def test_parts_of_a_users_choice():
+    config = parse_entropy_config(
+        {
+            "method": "aer",
+            "allocation": {"kind": "uniform"},
+            "target": {"kind": "none"},
+            "controller": {"kind": "fixed", "coefficient": 1},
+            "aggregation": "policy",
+            "correctness": {"key": "solved", "threshold": 0},
+            "on_missing_state": "restart",
+        }
+    )
+    assert (config.target, config.controller) == (NoTarget(), Fixed(coefficient=1.0))
+    # A whole number where a number is meant is one, and comes out a float for the state file's sake.
+    assert type(config.controller.coefficient) is float
+    assert type(config.correctness.threshold) is float
+    assert (config.aggregation, config.correctness.key, config.on_missing_state) == ("policy", "solved", "restart")
+
+
+def test_two_configs_of_one_method_share_no_parts():
+    first, second = parse_entropy_config({"method": "aer"}), parse_entropy_config({"method": "aer"})
+    first.target.tau = 0.9
+    assert second.target.tau == 0.4
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_to_mapping_is_the_inverse(method):
+    config = parse_entropy_config({"method": method})
+    assert parse_entropy_config(to_mapping(config)) == config
+    assert parse_entropy_config(OmegaConf.create(to_mapping(config))) == config
+
+
+def test_every_problem_is_in_one_error():
+    shown = problems_of(
+        {
+            "method": "aer",
+            "alocation": {},
+            "allocation": {"rho": 0, "shape": "cubic", "power": -1, "mean_normalize": "yes"},
+            "functional": {"kind": "ful"},
+            "target": {"tau": 1.3, "anchor_steps": 0, "initial_entropy": -1.0, "level": 2},
+            "controller": {
+                "update_rule": "bang",
+                "eta": -0.1,
+                "minimum": 0.3,
+                "maximum": 0.2,
+                "warmup_steps": -1,
+                "dead_band": -0.1,
+                "ema": 1.0,
+            },
+            "aggregation": "seq-mean",
+            "correctness": {"key": 3, "treshold": 0.5},
+            "on_missing_state": "ignore",
+        }
+    )
+    assert list(shown) == [
+        "entropy.alocation",
+        "entropy.allocation.mean_normalize",
+        "entropy.allocation.shape",
+        "entropy.allocation.rho",
+        "entropy.allocation.power",
+        "entropy.functional.kind",
+        "entropy.target.level",
+        "entropy.target.tau",
+        "entropy.target.initial_entropy",
+        "entropy.target.anchor_steps",
+        "entropy.controller.update_rule",
+        "entropy.controller.eta",
+        "entropy.controller.warmup_steps",
+        "entropy.controller.dead_band",
+        "entropy.controller.ema",
+        "entropy.controller.maximum",
+        "entropy.aggregation",
+        "entropy.on_missing_state",
+        "entropy.correctness.treshold",
+        "entropy.correctness.key",
+    ]
+
+
+def test_the_error_numbers_its_problems_and_says_what_to_do():
+    with pytest.raises(ConfigError) as caught:
+        parse_entropy_config({"method": "aer", "target": {"tau": 1.3}, "aggregation": "sequence"})
+    assert str(caught.value).splitlines() == [
+        "the entropy control found 2 problems in the config:",
+        "  1. entropy.target.tau: must be in (0, 1], got 1.3. Set entropy.target.tau to a value in (0, 1], "
+        "such as 0.4.",
+        "  2. entropy.aggregation: must be token-mean or policy, got 'sequence'. Set entropy.aggregation=token-mean.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value", "message"),
+    [
+        ("target", "tau", 0.0, "must be in (0, 1], got 0.0"),
+        ("target", "tau", -0.4, "must be in (0, 1], got -0.4"),
+        ("target", "tau", 1.0001, "must be in (0, 1], got 1.0001"),
+        ("target", "tau", math.nan, "must be a finite number, got nan"),
+        ("target", "tau", "0.4", "must be a number, got '0.4' (str)"),
+        ("target", "tau", True, "must be a number, got True (bool)"),
+        ("target", "tau", None, "must not be null"),
+        ("target", "tau", [0.4], "must be a number, got [0.4] (list)"),
+        ("target", "anchor_steps", 1.0, "must be a whole number, got 1.0 (float)"),
+        ("target", "anchor_steps", True, "must be a whole number, got True (bool)"),
+        ("target", "initial_entropy", 0.0, "must be null (measure it) or > 0, got 0.0"),
+        ("target", "initial_entropy", "high", "must be a number or null, got 'high' (str)"),
+        ("allocation", "rho", 0.0, "must be > 0, got 0.0"),
+        ("allocation", "rho", -0.5, "must be > 0, got -0.5"),
+        ("allocation", "rho", math.inf, "must be a finite number, got inf"),
+        ("allocation", "mean_normalize", 1, "must be true or false, got 1 (int)"),
+        ("allocation", "shape", 2, "must be a name, got 2 (int)"),
+        ("controller", "eta", -1e-3, "must be >= 0, got -0.001"),
+        ("controller", "maximum", -0.1, "must be >= minimum (0), got -0.1"),
+        ("controller", "initial", 0.3, "must be between minimum (0) and maximum (0.2), got 0.3"),
+        ("controller", "minimum", -0.1, "must be >= 0, got -0.1"),
+        ("controller", "ema", 1.0, "must be in [0, 1), got 1.0"),
+        ("correctness", "threshold", math.nan, "must be a finite number, got nan"),
+        ("correctness", "key", None, "must not be null"),
+    ],
+)
+def test_a_bad_value_is_named_with_its_bound(part, field, value, message):
+    shown = problems_of({"method": "aer", part: {field: value}})
+    assert list(shown) == [f"entropy.{part}.{field}"]
+    assert shown[f"entropy.{part}.{field}"].startswith(f"entropy.{part}.{field}: {message}. Set entropy.{part}.")
+
+
+@pytest.mark.parametrize(
+    ("part", "settings"),
+    [
+        ("target", {"tau": 1.0}),
+        ("target", {"tau": 1}),
+        ("allocation", {"rho": 1.5}),
+        ("controller", {"eta": 0.0}),
+        ("controller", {"ema": 0.0, "minimum": 0.1, "initial": 0.1, "maximum": 0.1}),
+        ("target", {"initial_entropy": 0.7, "anchor_steps": 5}),
+    ],
+)
+def test_values_on_the_edge_are_accepted(part, settings):
+    parsed = getattr(parse_entropy_config({"method": "aer", part: settings}), part)
+    assert {name: getattr(parsed, name) for name in settings} == settings
+
+
+def test_a_bound_against_a_value_of_a_wrong_type_is_not_a_second_problem():
+    shown = problems_of({"method": "aer", "controller": {"maximum": "high", "initial": 0.5, "eta": -1.0}})
+    assert list(shown) == ["entropy.controller.maximum", "entropy.controller.eta"]
+
+
+def test_unknown_names_list_the_known_ones_and_suggest():
+    shown = problems_of({"method": "aerr", "target": {"kind": "absolut"}})
+    assert "(did you mean 'aer'?)" in shown["entropy.method"]
+    assert all(name in shown["entropy.method"] for name in method_names())
+    assert "(did you mean 'absolute'?)" in shown["entropy.target.kind"]
+    assert all(name in shown["entropy.target.kind"] for name in part_names("target"))
+
+
+def test_a_setting_of_another_kind_says_which_override_removes_it():
+    # What is left of the preset when only the kind was overridden.
+    shown = problems_of({"method": "aer", "target": {"kind": "absolute", "entropy": 0.3, "tau": 0.4}})
+    assert list(shown) == ["entropy.target.tau"]
+    assert "it belongs to 'anchored'" in shown["entropy.target.tau"]
+    assert "~entropy.target.tau" in shown["entropy.target.tau"]
+
+
+def test_a_misspelt_setting_is_suggested():
+    shown = problems_of({"method": "aer", "controller": {"warmup_step": 3}})
+    assert "(did you mean 'warmup_steps'?)" in shown["entropy.controller.warmup_step"]
+
+
+def test_a_missing_method_is_a_problem():
+    shown = problems_of({"target": {"tau": 0.4}})
+    assert list(shown) == ["entropy.method"]
+    assert "aer_no_allocation" in shown["entropy.method"]
+
+
+@pytest.mark.parametrize("node", [None, [], "aer", 3])
+def test_a_node_that_is_no_mapping_is_a_problem(node):
+    assert list(problems_of(node)) == ["entropy"]
+
+
+@pytest.mark.parametrize("part", ["allocation", "functional", "target", "controller", "correctness"])
+def test_a_part_that_is_no_mapping_is_a_problem(part):
+    assert list(problems_of({"method": "aer", part: "uniform"})) == [f"entropy.{part}"]
+
+
+@pytest.mark.parametrize("kind", [None, 3, ["fixed"]])
+def test_a_kind_that_is_no_name_is_a_problem(kind):
+    assert list(problems_of({"method": "aer", "controller": {"kind": kind}})) == ["entropy.controller.kind"]
+
+
+def test_an_integral_controller_needs_a_target():
+    shown = problems_of({"method": "aer", "target": {"kind": "none"}})
+    assert list(shown) == ["entropy.target.kind"]
+    assert "entropy.controller.kind=fixed" in shown["entropy.target.kind"]
+
+
+def test_a_fixed_controller_has_no_use_for_a_target():
+    shown = problems_of({"method": "aer", "controller": {"kind": "fixed"}})
+    assert list(shown) == ["entropy.target.kind"]
+    assert "entropy.target.kind=none" in shown["entropy.target.kind"]
+
+
+def test_yaml_scientific_notation_is_a_number():
+    # PyYAML alone reads 1e-3 as text; OmegaConf, which Hydra uses, reads a number.
+    node = OmegaConf.create("method: aer\ncontroller: {eta: 1e-3}\n")
+    assert parse_entropy_config(node).controller.eta == 1e-3
+
+
+def test_a_missing_mandatory_value_is_a_problem():
+    node = OmegaConf.create({"method": "aer", "controller": {"eta": "???"}})
+    assert list(problems_of(node)) == ["entropy.controller.eta"]
+
+
+def test_interpolations_are_resolved():
+    node = OmegaConf.create({"method": "aer", "controller": {"maximum": 0.1, "initial": "${.maximum}"}})
+    assert parse_entropy_config(node).controller.initial == 0.1
+
+
+@dataclass
+class OldAndNewOptional:
+    """Both spellings of an optional field."""
+
+    old: Optional[float] = None  # noqa: UP045
+    new: float | None = None
+
+
+def test_both_spellings_of_an_optional_field_are_understood():
+    from verl_aer.config.schema import _Parser
+
+    parser = _Parser()
+    built, bad = parser._fill("x", OldAndNewOptional(), {"old": 1, "new": 2})
+    assert (built, bad, parser.problems) == (OldAndNewOptional(1.0, 2.0), set(), [])
+
+
+def test_absolute_target_must_be_above_zero():
+    shown = problems_of({"method": "aer_absolute_target", "target": {"entropy": 0}})
+    assert list(shown) == ["entropy.target.entropy"]
+    assert Absolute().problems() == []

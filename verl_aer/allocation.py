@@ -62,10 +62,14 @@ class Difficulty(Allocation):
     gives the same lambda. Our reading of AER (arXiv 2510.10959), whose description gives the threshold rho,
     "harder gets more" and "easy gets less or zero", and not the map itself.
 
-    shape: one of SHAPES. rho: accuracy from which on a prompt gets nothing, > 0; above 1 every prompt
-    explores. power: exponent of shape=power, > 0. mean_normalize: divide by the mean weight of the step's
-    prompts, so that alpha is the mean coefficient; few hard prompts then get large ones. include_all_wrong:
-    whether a group without any correct rollout, which has no advantage to learn from, is explored.
+    Args:
+        shape: one of SHAPES.
+        rho: accuracy from which on a prompt gets nothing, > 0; above 1 every prompt explores.
+        power: exponent of shape=power, > 0; other shapes do not read it.
+        mean_normalize: divide by the mean weight of the step's prompts, so that alpha is the mean
+            coefficient; few hard prompts then get large ones.
+        include_all_wrong: whether a group without any correct rollout, which has no advantage to learn
+            from, is explored.
 
     >>> from verl_aer.correctness import Groups
     >>> accuracy = np.array([0.0, 0.125, 0.5, 1.0])

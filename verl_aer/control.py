@@ -22,11 +22,16 @@ from verl_aer.config.schema import EntropyConfig
 class ControlState:
     """What a checkpoint has to hold; a value, never changed in place.
 
-    alpha: coefficient of the next step, loss units per nat. initial_entropy: H0, nats per token, None until
-    it is known. anchor_sum, anchor_count: entropies added up for H0, nats, and how many. entropy_ema: last
-    smoothed entropy, nats, None before the first. step: last global step observed, 0 for none. updates: times
-    the controller's rule was applied. skipped_updates: entropies that were not finite. saturated_steps:
-    updates that a bound held back.
+    Args:
+        alpha: coefficient of the next step, loss units per nat.
+        initial_entropy: H0, nats per token; None until it is known.
+        anchor_sum: entropies added up for H0, nats per token.
+        anchor_count: how many they are.
+        entropy_ema: last smoothed entropy, nats per token; None before the first.
+        step: last global step observed, 0 for none.
+        updates: times the controller's rule was applied.
+        skipped_updates: entropies that were not finite.
+        saturated_steps: updates that a bound held back.
     """
 
     alpha: float
@@ -43,10 +48,15 @@ class ControlState:
 class Decision(NamedTuple):
     """What one step's observation led to.
 
-    alpha: used in this step. next_alpha: of the next one. entropy: as observed. target: H*, None where there
-    is none or H0 is not known yet. initial_entropy: H0 or None. error: H* - (smoothed) entropy, None without
-    either. skipped: the entropy was not finite and moved nothing. saturated: a bound kept alpha from going
-    where the rule would take it.
+    Args:
+        alpha: what this step trained with, loss units per nat.
+        next_alpha: what the next one trains with.
+        entropy: H_t as observed, nats per token.
+        target: H*, nats per token; None where there is none, or H0 is not known yet.
+        initial_entropy: H0, nats per token, or None.
+        error: H* minus the (smoothed) entropy; None without a target, and for a skipped entropy.
+        skipped: the entropy was not finite and moved nothing.
+        saturated: a bound kept alpha from going where the rule would take it.
     """
 
     alpha: float

@@ -79,9 +79,15 @@ class Integral(Controller):
     is the anti-windup: alpha is the integral, so an integral held at its bound leaves it on the first error
     of other sign.
 
-    update_rule: one of UPDATE_RULES. eta: alpha per nat of error, or alpha per step for ``sign``; >= 0.
-    initial: alpha of the first step. minimum, maximum: bounds, minimum >= 0. warmup_steps: >= 0. dead_band:
-    nats, >= 0. ema: weight of the past in [0, 1), 0 is off.
+    Args:
+        update_rule: one of UPDATE_RULES.
+        eta: alpha per nat of error (proportional), or alpha per step (sign), >= 0.
+        initial: alpha of the first step, within the bounds.
+        minimum: lower bound of alpha, >= 0.
+        maximum: upper bound of alpha.
+        warmup_steps: first global steps that leave alpha alone, >= 0.
+        dead_band: error that leaves alpha alone, nats per token, >= 0.
+        ema: weight of the past, in [0, 1); 0 is off.
 
     >>> Integral(eta=0.02).next_alpha(alpha=0.01, entropy=0.1, target=0.4, step=1)  # 0.01 + 0.02 * 0.3
     0.016

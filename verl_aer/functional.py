@@ -26,8 +26,7 @@ class Full(Functional):
         """H = logsumexp(z) - sum_v pi_v z_v.
 
         Args:
-            logits: z, ``(T, V)``, already divided by the sampling temperature; -inf excludes a vocabulary
-            entry.
+            logits: z, ``(T, V)``, already divided by the sampling temperature; -inf excludes an entry.
 
         Returns:
             ``(T,)`` nats in [0, log V], differentiable; float32 where the logits are narrower. In bfloat16

@@ -45,12 +45,8 @@ METRICS = [
     ),
     MetricSpec("aer/error", "nats/token", "H* - H_t", "above 0: too little entropy, alpha rises"),
     MetricSpec("aer/saturated", "0 or 1", "1[clip bound alpha]", "1: a bound other than 0 holds alpha back"),
-    MetricSpec(
-        "aer/saturated_steps", "steps", "Σ_t saturated", "growing: the bounds are too tight for the target"
-    ),
-    MetricSpec(
-        "aer/skipped_updates", "steps", "Σ_t 1[H_t not finite]", "above 0: look for NaN in the policy"
-    ),
+    MetricSpec("aer/saturated_steps", "steps", "Σ_t saturated", "growing: the bounds are too tight for the target"),
+    MetricSpec("aer/skipped_updates", "steps", "Σ_t 1[H_t not finite]", "above 0: look for NaN in the policy"),
     MetricSpec("aer/updates", "steps", "Σ_t 1[rule applied]", "one per global step once H0 is known"),
     MetricSpec(
         "aer/weight/mean",
@@ -66,24 +62,18 @@ METRICS = [
         "mean_q 1[g(q) = 0]",
         "no advantage there: entropy is the only gradient",
     ),
-    MetricSpec(
-        "aer/accuracy/all_right_share", "1", "mean_q 1[g(q) = 1]", "solved prompts, nothing left to learn"
-    ),
+    MetricSpec("aer/accuracy/all_right_share", "1", "mean_q 1[g(q) = 1]", "solved prompts, nothing left to learn"),
     MetricSpec("aer/weight/hard", "1", f"mean_q w(q), {_HARD}", "absent in a step without such prompts"),
     MetricSpec("aer/weight/middle", "1", f"mean_q w(q), {_MIDDLE}", "absent in a step without such prompts"),
     MetricSpec("aer/weight/easy", "1", f"mean_q w(q), {_EASY}", "absent in a step without such prompts"),
-    MetricSpec(
-        "aer/entropy/hard", "nats/token", f"token mean of H, {_HARD}", "do hard prompts keep exploring?"
-    ),
+    MetricSpec("aer/entropy/hard", "nats/token", f"token mean of H, {_HARD}", "do hard prompts keep exploring?"),
     MetricSpec(
         "aer/entropy/middle",
         "nats/token",
         f"token mean of H, {_MIDDLE}",
         "absent in a step without such prompts",
     ),
-    MetricSpec(
-        "aer/entropy/easy", "nats/token", f"token mean of H, {_EASY}", "may fall: easy prompts get no bonus"
-    ),
+    MetricSpec("aer/entropy/easy", "nats/token", f"token mean of H, {_EASY}", "may fall: easy prompts get no bonus"),
     MetricSpec("aer/seconds", "s", "wall time", "time this package took in the step, on the driver"),
     MetricSpec(
         "actor/aer/entropy",

@@ -27,12 +27,16 @@ from verl_aer.metrics_log import MetricsRow
 class Plant:
     """H_{t+1} = clip(H_t - decay * H_t + gain * alpha_t, 0, ceiling), measured as H_t + noise * N(0, 1).
 
-    initial: H of the first step, nats per token. decay: share of the entropy that a step of the policy loss
-    takes. gain: nats per token that a step adds per unit of alpha. ceiling: nats per token of the uniform
-    policy, log V. noise: standard deviation of the measurement, nats. seed: of the noise.
-
     A constant alpha settles at gain * alpha / decay, so holding H* takes alpha = decay * H* / gain: 0.107 for
     the defaults and H* = 0.4 * 0.8.
+
+    Args:
+        initial: H of the first step, nats per token.
+        decay: share of the entropy that a step of the policy loss takes.
+        gain: nats per token that a step adds per unit of alpha.
+        ceiling: entropy of the uniform policy, log V, nats per token.
+        noise: standard deviation of the measurement, nats per token.
+        seed: of the noise.
 
     >>> plant = Plant(initial=0.8, decay=0.05, gain=0.15)
     >>> round(plant.next_entropy(0.8, alpha=0.1), 6)  # 0.8 - 0.04 + 0.015
@@ -61,6 +65,8 @@ def simulate(
     """The control of ``config`` around ``plant``, as the rows that a run would log.
 
     Args:
+        config: the entropy control; its allocation does not act on the plant.
+        plant: what it steers.
         steps: global steps, from 1 on.
         shocks: nats added to the entropy before a step is measured, by step: a collapse or an explosion.
 
@@ -123,9 +129,7 @@ def replay(rows: Sequence[MetricsRow], config: EntropyConfig, state: ControlStat
     """
     logged = [row for row in rows if "aer/alpha" in row.data]
     if not logged:
-        raise ReplayError(
-            "the log holds no aer/alpha: was the run trained with an entropy trainer (aer_sync)?"
-        )
+        raise ReplayError("the log holds no aer/alpha: was the run trained with an entropy trainer (aer_sync)?")
     control = EntropyControl(config, state)
     _require_beginning(logged, control.state)
     steps = []

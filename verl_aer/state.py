@@ -57,8 +57,8 @@ def load_state(path: str | os.PathLike[str], config: EntropyConfig) -> ControlSt
 
     Raises:
         StateError: the file is missing, is not whole, is of another format or a newer version, has other
-        keys, types
-            impossible or changed values, or belongs to other settings of functional, target or controller.
+            keys or types, holds impossible or changed values, or belongs to other settings of functional,
+            target or controller.
     """
     document = _read(path)
     _require_keys(path, "the file", document, {"format", "version", "config", "state", "sha256"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
 
 from verl_aer.methods.registry import Part, register_target
 
@@ -56,16 +55,17 @@ class Anchored(Target):
     kept with the checkpoint and never measured again. Our reading of AER (arXiv 2510.10959): a target below
     the initial level; tau about 0.4 is the only value reported, second-hand.
 
-    tau: in (0, 1]. initial_entropy: H0 in nats per token if already known, else it is measured. anchor_steps:
-    average H0 over this many first steps; alpha does not move before they are over.
+    Args:
+        tau: share of H0, in (0, 1].
+        initial_entropy: H0 in nats per token if already known; None measures it.
+        anchor_steps: average H0 over this many first steps; alpha does not move before they are over.
 
     >>> Anchored(tau=0.4).level(initial_entropy=0.5)
     0.2
     """
 
     tau: float = 0.4
-    # Optional[...], as OmegaConf's structured configs spell it.
-    initial_entropy: Optional[float] = None  # noqa: UP045
+    initial_entropy: float | None = None
     anchor_steps: int = 1
 
     def problems(self) -> list[tuple[str, str]]:

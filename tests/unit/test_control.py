@@ -55,9 +55,7 @@ def test_aer_does_nothing_until_entropy_has_fallen_below_tau_h0():
 
 def test_alpha_driven_to_zero_rises_again_when_entropy_falls():
     control = control_of(
-        state=ControlState(
-            alpha=0.01, initial_entropy=1.0, anchor_count=1, anchor_sum=1.0, step=5, updates=5
-        ),
+        state=ControlState(alpha=0.01, initial_entropy=1.0, anchor_count=1, anchor_sum=1.0, step=5, updates=5),
         target={"tau": 0.4},
     )
     for step in range(6, 200):
@@ -141,9 +139,7 @@ def test_warm_up_holds_alpha_but_the_anchor_is_taken_at_the_first_step():
 
 
 def test_ema_smooths_what_the_rule_sees():
-    control = control_of(
-        target={"tau": 1.0}, controller={"ema": 0.5, "eta": 0.1, "maximum": 1.0, "initial": 0.5}
-    )
+    control = control_of(target={"tau": 1.0}, controller={"ema": 0.5, "eta": 0.1, "maximum": 1.0, "initial": 0.5})
     control.observe(1.0, 1)
     # smoothed: 0.5 * 1.0 + 0.5 * 0.5 = 0.75; error 0.25; 0.5 + 0.025
     decision = control.observe(0.5, 2)

@@ -70,9 +70,7 @@ def test_accuracy_is_the_mean_over_the_rollouts_that_are_there():
 def test_only_the_last_output_of_a_rollout_counts():
     # Session 0 wrote three outputs, listed out of order; its last one (index 2) is right. Session 1 is wrong.
     groups = group_rows(
-        **rows(
-            ("a", 0, 2, 1.0, False), ("a", 0, 0, 0.0, False), ("a", 0, 1, 0.0, False), ("a", 1, 0, 0.0, False)
-        )
+        **rows(("a", 0, 2, 1.0, False), ("a", 0, 0, 0.0, False), ("a", 0, 1, 0.0, False), ("a", 1, 0, 0.0, False))
     )
     assert groups.accuracy.tolist() == [0.5]
     assert groups.size.tolist() == [2]

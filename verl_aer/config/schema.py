@@ -15,7 +15,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -58,12 +58,13 @@ class ConfigError(ValueError):
 class CorrectnessConfig:
     """Which rollouts are correct: the reward's own ``key`` where it reports it, else reward > ``threshold``.
 
-    key: name in the reward's extra info, 0 or 1 or in between. threshold: in reward units; None asks for the
-    key.
+    Args:
+        key: name in the reward's extra info of a value in [0, 1].
+        threshold: in reward units; None asks for the key.
     """
 
     key: str = "acc"
-    threshold: Optional[float] = None  # noqa: UP045
+    threshold: float | None = None
 
 
 @dataclass

@@ -58,9 +58,13 @@ class Part:
 class Method:
     """An entropy-control method: four parts with the method's defaults.
 
-    standing: one of STANDINGS. source: where the definition comes from. summary: one line for listings.
-    aggregation: ``token-mean`` divides the entropy term by all response tokens of the global mini-batch
-    whatever the policy loss does; ``policy`` follows the policy loss's own mode.
+    Args:
+        allocation: an instance of a registered allocation; likewise functional, target and controller.
+        standing: one of STANDINGS.
+        source: where the definition comes from.
+        summary: one line for listings.
+        aggregation: ``token-mean`` divides the entropy term by all response tokens of the global mini-batch
+            whatever the policy loss does; ``policy`` follows the policy loss's own mode.
     """
 
     allocation: Any

@@ -1,0 +1,1 @@
+"""Evaluation of sampled answers: pass@k by difficulty level."""

@@ -1,0 +1,257 @@
+"""One figure of four panels from metrics logs alone: entropy against its target, the coefficient alpha,
+the coefficient by difficulty bucket, and training accuracy.
+
+    running_mean_t = mean(x_{max(1, t - w + 1)}, ..., x_t),  w = 20 steps
+
+A log is bold in its running mean and light in its raw trace. Several logs under one label are the seeds of
+one arm: the bold line is the mean of their running means, the band goes from the lowest to the highest of
+them, and each seed is a thin line. A label has one colour in every panel and in every figure.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from verl_aer.files import replaced_atomically
+from verl_aer.metrics_log import MetricsRow, series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WINDOW = 20
+"""Steps of the running mean: the accuracy of one step's tens of prompts varies by several points."""
+
+COLOURS = {
+    "aer": "#0072B2",
+    "fixed": "#D55E00",
+    "none": "#555555",
+    "aer_allocation_only": "#009E73",
+    "aer_no_allocation": "#CC79A7",
+    "aer_absolute_target": "#8C6BB1",
+}
+"""Okabe and Ito's colours, apart for colour-blind readers too; other labels take the spare ones in turn."""
+SPARE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+
+BUCKETS = {
+    "hard": ("solid", "hard ≤ ¼"),
+    "middle": ((0, (5, 2)), "middle"),
+    "easy": ((0, (1, 1.6)), "easy ≥ ¾"),
+}
+"""Line style and legend text (group accuracy) of the difficulty buckets of the metrics `aer/weight/...`."""
+
+INK = "#222222"
+FAINT_INK = "#777777"
+GRID = "#E6E6E6"
+
+
+Seed = Sequence[MetricsRow]
+"""The metrics log of one training seed."""
+
+
+class Trace(NamedTuple):
+    """One quantity of one arm over the steps that all its seeds have: `values` is (seeds, S)."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+def running_mean(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
+    """Mean of the last `window` values along the last axis, of as many as there are at the start.
+
+        y_t = (x_{max(1, t - w + 1)} + ... + x_t) / min(t, w)
+
+    >>> running_mean(np.array([1.0, 2.0, 3.0, 7.0]), window=2)
+    array([1. , 1.5, 2.5, 5. ])
+    """
+    padded = np.concatenate([np.zeros((*values.shape[:-1], 1)), np.cumsum(values, axis=-1)], axis=-1)
+    ends = np.arange(1, values.shape[-1] + 1)
+    starts = np.maximum(ends - window, 0)
+    return (padded[..., ends] - padded[..., starts]) / (ends - starts)
+
+
+def plot_runs(arms: Mapping[str, Sequence[Seed]], command: str = "", title: str = "") -> Figure:
+    """The four-panel figure.
+
+    Args:
+        arms: label -> the metrics logs of its seeds.
+        command: what made the figure; it becomes the caption.
+        title: a heading, such as the model and the task.
+
+    Raises:
+        ValueError: no arm, or an arm's seeds have no step in common.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    if not arms:
+        raise ValueError("no metrics log to plot")
+    colours = _colours(list(arms))
+    style = {"font.size": 9, "font.family": "DejaVu Sans", "text.color": INK, "axes.labelcolor": INK}
+    with plt.rc_context(style):
+        figure, axes = plt.subplots(2, 2, figsize=(9.2, 6.1), dpi=170, facecolor="white")
+        (entropy_axes, alpha_axes), (bucket_axes, accuracy_axes) = axes
+        for label, seeds in arms.items():
+            colour = colours[label]
+            _draw(entropy_axes, _first_trace(seeds, "aer/entropy", "actor/entropy"), colour)
+            _draw_target(entropy_axes, _first_trace(seeds, "aer/target"), colour)
+            _draw(alpha_axes, _first_trace(seeds, "aer/alpha"), colour, smooth=False)
+            for bucket, (line_style, _) in BUCKETS.items():
+                _draw_bucket(bucket_axes, _coefficient(seeds, bucket), colour, line_style)
+            _draw(accuracy_axes, _first_trace(seeds, "aer/accuracy/mean", "critic/score/mean"), colour)
+        if entropy_axes.has_data():
+            # Entropy has a floor that matters, collapse to 0; accuracy is read by its changes.
+            entropy_axes.set_ylim(bottom=0.0)
+        _label_axes(entropy_axes, "Policy entropy and its target (dashed)", "nats per token")
+        _label_axes(alpha_axes, "Coefficient α", "loss units per nat")
+        _label_axes(bucket_axes, "α · weight", "loss units per nat")
+        _label_axes(accuracy_axes, "Training accuracy", "share of rollouts right")
+        _legends(figure, bucket_axes, colours, arms)
+        _caption(figure, command, title)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write `figure` in the format of the path's suffix: to a temporary name first, then in one rename."""
+    import matplotlib.pyplot as plt
+
+    with replaced_atomically(path) as temporary:
+        figure.savefig(temporary, facecolor="white")
+    plt.close(figure)
+
+
+def _colours(labels: Sequence[str]) -> dict[str, str]:
+    taken = [COLOURS[label] for label in labels if label in COLOURS]
+    spare = [colour for colour in SPARE_COLOURS if colour not in taken]
+    others = [label for label in labels if label not in COLOURS]
+    return {label: COLOURS[label] for label in labels if label in COLOURS} | {
+        label: spare[index % len(spare)] for index, label in enumerate(others)
+    }
+
+
+def _first_trace(seeds: Sequence[Seed], *names: str) -> Trace | None:
+    """The first of `names` that every seed logged, over the steps that all seeds have."""
+    for name in names:
+        pairs = [series(rows, name) for rows in seeds]
+        if all(len(steps) for steps, _ in pairs):
+            return _align(pairs)
+    return None
+
+
+def _coefficient(seeds: Sequence[Seed], bucket: str) -> Trace | None:
+    """alpha * mean weight of the bucket's prompts; steps without such a prompt have no value."""
+    pairs = []
+    for rows in seeds:
+        weight_steps, weight = series(rows, f"aer/weight/{bucket}")
+        alpha_steps, alpha = series(rows, "aer/alpha")
+        steps, at_weight, at_alpha = np.intersect1d(weight_steps, alpha_steps, return_indices=True)
+        if not len(steps):
+            return None
+        pairs.append((steps, alpha[at_alpha] * weight[at_weight]))
+    return _align(pairs)
+
+
+def _align(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Trace:
+    common = pairs[0][0]
+    for steps, _ in pairs[1:]:
+        common = np.intersect1d(common, steps)
+    if not len(common):
+        raise ValueError("the seeds of one label have no step in common")
+    return Trace(common, np.stack([values[np.isin(steps, common)] for steps, values in pairs]))
+
+
+def _draw(axes: Axes, trace: Trace | None, colour: str, smooth: bool = True) -> None:
+    """Raw trace light and running mean bold for one seed; thin lines, band and mean for several."""
+    if trace is None:
+        return
+    smoothed = running_mean(trace.values) if smooth else trace.values
+    if len(trace.values) == 1:
+        if smooth:
+            axes.plot(trace.steps, trace.values[0], color=colour, linewidth=0.7, alpha=0.3)
+    else:
+        axes.fill_between(
+            trace.steps, smoothed.min(axis=0), smoothed.max(axis=0), color=colour, alpha=0.13, linewidth=0
+        )
+        axes.plot(trace.steps, smoothed.T, color=colour, linewidth=0.6, alpha=0.45)
+    axes.plot(trace.steps, smoothed.mean(axis=0), color=colour, linewidth=2.0, solid_capstyle="round")
+
+
+def _draw_bucket(axes: Axes, trace: Trace | None, colour: str, line_style: object) -> None:
+    if trace is not None:
+        mean = running_mean(trace.values).mean(axis=0)
+        axes.plot(trace.steps, mean, color=colour, linewidth=1.6, linestyle=line_style)
+
+
+def _draw_target(axes: Axes, trace: Trace | None, colour: str) -> None:
+    if trace is not None:
+        axes.plot(trace.steps, trace.values.mean(axis=0), color=colour, linewidth=1.3, linestyle=(0, (4, 2.5)))
+
+
+def _label_axes(axes: Axes, title: str, unit: str) -> None:
+    axes.set_title(title, loc="left", fontsize=10, fontweight="bold", pad=8)
+    axes.set_ylabel(unit, fontsize=8.5, color=FAINT_INK)
+    axes.set_xlabel("global step", fontsize=8.5, color=FAINT_INK)
+    axes.grid(True, color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#BBBBBB")
+    axes.tick_params(colors=FAINT_INK, labelsize=8.5, length=3)
+    axes.margins(x=0.02)
+    if not axes.has_data():
+        axes.text(0.5, 0.5, "not in these logs", transform=axes.transAxes, ha="center", color=FAINT_INK)
+
+
+def _legends(
+    figure: Figure, bucket_axes: Axes, colours: Mapping[str, str], arms: Mapping[str, Sequence[object]]
+) -> None:
+    from matplotlib.lines import Line2D
+
+    names = [f"{label} ({len(arms[label])} seeds)" if len(arms[label]) > 1 else label for label in arms]
+    handles = [Line2D([], [], color=colours[label], linewidth=2.6) for label in arms]
+    figure.legend(
+        handles,
+        names,
+        loc="upper right",
+        bbox_to_anchor=(0.985, 0.995),
+        ncols=len(names),
+        frameon=False,
+        fontsize=9.5,
+    )
+    styles = [Line2D([], [], color=INK, linewidth=1.6, linestyle=style) for style, _ in BUCKETS.values()]
+    if bucket_axes.lines:
+        bucket_axes.legend(
+            styles,
+            [text for _, text in BUCKETS.values()],
+            loc="lower right",
+            bbox_to_anchor=(1.02, 0.99),
+            ncols=len(styles),
+            frameon=False,
+            fontsize=8,
+            handlelength=2.0,
+            columnspacing=1.0,
+        )
+
+
+def _caption(figure: Figure, command: str, title: str) -> None:
+    lines = textwrap.wrap(command, width=140)
+    bottom = 0.02 + 0.022 * len(lines)
+    figure.tight_layout(rect=(0.005, bottom, 0.995, 0.945), h_pad=2.2, w_pad=2.5)
+    if title:
+        figure.text(0.015, 0.968, title, fontsize=11.5, fontweight="bold", va="center")
+    if lines:
+        figure.text(
+            0.015,
+            0.012,
+            "\n".join(lines),
+            fontsize=7,
+            family="DejaVu Sans Mono",
+            color=FAINT_INK,
+            va="bottom",
+        )

@@ -78,7 +78,9 @@ def compute_score(
         ground_truth: the problem's key, for example `"3,5,7=42"`.
 
     Returns:
-        `score`, the reward, and `acc`, the correctness that group accuracy is computed from.
+        `score`, the reward, `acc`, the correctness that group accuracy is computed from, and `level`, by which
+        the answers to held-out prompts are counted.
     """
     correct = float(is_correct(solution_str, ground_truth))
-    return {"score": correct, "acc": correct}
+    numbers, _ = parse_key(ground_truth)
+    return {"score": correct, "acc": correct, "level": len(numbers)}

@@ -72,7 +72,7 @@ def read_rows(batch: KVBatchMeta, correctness: CorrectnessConfig) -> BatchRows:
         is_padding=is_padding,
         reward=np.array([row.double().sum().item() for row in _rows_of(data["rm_scores"])]),
         acc=_read_acc(data, correctness.key, is_padding),
-        entropy_nats=_masked_sums(_rows_of(data["entropy"]), mask) if "entropy" in data.keys() else None,
+        entropy_nats=_masked_sums(_rows_of(data["entropy"]), mask) if "entropy" in data else None,
         tokens=np.array([row.double().sum().item() for row in mask]),
     )
 
@@ -86,9 +86,7 @@ def attach_weights(batch: KVBatchMeta, weights: np.ndarray) -> KVBatchMeta:
     """
     if len(weights) != len(batch.keys):
         raise ValueError(f"{len(weights)} entropy weights for {len(batch.keys)} rows of the batch")
-    fields = TensorDict(
-        {WEIGHT_FIELD: torch.as_tensor(weights, dtype=torch.float32)}, batch_size=len(batch.keys)
-    )
+    fields = TensorDict({WEIGHT_FIELD: torch.as_tensor(weights, dtype=torch.float32)}, batch_size=len(batch.keys))
     return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
 
 
@@ -114,7 +112,7 @@ def _read_acc(data: TensorDict, key: str, is_padding: np.ndarray) -> np.ndarray 
 
     Raises CorrectnessError when only some rows do: a missing correctness is not a wrong answer.
     """
-    if "extra_fields" not in data.keys():
+    if "extra_fields" not in data:
         return None
     # Which container comes back depends on the storage backend; each yields one item per row.
     rows = [getattr(row, "data", row) for row in list(data["extra_fields"])]

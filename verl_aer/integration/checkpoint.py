@@ -10,8 +10,8 @@ import logging
 from pathlib import Path
 
 from omegaconf import DictConfig
-
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+
 from verl_aer.config.schema import EntropyConfig
 from verl_aer.control import ControlState
 from verl_aer.state import StateError, load_state

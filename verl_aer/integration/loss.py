@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
-
 from verl.trainer.ppo.core_algos import agg_loss
 from verl.utils import tensordict_utils as tu
 from verl.utils.metric import AggregationType, Metric
 from verl.workers.config import ActorConfig
 from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
+
 from verl_aer.integration.batch import WEIGHT_FIELD
 
 ALPHA_KEY = "entropy_alpha"
@@ -57,9 +57,7 @@ def entropy_loss(
     alpha = _required_alpha(data)
     weight = _required_weight(data)
     if "entropy" not in model_output:
-        raise KeyError(
-            "the actor returned no token entropy: set actor_rollout_ref.actor.calculate_entropy=true"
-        )
+        raise KeyError("the actor returned no token entropy: set actor_rollout_ref.actor.calculate_entropy=true")
     policy_loss, metrics = ppo_loss(config=config, model_output=model_output, data=data, dp_group=dp_group)
 
     entropy = no_padding_2_padding(model_output["entropy"], data)  # (N, T)
@@ -81,7 +79,7 @@ def _required_alpha(data: TensorDict) -> float:
 
 def _required_weight(data: TensorDict) -> torch.Tensor:
     """The rows' weights as ``(N, 1)``; some storage backends return ``(N,)``, some ``(N, 1)``."""
-    if WEIGHT_FIELD not in data.keys():
+    if WEIGHT_FIELD not in data:
         raise KeyError(
             f"the batch carries no {WEIGHT_FIELD!r}: the field must be written for every row, and the batch that "
             "TransferQueue returned for it must be the one that is passed on"

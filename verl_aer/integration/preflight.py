@@ -13,10 +13,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, ListConfig, OmegaConf
-
 from verl.plugin.platform import get_platform
 from verl.trainer.distillation import is_distillation_enabled
 from verl.trainer.ppo.reward import get_custom_reward_fn
+
 from verl_aer.config.schema import ConfigError, EntropyConfig, Problem, parse_entropy_config
 from verl_aer.integration.checkpoint import STATE_FILE, read_resumed_state
 from verl_aer.integration.modes import TRAINER_MODES
@@ -164,9 +164,7 @@ def _reward_reports_correctness(config: DictConfig, entropy: EntropyConfig) -> I
     if not reward.get("path"):
         return
     if not Path(reward.path).exists() and "://" not in reward.path:
-        yield Problem(
-            "reward.custom_reward_function.path", f"{reward.path} does not exist", "Correct the path."
-        )
+        yield Problem("reward.custom_reward_function.path", f"{reward.path} does not exist", "Correct the path.")
         return
     row = _first_training_row(config)
     result = None if row is None else _score_empty_answer(config, row)

@@ -12,7 +12,6 @@ import torch
 from omegaconf import DictConfig, ListConfig
 from ray.util.state import list_actors
 from torch.distributed.fsdp import FSDPModule
-
 from verl.single_controller.ray import RayWorkerGroup
 from verl.workers.rollout.replica import RolloutReplica
 
@@ -25,7 +24,7 @@ def stack_report(actor_wg: RayWorkerGroup, replicas: list[RolloutReplica]) -> li
     engines = ray.get([worker.__ray_call__.remote(_describe_engine) for worker in actor_wg.workers])
     servers = ray.get([server.__ray_call__.remote(_describe_server) for r in replicas for server in r.servers])
     actors = Counter(
-        actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")], limit=10_000)
+        actor.class_name.rpartition(".")[2] for actor in list_actors(filters=[("state", "!=", "DEAD")], limit=10_000)
     )
     return [
         "ray actors: " + ", ".join(f"{count} {name}" for name, count in sorted(actors.items())),

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, open_dict
 from transfer_queue import KVBatchMeta
-
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
+
 from verl_aer.allocation import allocate
 from verl_aer.config.schema import ConfigError, to_mapping
 from verl_aer.control import Decision, EntropyControl
@@ -92,9 +92,7 @@ class EntropyTrainerMixin:
     def _setup(self) -> None:
         super()._setup()
         actor_config = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
-        self.actor_rollout_wg.set_loss_fn(
-            partial(entropy_loss, actor_config, self.entropy_config.aggregation)
-        )
+        self.actor_rollout_wg.set_loss_fn(partial(entropy_loss, actor_config, self.entropy_config.aggregation))
 
     def fit(self, *args: Any, **kwargs: Any) -> None:
         for line in stack_report(self.actor_rollout_wg, self.llm_server_manager.get_replicas()):
@@ -145,9 +143,7 @@ class EntropyTrainerMixin:
         weights = allocate(self.entropy_config.allocation, groups)
         if rows.entropy_nats is not None:
             real = ~rows.is_padding
-            self._step_record.add_entropy(
-                float(rows.entropy_nats[real].sum()), float(rows.tokens[real].sum())
-            )
+            self._step_record.add_entropy(float(rows.entropy_nats[real].sum()), float(rows.tokens[real].sum()))
         self._step_record.metrics = group_metrics(groups, weights, rows)
         return weights
 
@@ -167,9 +163,7 @@ class EntropyTrainerMixin:
 
     def _save_checkpoint(self) -> None:
         # First: veRL marks the checkpoint complete at the end of its own part.
-        save_state(
-            state_path(self.config, self.global_steps), self.entropy_control.state, self.entropy_config
-        )
+        save_state(state_path(self.config, self.global_steps), self.entropy_control.state, self.entropy_config)
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:

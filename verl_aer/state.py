@@ -74,7 +74,7 @@ def load_state(path: str | os.PathLike[str], config: EntropyConfig) -> ControlSt
 
 
 def _digest(document: dict[str, Any]) -> str:
-    contents = json.dumps([document["config"], document["state"]], sort_keys=True, allow_nan=False)
+    contents = json.dumps([document["config"], document["state"]], sort_keys=True)
     return hashlib.sha256(contents.encode()).hexdigest()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
 import tempfile
@@ -9,7 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_aer import ControlState, EntropyControl, load_state, parse_entropy_config, save_state
+from verl_aer import ControlState, EntropyControl, StateError, load_state, parse_entropy_config, save_state
 from verl_aer.controller import UPDATE_RULES
 from verl_aer.simulate import Plant, replay, simulate
 
@@ -95,6 +96,22 @@ def test_a_saved_state_comes_back_bit_for_bit(alpha, initial_entropy, anchor_sum
         loaded = load_state(path, config)
     for name in ("alpha", "initial_entropy", "anchor_sum", "entropy_ema"):
         assert struct.pack("<d", getattr(loaded, name)) == struct.pack("<d", getattr(state, name))
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_a_state_file_with_a_changed_byte_is_refused_or_says_the_same(data):
+    config = parse_entropy_config({"method": "aer"})
+    state = ControlState(0.0123, 1.25, 1.25, 1, 0.375, step=9, updates=9)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "aer_state.json"
+        save_state(path, state, config)
+        content = bytearray(path.read_bytes())
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+        path.write_bytes(content)
+        # A space in the place of a line break, for one, changes nothing.
+        with contextlib.suppress(StateError):
+            assert load_state(path, config) == state
 
 
 @given(configs(), st.integers(1, 60), st.integers(0, 5))

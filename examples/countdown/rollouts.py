@@ -39,9 +39,7 @@ class Competence:
             solved = (accuracy > 0).mean()
             lines.append(f"{level!s:>6} {len(accuracy):8d} {accuracy.mean():7.3f} {solved:7.3f}")
         hard, easy = (self.accuracy <= 0.25).mean(), (self.accuracy >= 0.75).mean()
-        lines.append(
-            f"entropy {self.entropy:.3f} nats/token; group accuracy <= 0.25: {hard:.0%}, >= 0.75: {easy:.0%}"
-        )
+        lines.append(f"entropy {self.entropy:.3f} nats/token; group accuracy <= 0.25: {hard:.0%}, >= 0.75: {easy:.0%}")
         return "\n".join(lines)
 
 

@@ -14,8 +14,8 @@ from examples.countdown.task import LONGEST_PROMPT
 STEPS = 250
 PROMPTS = 32
 ROLLOUTS = 8
-MINI_BATCHES = 8
-LEARNING_RATE = 5e-5
+MINI_BATCHES = 4
+LEARNING_RATE = 1e-4
 TEST_SAMPLES = 8
 """Rollouts a held-out prompt, at the temperature of training."""
 AER_OVERRIDES = ["entropy.target.tau=0.6"]

@@ -6,7 +6,7 @@ number once, with + - *, evaluated from left to right, and reaches the target. k
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,31 +47,27 @@ class Problem:
         return f"{self.key}:"
 
 
-def random_expression(rng: np.random.Generator, level: int) -> str:
-    """`level` numbers uniform on 1..9 joined by operators uniform on + - *."""
-    numbers = rng.integers(1, 10, size=level)
-    operators = rng.integers(0, len(OPERATORS), size=level - 1)
-    tail = "".join(
-        f"{OPERATORS[operator]}{number}" for operator, number in zip(operators, numbers[1:], strict=True)
-    )
+def random_expression(rng: np.random.Generator, numbers: Sequence[int]) -> str:
+    """The numbers in a random order, joined by operators uniform on + - *."""
+    numbers = rng.permutation(numbers)
+    operators = rng.integers(0, len(OPERATORS), size=len(numbers) - 1)
+    tail = "".join(f"{OPERATORS[operator]}{number}" for operator, number in zip(operators, numbers[1:], strict=True))
     return f"{numbers[0]}{tail}"
 
 
-def random_problem(
-    rng: np.random.Generator, level: int, held_out: Collection[tuple] = ()
-) -> tuple[Problem, str]:
+def random_problem(rng: np.random.Generator, level: int, held_out: Collection[tuple] = ()) -> tuple[Problem, str]:
     """A solvable problem and one answer to it, by rejection.
 
-    expression ~ random_expression until 0 <= value <= 99 and the problem is not held out;
-    the problem shows the expression's numbers in a random order.
+    numbers ~ uniform on 1..9 and expression ~ random_expression(numbers),
+    until 0 <= value <= 99 and the problem is not held out.
 
     Args:
         held_out: canonical problems that must not be drawn.
     """
     while True:
-        expression = random_expression(rng, level)
+        numbers = tuple(int(number) for number in rng.integers(1, 10, size=level))
+        expression = random_expression(rng, numbers)
         target = evaluate(expression)
-        numbers = tuple(int(number) for number in rng.permutation([int(digit) for digit in expression[::2]]))
         problem = Problem(numbers, target)
         if 0 <= target <= LARGEST_TARGET and problem.canonical not in held_out:
             return problem, expression

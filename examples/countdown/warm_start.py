@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from examples.countdown.model import build_model, build_tokenizer, save
 from examples.countdown.prepare import held_out_canonicals, train_problems
 from examples.countdown.rollouts import measure
-from examples.countdown.task import LEVELS, random_problem
+from examples.countdown.task import LEVELS, random_expression, random_problem
 
 SETTINGS_FILE = "warm_start.json"
 MEASURED_PROMPTS = 256
@@ -39,10 +39,11 @@ class Settings:
     """Everything that decides the resulting policy, apart from the code and the number of threads."""
 
     seed: int = 0
-    steps: int = 400
-    batch: int = 256
-    learning_rate: float = 2e-3
+    steps: int = 1000
+    batch: int = 128
+    learning_rate: float = 3e-3
     warmup_steps: int = 20
+    wrong_share: float = 0.15
 
     def learning_rate_at(self, step: int) -> float:
         """lr · min(1, step / warmup) · (1 + cos(π step / steps)) / 2, step counted from 1."""
@@ -50,21 +51,34 @@ class Settings:
         return self.learning_rate * warmup * (1 + math.cos(math.pi * step / self.steps)) / 2
 
 
-def solved_batch(
-    rng: np.random.Generator, size: int, tokenizer: PreTrainedTokenizerFast, excluded: frozenset[tuple]
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """`size` solved problems, the levels in turn: the model's inputs, and labels on the answer's tokens."""
-    solved = [random_problem(rng, LEVELS[i % len(LEVELS)], excluded) for i in range(size)]
-    texts = [f"{problem.prompt}{answer}{tokenizer.eos_token}" for problem, answer in solved]
-    inputs = tokenizer(texts, padding=True, return_tensors="pt")
-    width = inputs["input_ids"].shape[1]
-    answer_length = torch.tensor([len(answer) + 1 for _, answer in solved])
-    is_answer = torch.arange(width) >= width - answer_length.unsqueeze(1)
-    return dict(inputs), torch.where(is_answer, inputs["input_ids"], IGNORED)
+def demonstrations(rng: np.random.Generator, settings: Settings, excluded: frozenset[tuple]) -> list[tuple[str, str]]:
+    """A batch of (prompt, answer), the levels in turn.
+
+    answer = a right one, or with probability `wrong_share` any expression of the problem's numbers.
+    The wrong ones stand for an imperfect corpus: they leave the policy with mass that GRPO can remove.
+    """
+    drawn = []
+    for i in range(settings.batch):
+        problem, answer = random_problem(rng, LEVELS[i % len(LEVELS)], excluded)
+        if rng.random() < settings.wrong_share:
+            answer = random_expression(rng, problem.numbers)
+        drawn.append((problem.prompt, answer))
+    return drawn
+
+
+def encode(drawn: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids (batch, width), padded on the right, and labels on the answers and their ends alone."""
+    texts = [f"{prompt}{answer}{tokenizer.eos_token}" for prompt, answer in drawn]
+    # Padding comes last and attention is causal, so no answer sees it and no mask is needed.
+    ids = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
+    position = torch.arange(ids.shape[1])
+    start = torch.tensor([len(prompt) for prompt, _ in drawn]).unsqueeze(1)
+    end = start + torch.tensor([len(answer) + 1 for _, answer in drawn]).unsqueeze(1)
+    return ids, torch.where((start <= position) & (position < end), ids, IGNORED)
 
 
 def train(settings: Settings) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
-    """Minimise the cross entropy of random answers to random problems, none of them held out."""
+    """Minimise the cross entropy of demonstrations of random problems, none of them held out."""
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, settings.seed).train()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01, betas=(0.9, 0.99))
@@ -72,8 +86,8 @@ def train(settings: Settings) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast
     excluded = held_out_canonicals()
     started = time.monotonic()
     for step in range(1, settings.steps + 1):
-        inputs, labels = solved_batch(rng, settings.batch, tokenizer, excluded)
-        loss = model(**inputs, labels=labels).loss
+        ids, labels = encode(demonstrations(rng, settings, excluded), tokenizer)
+        loss = model(input_ids=ids, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -9,18 +9,32 @@ import torch
 from examples.countdown.model import build_tokenizer
 from examples.countdown.reward import is_correct
 from examples.countdown.rollouts import Competence
-from examples.countdown.warm_start import IGNORED, Settings, solved_batch, train, warm_start
+from examples.countdown.warm_start import IGNORED, Settings, demonstrations, encode, train, warm_start
 
 
 def test_only_the_answer_and_its_end_are_learnt():
     tokenizer = build_tokenizer()
-    inputs, labels = solved_batch(np.random.default_rng(0), 8, tokenizer, frozenset())
-    for ids, row in zip(inputs["input_ids"], labels, strict=True):
-        prompt = tokenizer.decode(ids[row == IGNORED], skip_special_tokens=True)
-        answer = tokenizer.decode(ids[row != IGNORED])
-        assert answer.endswith("<eos>")
-        assert is_correct(answer.removesuffix("<eos>"), prompt.removesuffix(":"))
-        assert torch.equal(ids[row != IGNORED], row[row != IGNORED])
+    drawn = demonstrations(np.random.default_rng(0), Settings(batch=8), frozenset())
+    ids, labels = encode(drawn, tokenizer)
+    for row, label, (prompt, answer) in zip(ids, labels, drawn, strict=True):
+        learnt = label != IGNORED
+        assert torch.equal(row[learnt], label[learnt])
+        assert tokenizer.decode(label[learnt]) == f"{answer}<eos>"
+        assert tokenizer.decode(row[~learnt], skip_special_tokens=True) == prompt
+
+
+def test_wrong_share_is_the_share_of_random_answers():
+    rng = np.random.default_rng(0)
+
+    def share_right(wrong_share: float) -> float:
+        drawn = demonstrations(rng, Settings(batch=400, wrong_share=wrong_share), frozenset())
+        return sum(is_correct(answer, prompt.removesuffix(":")) for prompt, answer in drawn) / len(drawn)
+
+    assert share_right(0.0) == 1.0
+    # All random: level 2 is right in 1/3 of the cases or, as + and * commute, a little more; the others in
+    # under 1/5, 1/10 and 1/20. The mean is then under 0.2, and a half of random answers leaves 0.5 to 0.6.
+    assert share_right(1.0) < 0.2
+    assert share_right(0.5) == pytest.approx(0.55, abs=0.08)
 
 
 def test_learning_rate_rises_then_falls_to_zero():

@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "doctor +entropy=aer data.train_files=train.parquet data.val_files=test.parquet",
         "doctor --config-path pkg://verl_aer.config --config-name aer_trainer entropy=aer hardware=cpu",
     )
-        doctor.add_argument("--config-name", default="ppo_trainer", help="as for veRL's command")
+    doctor.add_argument("--config-name", default="ppo_trainer", help="as for veRL's command")
     doctor.add_argument(
         "--config-path", default="pkg://verl.trainer.config", help="as for veRL's command, a pkg:// path"
     )
@@ -142,7 +142,7 @@ def _add(
     summary: str,
     run: Callable[[argparse.Namespace], int],
     *examples: str,
-) -> argparse.ArgumentParser:  
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(
         name,
         help=summary,

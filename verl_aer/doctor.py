@@ -74,9 +74,7 @@ class Probe(NamedTuple):
     error: str
 
 
-def doctor(
-    overrides: Sequence[str] = (), config_name: str = "ppo_trainer", config_path: str = VERL_CONFIGS
-) -> int:
+def doctor(overrides: Sequence[str] = (), config_name: str = "ppo_trainer", config_path: str = VERL_CONFIGS) -> int:
     """Print the report; 0 without a failed check, else 1.
 
     Args:
@@ -229,7 +227,7 @@ def check_resources() -> list[Check]:
 
 def config_checks(overrides: Sequence[str], config_name: str, config_path: str) -> list[Check]:
     """The run's config, composed as veRL composes it, and its problems."""
-        from hydra.errors import HydraException
+    from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     with warnings.catch_warnings():
@@ -247,9 +245,7 @@ def config_checks(overrides: Sequence[str], config_name: str, config_path: str) 
     return [Check("config", FAIL, f"{problem.key}: {problem.message}", problem.fix) for problem in problems]
 
 
-def compose(
-    overrides: Sequence[str], config_name: str = "ppo_trainer", config_path: str = VERL_CONFIGS
-) -> DictConfig:
+def compose(overrides: Sequence[str], config_name: str = "ppo_trainer", config_path: str = VERL_CONFIGS) -> DictConfig:
     """The config that `python -m verl.trainer.main_ppo` would have with these overrides."""
     import hydra
 

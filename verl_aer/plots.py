@@ -204,7 +204,7 @@ def _label_axes(axes: Axes, title: str, unit: str) -> None:
     axes.spines[["left", "bottom"]].set_color("#BBBBBB")
     axes.tick_params(colors=FAINT_INK, labelsize=8.5, length=3)
     axes.margins(x=0.02)
-        if not axes.has_data():
+    if not axes.has_data():
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "not in these logs", transform=axes.transAxes, ha="center", color=FAINT_INK)
 

@@ -16,13 +16,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from omegaconf import DictConfig
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
-from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+
+if TYPE_CHECKING:
+    from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 PROBE_SECONDS = 1.0
 """Between two looks at the processes of a run."""

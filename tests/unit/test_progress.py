@@ -1,0 +1,247 @@
+"""A run as a child process, with real children: progress, failure, stall, signals, leftovers."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from verl_aer import process_tree, progress
+from verl_aer.failure import explain_failure, root_cause
+from verl_aer.metrics_log import MetricsRow
+from verl_aer.process_tree import ProcessTree, read_process_table
+from verl_aer.progress import STALL_EXIT_CODE, Progress, run_with_progress
+
+
+class Run:
+    """A child written in Python, its files, and what was shown of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "train.log"
+        self.metrics = folder / "metrics.jsonl"
+        self.pids = folder / "pids"
+        self.stream = io.StringIO()
+
+    def command(self, code: str) -> list[str]:
+        modules = "import json, os, signal, subprocess, sys, time\n"
+        names = f"metrics, pids = {str(self.metrics)!r}, {str(self.pids)!r}\n"
+        return [sys.executable, "-c", modules + names + textwrap.dedent(code)]
+
+    def go(self, code: str, steps: int = 3, **options: object) -> int:
+        return run_with_progress(
+            self.command(code),
+            log_path=self.log,
+            metrics_path=self.metrics,
+            steps=steps,
+            stream=self.stream,
+            **options,
+        )
+
+    @property
+    def shown(self) -> list[str]:
+        return self.stream.getvalue().splitlines()
+
+    def alive(self) -> list[int]:
+        table = read_process_table()
+        written = [int(pid) for pid in self.pids.read_text().split()]
+        return [pid for pid in written if pid in table and not table[pid].is_zombie]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr(progress, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(process_tree, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(progress, "GRACE_SECONDS", 0.5)
+    return Run(tmp_path)
+
+
+def test_progress_proof_lines_and_saturation_of_a_run_that_succeeds(run: Run) -> None:
+    run.metrics.write_text('{"step": 99, "data": {}}\n')
+    code = run.go(
+        """
+        print("\\x1b[36m(TaskRunner pid=123)\\x1b[0m [verl_aer] training: FSDP2", flush=True)
+        print("(WorkerDict pid=124, ip=10.0.0.1) [verl_aer] training: FSDP2", flush=True)
+        with open(metrics, "w") as log:
+            for step in range(0, 13):
+                data = {"aer/entropy": 0.5, "aer/target": 0.25, "aer/alpha": 0.125,
+                        "aer/error": -0.25 + 0.5 * (step > 9),
+                        "aer/saturated": float(step > 8), "aer/accuracy/mean": 0.75} if step else {"val": 1}
+                log.write(json.dumps({"step": step, "data": data}) + "\\n")
+        """,
+        steps=12,
+        line_every=5,
+    )
+    assert code == 0
+    status = "entropy 0.500 (target 0.250)  alpha 0.1250  accuracy 0.75"
+    steps = [line for line in run.shown if " step " in line]
+    assert [line.split()[2] for line in steps] == ["1/12", "5/12", "10/12", "12/12"]
+    assert all(status in line for line in steps)
+    assert [line for line in run.shown if line.startswith("[verl_aer]")] == ["[verl_aer] training: FSDP2"]
+    # Steps 9 to 12 are saturated: 9 with too much entropy, at the lower bound, the others with too little.
+    assert run.shown[-2:] == [
+        "alpha sat at its bound in 3 of 12 steps: raise entropy.controller.maximum",
+        "alpha sat at its bound in 1 of 12 steps: lower entropy.controller.minimum",
+    ]
+    assert run.shown[-3].startswith("finished 12 of 12 steps in 0:0")
+    # A log that was there before is not this run's, and is kept.
+    assert "99" in run.metrics.with_name("metrics.jsonl.previous").read_text()
+
+
+def test_before_the_first_step_it_says_what_it_waits_for(run: Run) -> None:
+    run.go("time.sleep(0.2)")
+    assert run.shown[0] == "0:00  starting Ray, FSDP2 and vLLM (usually 1-2 min)"
+
+
+def test_the_cause_of_a_failure_comes_last(run: Run) -> None:
+    code = run.go(
+        """
+        print("\\x1b[36m(TaskRunner pid=9)\\x1b[0m Traceback (most recent call last):")
+        print("\\x1b[36m(TaskRunner pid=9)\\x1b[0m ValueError: the first row has no 'acc'")
+        print("\\x1b[36m(TaskRunner pid=9)\\x1b[0m   return it from the reward")
+        print()
+        print("ray.exceptions.RayTaskError(ValueError): \\x1b[36mray::TaskRunner.run()\\x1b[39m (pid=9)")
+        print("vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.", flush=True)
+        sys.exit(3)
+        """
+    )
+    assert code == 3
+    assert run.shown[-4:] == [
+        "the run failed (exit code 3):",
+        "  ValueError: the first row has no 'acc'",
+        "    return it from the reward",
+        f"whole log: {run.log}",
+    ]
+
+
+def test_a_real_traceback_is_reduced_to_its_message(run: Run) -> None:
+    code = run.go("raise RuntimeError('two\\nlines')")
+    assert code == 1
+    assert run.shown[-3:-1] == ["  RuntimeError: two", "  lines"]
+
+
+def test_without_an_exception_the_last_lines_are_the_cause() -> None:
+    problems = ["the entropy control found 1 problem:", "  1. entropy.target.tau: must be in (0, 1]"]
+    assert root_cause([*problems, ""]) == problems
+    only_consequences = ["ray.exceptions.ActorDiedError: The actor died"]
+    assert root_cause(["noise", *only_consequences]) == only_consequences
+
+
+def test_killed_for_memory_is_said(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    log.write_text("loading\n")
+    assert "memory runs out" in explain_failure(-signal.SIGKILL, log)[0]
+
+
+def test_a_stalled_run_is_stopped_with_everything_it_started(run: Run) -> None:
+    code = run.go(
+        """
+        # Ray's way: a daemon in another process group; and a worse one: in another session, deaf to SIGTERM, orphaned.
+        deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+        group = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], process_group=0) \\
+            if sys.version_info >= (3, 11) else subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        session = subprocess.Popen([sys.executable, "-c", deaf], start_new_session=True)
+        open(pids, "w").write(f"{os.getpid()} {group.pid} {session.pid}")
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(60)
+        """,
+        stall_seconds=1.0,
+    )
+    assert code == STALL_EXIT_CODE
+    assert "no output and no metrics for 1 s" in run.shown[-2]
+    assert run.alive() == []
+
+
+def test_output_alone_keeps_a_run_alive(run: Run) -> None:
+    assert run.go("for _ in range(8): time.sleep(0.15); print('.', flush=True)", stall_seconds=0.9) == 0
+
+
+def test_leftovers_of_a_run_that_ended_well_are_ended(run: Run) -> None:
+    code = run.go(
+        """
+        left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+        open(pids, "w").write(str(left.pid))
+        time.sleep(0.5)
+        """
+    )
+    assert code == 0
+    assert run.alive() == []
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_us_ends_the_run(run: Run, sent: signal.Signals) -> None:
+    handler = signal.getsignal(sent)
+    code = run.go(
+        f"""
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        open(pids, "w").write(f"{{os.getpid()}} {{child.pid}}")
+        os.kill({os.getpid()}, {sent.value})
+        time.sleep(60)
+        """
+    )
+    assert code == 128 + sent
+    assert run.shown[-1] == f"stopped by {sent.name} at step 0 of 3"
+    assert run.alive() == []
+    assert signal.getsignal(sent) is handler
+
+
+def test_a_child_killed_by_a_signal_gives_its_shell_exit_code(run: Run) -> None:
+    assert run.go("os.kill(os.getpid(), signal.SIGKILL)") == 128 + signal.SIGKILL
+
+
+def test_the_tree_leaves_other_processes_alone() -> None:
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
+    try:
+        tree = ProcessTree(child)
+        assert tree.watch() == [child.pid]
+        tree.end()
+        assert child.poll() == -signal.SIGTERM
+        assert other.poll() is None
+    finally:
+        for process in (other, child):
+            process.kill()
+            process.wait()
+
+
+def test_remaining_time_follows_the_pace_of_the_last_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 10.0, 12.0, 14.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    run = Progress(steps=10)
+    for step in (1, 2, 3):
+        run.add(MetricsRow(step, {}))
+    # Two steps in 4 s and seven to go; the slow start before step 1 does not count.
+    assert run.remaining == pytest.approx(14.0)
+
+
+def test_bar_on_a_terminal_fits_into_80_columns(run: Run) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    run.stream = Terminal()
+    data = {"aer/entropy": 0.5, "aer/target": 0.25, "aer/alpha": 0.125, "aer/accuracy/mean": 0.75}
+    rows = [json.dumps({"step": step, "data": data}) for step in (1, 2, 100)]
+    code = run.go(
+        f"""
+        print("[verl_aer] rollout: vLLM", flush=True)
+        with open(metrics, "w") as log:
+            for row in {rows!r}:
+                log.write(row + "\\n"); log.flush(); time.sleep(0.3)
+        """,
+        steps=800,
+        env={**os.environ, "COLUMNS": "80"},
+    )
+    assert code == 0
+    text = run.stream.getvalue()
+    assert "100/800" in text
+    assert "H 0.500 → 0.250  α 0.1250  accuracy 0.75  ETA" in text
+    assert "[verl_aer] rollout: vLLM" in text
+    assert "…" not in text

@@ -33,6 +33,17 @@ class CPUWorkerExtension(vLLMColocateWorkerExtension):
         keep_linear_weights()
         return super().__new__(cls, **kwargs)
 
+    def update_weights_from_ipc(self, *args: Any, **kwargs: Any) -> None:
+        """Raise the reason of a failed update.
+
+        Symptom: ``BufferError: cannot close exported pointers exist`` in place of the reason. veRL's receiver
+        closes the shared memory in its ``finally``, while the failed loading still holds views of it.
+        """
+        try:
+            super().update_weights_from_ipc(*args, **kwargs)
+        except BufferError as error:
+            raise error.__context__ or error from None
+
     def _update_weights(
         self, weights: list[tuple[str, torch.Tensor]], peft_config: dict | None, base_sync_done: bool
     ) -> None:

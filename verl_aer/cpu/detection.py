@@ -10,6 +10,7 @@ driver): nothing on such a host shows the GPUs of the others, but its torch and 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -26,9 +27,10 @@ def accelerator_present() -> bool:
     Apple's MPS does not count: veRL has no platform for it.
     """
     for name in PlatformRegistry.registered_names():
-        platform_class = PlatformRegistry.get(name)
-        if name != CPU_PLATFORM and platform_class().is_platform_available(use_smi_check=True):
-            return True
+        # veRL's detection passes over a platform that cannot answer, and so do we.
+        with suppress(Exception):
+            if name != CPU_PLATFORM and PlatformRegistry.get(name)().is_platform_available(use_smi_check=True):
+                return True
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator is not None and accelerator.type != "mps"
 

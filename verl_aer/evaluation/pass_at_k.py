@@ -195,9 +195,7 @@ def _read_rows(path: Path) -> list[Mapping]:
                 f"{path}, line {number}: not JSON ({error}); was the run stopped while it wrote?"
             ) from error
         if "input" not in row:
-            raise DumpError(
-                f"{path}, line {number}: no 'input'; is this a file of trainer.validation_data_dir?"
-            )
+            raise DumpError(f"{path}, line {number}: no 'input'; is this a file of trainer.validation_data_dir?")
         rows.append(row)
     if not rows:
         raise DumpError(f"{path}: the file is empty")
@@ -256,10 +254,7 @@ def _common_levels(
             level_of = these
     if not level_of:
         raise DumpError("no dump was given")
-    levels = {
-        level: [key for key, its in level_of.items() if its == level]
-        for level in sorted(set(level_of.values()))
-    }
+    levels = {level: [key for key, its in level_of.items() if its == level] for level in sorted(set(level_of.values()))}
     return levels | {ALL_LEVELS: list(level_of)}
 
 

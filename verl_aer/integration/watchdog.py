@@ -44,13 +44,14 @@ def failure_of(actor: Any) -> str | None:
     A rollout server outlives its engine: vLLM's client then says ``errored``. The CPU server also keeps the
     error of a weight update in ``weight_update_error``.
     """
-    error = getattr(actor, "weight_update_error", None)
-    if error is not None:
-        return f"it could not load the actor's weights: {error}"
     engine = getattr(actor, "engine", None)
     if getattr(engine, "errored", False):
-        return f"its engine died: {engine.dead_error}"
-    return None
+        return (
+            f"its engine died: {engine.dead_error} If nothing above says why, something outside the run "
+            "killed it, as the system does when memory runs out."
+        )
+    error = getattr(actor, "weight_update_error", None)
+    return None if error is None else f"it could not load the actor's weights: {error}"
 
 
 class Watchdog:

@@ -28,13 +28,18 @@ def install() -> bool:
     from verl_aer.cpu.packages import provide_vllm_metadata, require_working_torchvision
     from verl_aer.cpu.platform import register_cpu_platform
     from verl_aer.cpu.process_group import use_one_backend_entry
-    from verl_aer.cpu.registrations import register_fsdp2_engines, register_vllm_replica
+    from verl_aer.cpu.registrations import (
+        leave_memory_unpinned,
+        register_fsdp2_engines,
+        register_vllm_replica,
+    )
 
     register_cpu_platform()
     require_working_torchvision()
     provide_vllm_metadata()
     after_import("verl.utils.distributed", use_one_backend_entry)
     after_import("verl.workers.engine.fsdp.transformer_impl", register_fsdp2_engines)
+    after_import("verl.workers.engine.fsdp.transformer_impl", leave_memory_unpinned)
     after_import("verl.workers.rollout.replica", register_vllm_replica)
     return True
 

@@ -78,18 +78,18 @@ def train(
 
     Args:
         entropy: the method, a name that `verl-aer methods` lists.
-        seed: of the warm start, the prompts' order, sampling and mini-batches.
+        seed: of the prompts' order, sampling and mini-batches; the warm start is the same for all.
         steps: training steps.
         folder: where the run's own files go.
         shared: where data and warm starts are, for all runs.
         overrides: further Hydra overrides, last and strongest.
     """
-    run = Run(folder=folder, data=shared / "data", model=shared / f"warm_start-{seed}")
+    run = Run(folder=folder, data=shared / "data", model=shared / "warm_start")
     command = training_command(run, entropy, seed=seed, steps=steps, overrides=overrides)
     if is_finished(run, command):
         print(f"{folder}: finished already with this command, not run again")
         return 0
-    make_inputs(run, seed)
+    make_inputs(run)
     for path in (run.finished, run.metrics, run.figure):
         path.unlink(missing_ok=True)
     shutil.rmtree(run.validation, ignore_errors=True)
@@ -144,12 +144,12 @@ def is_finished(run: Run, command: Sequence[str]) -> bool:
     return run.finished.exists() and json.loads(run.finished.read_text())["command"] == list(command)
 
 
-def make_inputs(run: Run, seed: int) -> None:
+def make_inputs(run: Run) -> None:
     """Data and warm start, each only if it is not there already."""
     if not (run.data / "test.parquet").exists():
         prepare.prepare(run.data, prepare.TRAIN_ROWS, seed=0)
         print(f"data in {run.data}")
-    if warm_start.warm_start(run.model, warm_start.Settings(seed=seed)):
+    if warm_start.warm_start(run.model, warm_start.Settings()):
         print(f"warm start in {run.model}")
 
 
@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--entropy", default="aer", help="the method, as `verl-aer methods` lists them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=settings.STEPS)
-    parser.add_argument("--name", help="folder of the run under --runs; by default method, overrides and seed")
+    parser.add_argument("--name", help="folder of the run under --runs (default METHOD-seedSEED)")
     parser.add_argument("--runs", type=Path, default=RUNS, help=f"folder of all runs (default {RUNS})")
     parser.add_argument("--print-command", action="store_true", help="print veRL's command and do nothing")
     parser.add_argument("overrides", nargs="*", help="further Hydra overrides, after `--`")
@@ -206,7 +206,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = args.name or f"{args.entropy}-seed{args.seed}"
     folder = args.runs / name
     if args.print_command:
-        run = Run(folder=folder, data=args.runs / "data", model=args.runs / f"warm_start-{args.seed}")
+        run = Run(folder=folder, data=args.runs / "data", model=args.runs / "warm_start")
         command = training_command(run, args.entropy, seed=args.seed, steps=args.steps, overrides=args.overrides)
         print(shlex.join(command))
         return 0

@@ -1,0 +1,84 @@
+"""The watchdog with real Ray actors: the busy, the dead and the one without its engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+import ray
+
+import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
+from verl_aer.integration.watchdog import Watchdog, WorkerDied
+
+pytestmark = [
+    pytest.mark.e2e,
+    # Ray's own sockets and files, closed at shutdown.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_cluster(ray_temp_dir):
+    ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, _temp_dir=str(ray_temp_dir))
+    yield
+    ray.shutdown()
+
+
+@ray.remote(num_cpus=0)
+class Server:
+    """Stands in for a rollout server, whose engine may die before it does."""
+
+    def __init__(self):
+        self.engine = SimpleNamespace(errored=False, dead_error="killed.")
+
+    def pid(self):
+        return os.getpid()
+
+    def lose_engine(self):
+        self.engine.errored = True
+
+    def work(self, seconds):
+        time.sleep(seconds)
+
+
+def check_for(dog: Watchdog, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        dog.check()
+        time.sleep(0.05)
+
+
+def test_a_busy_actor_is_not_taken_for_dead():
+    server = Server.remote()
+    ray.get(server.pid.remote())
+    dog = Watchdog()
+    work = server.work.remote(4)
+    dog.watch("server", [server])
+    check_for(dog, 3)
+    ray.get(work)
+
+
+def test_a_killed_actor_ends_the_wait_within_seconds():
+    servers = [Server.remote(), Server.remote()]
+    pids = ray.get([server.pid.remote() for server in servers])
+    dog = Watchdog()
+    dog.watch("server", servers)
+    check_for(dog, 1.5)
+    os.kill(pids[1], signal.SIGKILL)
+    with pytest.raises(WorkerDied, match="server 1 died"):
+        check_for(dog, 30)
+
+
+def test_a_server_without_its_engine_ends_the_wait():
+    server = Server.remote()
+    dog = Watchdog()
+    dog.watch("server", [server])
+    ray.get(server.lose_engine.remote())
+    with pytest.raises(WorkerDied, match=r"server 0 failed: its engine died: killed\."):
+        check_for(dog, 30)

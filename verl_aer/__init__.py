@@ -18,29 +18,46 @@ nothing of veRL. Letters and units used throughout:
 The loss is L = L_policy - alpha * agg(m * w * H).
 """
 
-from verl_aer.allocation import Allocation, AllocationError, allocate
-from verl_aer.config.schema import ConfigError, EntropyConfig, Problem, parse_entropy_config, to_mapping
-from verl_aer.control import ControlState, Decision, EntropyControl
-from verl_aer.controller import Controller
-from verl_aer.correctness import CorrectnessError, Groups, group_rows, trajectory_correctness
-from verl_aer.functional import Functional
-from verl_aer.methods import aer as _aer  # noqa: F401 - registers the methods
-from verl_aer.methods import baselines as _baselines  # noqa: F401 - registers the methods
-from verl_aer.methods.registry import (
-    Method,
-    UnknownNameError,
-    get_method,
-    get_part,
-    method_names,
-    part_names,
-    register_allocation,
-    register_controller,
-    register_functional,
-    register_method,
-    register_target,
-)
-from verl_aer.state import StateError, load_state, save_state
-from verl_aer.target import Target
+from __future__ import annotations
+
+import importlib as _importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from verl_aer.public import (
+        Allocation,
+        AllocationError,
+        ConfigError,
+        Controller,
+        ControlState,
+        CorrectnessError,
+        Decision,
+        EntropyConfig,
+        EntropyControl,
+        Functional,
+        Groups,
+        Method,
+        Problem,
+        StateError,
+        Target,
+        UnknownNameError,
+        allocate,
+        get_method,
+        get_part,
+        group_rows,
+        load_state,
+        method_names,
+        parse_entropy_config,
+        part_names,
+        register_allocation,
+        register_controller,
+        register_functional,
+        register_method,
+        register_target,
+        save_state,
+        to_mapping,
+        trajectory_correctness,
+    )
 
 __version__ = "0.1.0"
 
@@ -78,3 +95,15 @@ __all__ = [
     "to_mapping",
     "trajectory_correctness",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """The public names, loaded on first use: `verl-aer doctor` has to run where torch is missing or broken."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(_importlib.import_module("verl_aer.public"), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

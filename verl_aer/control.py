@@ -80,7 +80,7 @@ class EntropyControl:
     0.0000
     0.0020
 
-    The first step sets H* = 0.4 * 1.0; only the third is below it, by 0.1 nat, and eta = 0.02.
+    The first step sets H* = 0.4 * 1.0; only the third is below it, by 0.1 nat, and eta = 0.05.
     """
 
     def __init__(self, config: EntropyConfig, state: ControlState | None = None) -> None:

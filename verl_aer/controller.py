@@ -96,7 +96,7 @@ class Integral(Controller):
     """
 
     update_rule: str = "proportional"
-    eta: float = 0.02
+    eta: float = 0.05
     initial: float = 0.0
     minimum: float = 0.0
     maximum: float = 0.2

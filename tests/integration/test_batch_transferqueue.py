@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from omegaconf import OmegaConf
-
-import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 import ray
+import torch
 import transfer_queue as tq
+from omegaconf import OmegaConf
 from transfer_queue import KVBatchMeta
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
+
+import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer.config.schema import CorrectnessConfig
 from verl_aer.correctness import CorrectnessError
 from verl_aer.integration.batch import WEIGHT_FIELD, attach_weights, read_rows

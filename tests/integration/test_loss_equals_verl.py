@@ -13,11 +13,11 @@ from functools import partial
 import pytest
 import torch
 from tensordict import TensorDict
-
-import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPActorConfig
 from verl.workers.utils.losses import ppo_loss
+
+import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer.integration.batch import WEIGHT_FIELD
 from verl_aer.integration.loss import ALPHA_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS, entropy_loss
 

@@ -101,7 +101,7 @@ def parse_entropy_config(node: Mapping[str, Any] | DictConfig) -> EntropyConfig:
 
     >>> config = parse_entropy_config({"method": "aer", "target": {"tau": 0.5}})
     >>> config.target, config.controller.eta
-    (Anchored(tau=0.5, initial_entropy=None, anchor_steps=1), 0.02)
+    (Anchored(tau=0.5, initial_entropy=None, anchor_steps=1), 0.05)
     >>> parse_entropy_config({"method": "aer", "allocation": {"rho": 0.0}})
     Traceback (most recent call last):
     verl_aer.config.schema.ConfigError: the entropy control found 1 problem in the config:

@@ -4,33 +4,47 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 import torch
 from omegaconf import DictConfig, ListConfig
-from ray.util.state import list_actors
+from ray.actor import ActorHandle
 from torch.distributed.fsdp import FSDPModule
-from verl.single_controller.ray import RayWorkerGroup
-from verl.workers.rollout.replica import RolloutReplica
+
+if TYPE_CHECKING:
+    # Only for names: the functions below are sent to actors of every kind, which import this module and need none of
+    # veRL's trainer for it.
+    from verl.experimental.agent_loop import AgentLoopManager
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 
-def stack_report(actor_wg: RayWorkerGroup, replicas: list[RolloutReplica]) -> list[str]:
+def stack_report(trainer: PPOTrainer, agent_loop_manager: AgentLoopManager) -> list[str]:
     """One line each for the Ray actors, the training engine and the rollout servers.
 
     Asked of the processes themselves, not read from the config.
     """
-    engines = ray.get([worker.__ray_call__.remote(_describe_engine) for worker in actor_wg.workers])
-    servers = ray.get([server.__ray_call__.remote(_describe_server) for r in replicas for server in r.servers])
-    actors = Counter(
-        actor.class_name.rpartition(".")[2] for actor in list_actors(filters=[("state", "!=", "DEAD")], limit=10_000)
-    )
+    workers = trainer.actor_rollout_wg.workers
+    replicas = trainer.llm_server_manager.get_replicas()
+    servers = [server for replica in replicas for server in replica.servers]
+    others = [*agent_loop_manager.agent_loop_workers, *(trainer.get_reward_handles() or [])]
+    names = Counter(_ask([*workers, *servers, *others], _name))
     return [
-        "ray actors: " + ", ".join(f"{count} {name}" for name, count in sorted(actors.items())),
-        f"training: {_one(engines)}",
-        f"rollout: {len(replicas)} x {_one(servers)}",
+        "ray actors: " + ", ".join(f"{count} {name}" for name, count in sorted(names.items())),
+        f"training: {_one(_ask(workers, _describe_engine))}",
+        f"rollout: {len(replicas)} replica(s) of {_one(_ask(servers, _describe_server))}",
     ]
+
+
+def _ask(actors: Sequence[ActorHandle], question: Callable[[Any], str]) -> list[str]:
+    """Each actor's answer, given inside its own process."""
+    return ray.get([actor.__ray_call__.remote(question) for actor in actors])
+
+
+def _name(actor: Any) -> str:
+    return type(actor).__name__
 
 
 def _one(descriptions: list[str]) -> str:

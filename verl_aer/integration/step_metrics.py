@@ -1,10 +1,9 @@
-"""The driver's metrics of one step; ``verl_aer.metrics`` holds each one's unit and formula."""
+"""What the driver measures of a step's prompts; ``verl_aer.metrics`` holds each metric's unit and formula."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from verl_aer.control import ControlState, Decision
 from verl_aer.correctness import DIFFICULTY_BUCKETS, Groups
 from verl_aer.integration.batch import BatchRows
 
@@ -34,22 +33,3 @@ def group_metrics(groups: Groups, weights: np.ndarray, rows: BatchRows) -> dict[
         if rows.entropy_nats is not None and tokens > 0:
             metrics[f"aer/entropy/{name}"] = rows.entropy_nats[real][prompts[prompt]].sum() / tokens
     return {name: float(value) for name, value in metrics.items()}
-
-
-def decision_metrics(decision: Decision | None, state: ControlState) -> dict[str, float]:
-    """What the controller saw and did; a step without an actor update reports α alone."""
-    if decision is None:
-        return {"aer/alpha": state.alpha, "aer/alpha_next": state.alpha}
-    metrics = {
-        "aer/alpha": decision.alpha,
-        "aer/alpha_next": decision.next_alpha,
-        "aer/entropy": decision.entropy,
-        "aer/target": decision.target,
-        "aer/initial_entropy": decision.initial_entropy,
-        "aer/error": decision.error,
-        "aer/saturated": float(decision.saturated),
-        "aer/saturated_steps": state.saturated_steps,
-        "aer/skipped_updates": state.skipped_updates,
-        "aer/updates": state.updates,
-    }
-    return {name: value for name, value in metrics.items() if value is not None}

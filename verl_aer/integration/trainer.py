@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, open_dict
 from transfer_queue import KVBatchMeta
+from verl.experimental.agent_loop import AgentLoopManager
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
@@ -33,7 +33,9 @@ from verl_aer.integration.loss import ALPHA_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOK
 from verl_aer.integration.modes import TRAINER_MODES
 from verl_aer.integration.preflight import preflight, read_entropy_config
 from verl_aer.integration.report import metrics_log_path, stack_report
-from verl_aer.integration.step_metrics import decision_metrics, group_metrics
+from verl_aer.integration.step_metrics import group_metrics
+from verl_aer.integration.watchdog import WatchdogMixin
+from verl_aer.metrics import decision_metrics
 from verl_aer.state import save_state
 
 logger = logging.getLogger(__name__)
@@ -94,8 +96,8 @@ class EntropyTrainerMixin:
         actor_config = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
         self.actor_rollout_wg.set_loss_fn(partial(entropy_loss, actor_config, self.entropy_config.aggregation))
 
-    def fit(self, *args: Any, **kwargs: Any) -> None:
-        for line in stack_report(self.actor_rollout_wg, self.llm_server_manager.get_replicas()):
+    def fit(self, agent_loop_manager: AgentLoopManager) -> None:
+        for line in stack_report(self, agent_loop_manager):
             print(f"[verl_aer] {line}", flush=True)
         metrics_log = metrics_log_path(self.config)
         if metrics_log is not None:
@@ -104,7 +106,7 @@ class EntropyTrainerMixin:
                 metrics_log.with_name(metrics_log.name + ".entropy.json"),
                 json.dumps(to_mapping(self.entropy_config), indent=2) + "\n",
             )
-        super().fit(*args, **kwargs)
+        super().fit(agent_loop_manager)
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         self._step_record = StepRecord()
@@ -141,7 +143,9 @@ class EntropyTrainerMixin:
     def _weigh(self, rows: BatchRows) -> np.ndarray:
         groups = rows.groups(self.entropy_config.correctness)
         weights = allocate(self.entropy_config.allocation, groups)
-        if rows.entropy_nats is not None:
+        if not self._bypasses_old_log_probs():
+            if rows.entropy_nats is None:
+                raise KeyError("veRL's old-log-prob pass left no 'entropy' in the batch; the controller needs it")
             real = ~rows.is_padding
             self._step_record.add_entropy(float(rows.entropy_nats[real].sum()), float(rows.tokens[real].sum()))
         self._step_record.metrics = group_metrics(groups, weights, rows)
@@ -181,5 +185,5 @@ class EntropyTrainerMixin:
 
 
 @register_trainer("aer_sync")
-class EntropyTrainerSync(EntropyTrainerMixin, PPOTrainerSync):
+class EntropyTrainerSync(EntropyTrainerMixin, WatchdogMixin, PPOTrainerSync):
     """veRL's synchronous trainer with entropy control."""

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -153,22 +154,31 @@ def _refuse_another(known: dict[str, Any], what: str, name: str, entry: Any) -> 
 
 def get_part(part: str, name: str) -> type:
     """The dataclass registered as ``name``; UnknownNameError lists the known ones."""
+    _register_own()
     return _look_up(_parts[part], part, name)
 
 
 def part_names(part: str) -> list[str]:
     """Registered names of one of PART_KINDS, sorted."""
+    _register_own()
     return sorted(_parts[part])
 
 
 def get_method(name: str) -> Method:
     """A fresh copy of the method registered as ``name``; UnknownNameError lists the known ones."""
+    _register_own()
     return _look_up(_methods, "method", name)()
 
 
 def method_names() -> list[str]:
     """Registered methods, sorted."""
+    _register_own()
     return sorted(_methods)
+
+
+def _register_own() -> None:
+    # Here and not above: the methods import the parts, and the parts import this module.
+    importlib.import_module("verl_aer.public")
 
 
 def _look_up(known: dict[str, Any], what: str, name: str) -> Any:

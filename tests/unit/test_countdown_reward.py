@@ -11,8 +11,16 @@ KEY = "3,5,7=56"
 
 def test_score_and_acc_of_a_right_and_a_wrong_answer():
     # (3 + 5) * 7 = 56; (3 * 5) + 7 = 22.
-    assert compute_score("countdown_k3", "3+5*7", KEY, {"level": 3}) == {"score": 1.0, "acc": 1.0}
-    assert compute_score("countdown_k3", "3*5+7", KEY, {"level": 3}) == {"score": 0.0, "acc": 0.0}
+    assert compute_score("countdown_k3", "3+5*7", KEY, {"level": 3}) == {
+        "score": 1.0,
+        "acc": 1.0,
+        "level": 3,
+    }
+    assert compute_score("countdown_k3", "3*5+7", KEY, {"level": 3}) == {
+        "score": 0.0,
+        "acc": 0.0,
+        "level": 3,
+    }
 
 
 @pytest.mark.parametrize(
@@ -58,7 +66,11 @@ def test_the_numbers_must_be_used_once_each(response):
 )
 @pytest.mark.timeout(1)
 def test_hostile_responses_score_zero(response):
-    assert compute_score("countdown_k3", response, KEY) == {"score": 0.0, "acc": 0.0}
+    assert compute_score("countdown_k3", response, KEY) == {
+        "score": 0.0,
+        "acc": 0.0,
+        "level": 3,
+    }
 
 
 @pytest.mark.parametrize("key", ["", "3,5,7", "3,5,7=", "3;5=8", "3,5=1000", None, 8])

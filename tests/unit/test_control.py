@@ -9,6 +9,9 @@ from verl_aer import ControlState, EntropyControl, parse_entropy_config
 
 
 def control_of(state: ControlState | None = None, method: str = "aer", **node) -> EntropyControl:
+    if method != "fixed":
+        # The numbers below are worked out for this one, whatever the default is.
+        node["controller"] = {"eta": 0.02, **node.get("controller", {})}
     return EntropyControl(parse_entropy_config({"method": method, **node}), state)
 
 

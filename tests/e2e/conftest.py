@@ -1,0 +1,129 @@
+"""The real stack on a small policy: data, a randomly initialised model, and runs of veRL's own command."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from examples.countdown.model import build_model, build_tokenizer, save
+from examples.countdown.prepare import prepare
+from examples.countdown.train import Run, training_command, training_environment
+from verl_aer.process_tree import ProcessTree
+
+START_SECONDS = 300
+"""Most that a run may take to its first step, on two busy cores."""
+
+
+@dataclass
+class Inputs:
+    data: Path
+    model: Path
+
+
+@pytest.fixture(scope="session")
+def inputs() -> Iterator[Inputs]:
+    folder = Path(tempfile.mkdtemp(prefix="aer", dir="/tmp"))
+    prepare(folder / "data", train_rows=512, seed=0)
+    tokenizer = build_tokenizer()
+    save(build_model(tokenizer, seed=0), tokenizer, folder / "model")
+    yield Inputs(data=folder / "data", model=folder / "model")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@dataclass
+class Training:
+    """A running or ended run of `verl.trainer.main_ppo`, and every process that it started."""
+
+    run: Run
+    process: subprocess.Popen
+    tree: ProcessTree = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tree = ProcessTree(self.process)
+
+    def wait_for(self, happened: Callable[[], bool], seconds: float) -> None:
+        """Until ``happened()``; fails, with the log's end, if the run ends or the time is over before."""
+        deadline = time.monotonic() + seconds
+        while not happened():
+            self.tree.watch()
+            assert self.process.poll() is None, f"the run ended early:\n{self.log[-3000:]}"
+            assert time.monotonic() < deadline, f"not within {seconds} s:\n{self.log[-3000:]}"
+            time.sleep(0.2)
+
+    def wait(self, seconds: float) -> int:
+        deadline = time.monotonic() + seconds
+        while self.process.poll() is None:
+            self.tree.watch()
+            assert time.monotonic() < deadline, f"no end within {seconds} s:\n{self.log[-3000:]}"
+            time.sleep(0.2)
+        return self.process.returncode
+
+    def leaves_nothing(self, seconds: float) -> bool:
+        return self.tree.wait_until_gone(seconds)
+
+    @property
+    def log(self) -> str:
+        return self.run.log.read_text(errors="replace")
+
+    @property
+    def steps(self) -> list[dict]:
+        """The metrics of each step that is logged so far."""
+        if not self.run.metrics.exists():
+            return []
+        complete = self.run.metrics.read_text().rpartition("\n")[0]
+        return [json.loads(line)["data"] for line in complete.splitlines()]
+
+    def pids_named(self, name: str) -> list[int]:
+        return [pid for pid in self.tree.watch() if name in command_line(pid)]
+
+
+def command_line(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+@pytest.fixture
+def train(inputs: Inputs, tmp_path: Path) -> Iterator[Callable[..., Training]]:
+    """Starts a run: ``train("name", "aer", steps=3, overrides...)``. What is left at the end is killed."""
+    started: list[Training] = []
+
+    def start(name: str, entropy: str, *overrides: str, steps: int) -> Training:
+        run = Run(folder=tmp_path / name, data=inputs.data, model=inputs.model)
+        run.folder.mkdir()
+        # The sizes of a run that takes seconds a step: 4 prompts of 4 rollouts, two mini-batches.
+        small = [
+            "data.train_batch_size=4",
+            "actor_rollout_ref.rollout.n=4",
+            "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+            "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2",
+            "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4",
+            "trainer.val_before_train=false",
+            "trainer.test_freq=-1",
+        ]
+        command = training_command(run, entropy, seed=0, steps=steps, overrides=[*small, *overrides])
+        with training_environment(run) as environment, run.log.open("wb") as log:
+            environment = {key: value for key, value in environment.items() if key != "RAY_TMPDIR"}
+            process = subprocess.Popen(
+                command,
+                env={**environment, "TMPDIR": str(inputs.data.parent)},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        started.append(Training(run, process))
+        return started[-1]
+
+    yield start
+    for training in started:
+        training.tree.end()

@@ -1,0 +1,81 @@
+"""Two data-parallel ranks of the real stack: train, save, be killed, resume, end cleanly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import START_SECONDS, command_line
+from verl_aer.cli import main as verl_aer
+
+pytestmark = pytest.mark.e2e
+
+# τ = 1 and α₀ > 0, so that α moves at every step: a coefficient that sits at a bound would hide a lost state.
+TWO_RANKS = [
+    "trainer.n_gpus_per_node=2",
+    "entropy.target.tau=1.0",
+    "entropy.controller.initial=0.01",
+    "trainer.save_freq=3",
+]
+ETA, LARGEST_ALPHA = 0.05, 0.2
+
+
+def saved_state(checkpoints: Path, step: int) -> dict:
+    return json.loads((checkpoints / f"global_step_{step}" / "aer_state.json").read_text())["state"]
+
+
+def latest_step(checkpoints: Path) -> int:
+    tracker = checkpoints / "latest_checkpointed_iteration.txt"
+    return int(tracker.read_text() or 0) if tracker.exists() else 0
+
+
+@pytest.mark.timeout(1200)
+def test_killed_run_resumes_bit_for_bit_and_leaves_nothing_behind(train, tmp_path, capsys):
+    checkpoints = tmp_path / "checkpoints"
+    shared = [*TWO_RANKS, f"trainer.default_local_dir={checkpoints}"]
+
+    first = train("first", "aer", *shared, steps=1000)
+    first.wait_for(lambda: latest_step(checkpoints) == 3 and len(first.steps) >= 3, START_SECONDS)
+    first.tree.watch()
+    os.kill(first.process.pid, signal.SIGKILL)
+    assert first.wait(10) == -signal.SIGKILL
+    assert first.leaves_nothing(60), [command_line(pid) for pid in first.tree.watch()]
+
+    # The log proves the stack.
+    assert "[verl_aer] training: FSDP2, world size 2, cpu:gloo" in first.log
+    assert "[verl_aer] rollout: 2 replica(s) of" in first.log
+    assert "vLLM 0.30" in first.log
+    assert "2 WorkerDict" in first.log
+
+    # α and H₀ of three steps, recomputed from the logged entropies.
+    steps = first.steps[:3]
+    h0 = steps[0]["aer/entropy"]
+    assert [step["aer/initial_entropy"] for step in steps] == [h0] * 3
+    alpha = 0.01
+    for step in steps:
+        assert step["aer/alpha"] == alpha
+        alpha = min(max(alpha + ETA * (h0 - step["aer/entropy"]), 0.0), LARGEST_ALPHA)
+    saved = saved_state(checkpoints, 3)
+    assert (saved["alpha"], saved["initial_entropy"], saved["step"]) == (alpha, h0, 3)
+    assert alpha not in (0.0, 0.01, LARGEST_ALPHA)
+    assert verl_aer(["simulate", "--replay", str(first.run.metrics)]) == 0
+
+    second = train("second", "aer", *shared, "trainer.resume_mode=auto", steps=4)
+    assert second.wait(START_SECONDS) == 0, second.log[-3000:]
+    assert f"[verl_aer] resumed after step 3: alpha {alpha!r}, initial entropy {h0!r}" in second.log
+    (step,) = second.steps
+    assert (step["training/global_step"], step["aer/alpha"], step["aer/initial_entropy"]) == (4, alpha, h0)
+    following = min(max(alpha + ETA * (h0 - step["aer/entropy"]), 0.0), LARGEST_ALPHA)
+    assert step["aer/alpha_next"] == following
+    resumed = saved_state(checkpoints, 4)
+    assert (resumed["alpha"], resumed["step"], resumed["updates"]) == (following, 4, 4)
+    assert resumed["anchor_count"] == 1  # H₀ was not measured again
+
+    # A clean end: nothing left, and nothing on the screen that looks like a failure.
+    assert second.leaves_nothing(20)
+    assert "Traceback" not in second.log
+    assert "EngineDeadError" not in second.log

@@ -1,0 +1,192 @@
+"""Every bad setting is found in the composed config, before Ray starts, with its key and its fix."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf
+
+import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
+from verl_aer import EntropyControl, parse_entropy_config, save_state
+from verl_aer.integration.preflight import preflight
+
+REWARD = """
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    return {body}
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """A data set of one row and a reward that reports correctness."""
+    row = {
+        "data_source": "test",
+        "prompt": [{"role": "user", "content": "1+1="}],
+        "reward_model": {"style": "rule", "ground_truth": "2"},
+        "extra_info": {"index": 0},
+    }
+    data = tmp_path / "train.parquet"
+    pq.write_table(pa.Table.from_pylist([row]), data)
+    reward = tmp_path / "reward.py"
+    reward.write_text(REWARD.format(body='{"score": -1.0, "acc": 0.0}'))
+    return {"data": data, "reward": reward, "checkpoints": tmp_path / "checkpoints"}
+
+
+def good_overrides(files: dict[str, Path]) -> list[str]:
+    return [
+        "entropy=aer",
+        "hardware=cpu",
+        f"data.train_files={files['data']}",
+        f"data.val_files={files['data']}",
+        f"reward.custom_reward_function.path={files['reward']}",
+        f"trainer.default_local_dir={files['checkpoints']}",
+        "actor_rollout_ref.rollout.n=8",
+    ]
+
+
+def problems_of(files: dict[str, Path], *overrides: str) -> dict[str, str]:
+    """Key → message and fix of every problem."""
+    with initialize_config_module("verl_aer.config", version_base=None):
+        config = compose("aer_trainer", overrides=[*good_overrides(files), *overrides])
+    return {problem.key: f"{problem.message} {problem.fix}" for problem in preflight(config)}
+
+
+def test_a_good_config_has_no_problem(files):
+    assert problems_of(files) == {}
+
+
+@pytest.mark.parametrize("method", ["aer", "fixed", "none", "aer_no_allocation", "aer_allocation_only"])
+def test_every_preset_runs_on_the_same_settings(files, method):
+    assert problems_of(files, f"entropy={method}") == {}
+
+
+# (overrides, key that is named, what the message or its fix says)
+BAD = [
+    (["entropy.target.tau=1.3"], "entropy.target.tau", "(0, 1]"),
+    (["entropy.target.tau=0"], "entropy.target.tau", "(0, 1]"),
+    (["entropy.allocation.rho=0"], "entropy.allocation.rho", "> 0"),
+    (["entropy.controller.eta=-1"], "entropy.controller.eta", ">= 0"),
+    (["entropy.controller.minimum=0.3"], "entropy.controller.maximum", "minimum (0.3)"),
+    (["entropy.method=ear"], "entropy.method", "aer"),
+    (["entropy.allocation.kind=dificulty"], "entropy.allocation.kind", "difficulty"),
+    (["+entropy.target.taw=0.5"], "entropy.target.taw", "tau"),
+    (["actor_rollout_ref.actor.entropy_coeff=0.01"], "actor_rollout_ref.actor.entropy_coeff", "entropy=fixed"),
+    (["actor_rollout_ref.actor.calculate_entropy=false"], "actor_rollout_ref.actor.calculate_entropy", "=true"),
+    (["actor_rollout_ref.rollout.n=1"], "actor_rollout_ref.rollout.n", "aer_no_allocation"),
+    (["distillation.enabled=true"], "distillation.enabled", "=false"),
+    (["trainer.v1.trainer_mode=sync"], "trainer.v1.trainer_mode", "aer_sync"),
+    (["trainer.use_v1=false"], "trainer.use_v1", "=true"),
+    (["trainer.device=cuda"], "trainer.device", "+hardware=cpu"),
+    (["data.train_files=/nowhere/train.parquet"], "data.train_files", "/nowhere/train.parquet"),
+    (
+        ["actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum-norm"],
+        "actor_rollout_ref.actor.loss_scale_factor",
+        "data.max_response_length",
+    ),
+    (
+        ["reward.custom_reward_function.path=/nowhere/reward.py"],
+        "reward.custom_reward_function.path",
+        "does not exist",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "key", "said"), BAD, ids=[" ".join(case[0]) for case in BAD])
+def test_a_bad_setting_is_named_with_its_fix(files, overrides, key, said):
+    found = problems_of(files, *overrides)
+    assert key in found, found
+    assert said in found[key]
+
+
+def test_all_problems_are_reported_together(files):
+    found = problems_of(files, "entropy.target.tau=2", "entropy.allocation.rho=-1", "trainer.device=cuda")
+    assert {"entropy.target.tau", "entropy.allocation.rho", "trainer.device"} <= set(found)
+
+
+def test_group_of_one_is_fine_where_difficulty_is_not_asked(files):
+    assert problems_of(files, "entropy=aer_no_allocation", "actor_rollout_ref.rollout.n=1") == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "overrides", "is_refused"),
+    [
+        ('{"score": 0.5}', [], True),
+        ('{"score": 0.5}', ["entropy.correctness.threshold=0.0"], False),
+        ('{"score": 0.5, "solved": 1.0}', ["entropy.correctness.key=solved"], False),
+        # veRL itself reports a bare number as `acc`.
+        ("0.5", [], False),
+    ],
+)
+def test_a_reward_without_correctness_needs_a_threshold(files, body, overrides, is_refused):
+    files["reward"].write_text(REWARD.format(body=body))
+    found = problems_of(files, *overrides)
+    assert ("reward.custom_reward_function" in found) == is_refused
+    if is_refused:
+        assert "entropy.correctness.threshold" in found["reward.custom_reward_function"]
+
+
+def checkpoint(files: dict[str, Path]) -> Path:
+    """A checkpoint of step 3 that veRL would resume from; returns its state file."""
+    folder = files["checkpoints"] / "global_step_3"
+    folder.mkdir(parents=True)
+    (files["checkpoints"] / "latest_checkpointed_iteration.txt").write_text("3")
+    config = parse_entropy_config({"method": "aer", "controller": {"initial": 0.01}})
+    control = EntropyControl(config)
+    for step, entropy in enumerate([1.0, 0.4, 0.4], start=1):
+        control.observe(entropy, step)
+    save_state(folder / "aer_state.json", control.state, parse_entropy_config({"method": "aer"}))
+    return folder / "aer_state.json"
+
+
+def test_a_good_checkpoint_may_be_resumed(files):
+    checkpoint(files)
+    assert problems_of(files) == {}
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "corrupted", "newer"])
+def test_a_damaged_state_is_refused_with_its_path_and_the_switch(files, damage):
+    path = checkpoint(files)
+    text = path.read_text()
+    damaged = {
+        "truncated": text[: len(text) // 2],
+        "corrupted": text.replace('"step": 3', '"step": 4'),
+        "newer": text.replace('"version": 1', '"version": 2'),
+    }
+    if damage == "missing":
+        path.unlink()
+    else:
+        assert damaged[damage] != text
+        path.write_text(damaged[damage])
+    found = " ".join(problems_of(files).values())
+    assert str(path) in found
+    assert "entropy.on_missing_state=restart" in found
+    assert problems_of(files, "entropy.on_missing_state=restart") == {}
+
+
+@pytest.mark.e2e
+def test_stock_main_ends_before_ray_with_all_problems(files, tmp_path):
+    """The user's own command, with the config group added to veRL's primary config."""
+    overrides = [o for o in good_overrides(files) if not o.startswith(("entropy=", "hardware="))]
+    command = [sys.executable, "-W", "ignore", "-m", "verl.trainer.main_ppo"]
+    command += ["hydra.searchpath=[pkg://verl_aer.config]", "+entropy=aer", "+hardware=cpu", *overrides]
+    command += ["entropy.target.tau=1.3", "actor_rollout_ref.actor.entropy_coeff=0.1"]
+    run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 2
+    said = run.stderr.strip().splitlines()
+    assert any("entropy.target.tau" in line for line in said[-4:])
+    assert any("actor_rollout_ref.actor.entropy_coeff" in line for line in said[-4:])
+    assert "Traceback" not in run.stderr
+    assert "ray init" not in run.stdout.lower()
+
+
+def test_user_can_switch_the_method_with_one_word(files):
+    with initialize_config_module("verl_aer.config", version_base=None):
+        fixed = compose("aer_trainer", overrides=[*good_overrides(files)[1:], "entropy=fixed"])
+    assert OmegaConf.select(fixed, "entropy.controller.kind") == "fixed"
+    assert fixed.trainer.v1.trainer_mode == "aer_sync"

@@ -22,14 +22,17 @@ DRY_RUN=${DRY_RUN:-}
 
 logs=()
 dumps=()
+before=
 
 # arm LABEL SEED METHOD [OVERRIDE...]
 arm() {
   local label=$1 seed=$2 method=$3
   shift 3
   local name=$label-seed$seed
+  # All arms start from the same policy: its answers to the held-out prompts are sampled in the first run only.
   "$BIN/python" -m examples.countdown.train --entropy "$method" --seed "$seed" --steps "$STEPS" \
-    --runs "$RUNS" --name "$name" ${DRY_RUN:+--print-command} -- "$@"
+    --runs "$RUNS" --name "$name" ${DRY_RUN:+--print-command} -- ${before:+trainer.val_before_train=false} "$@"
+  before=${before:-$RUNS/$name/validation/0.jsonl}
   logs+=("$label=$RUNS/$name/metrics.jsonl")
   dumps+=("$label=$RUNS/$name/validation/$STEPS.jsonl")
 }
@@ -45,6 +48,5 @@ for coefficient in $FIXED; do
 done
 
 [[ -n $DRY_RUN ]] && exit 0
-first=${SEEDS%% *}
-"$BIN/verl-aer" pass-at-k "before=$RUNS/none-seed$first/validation/0.jsonl" "${dumps[@]}"
+"$BIN/verl-aer" pass-at-k "before=$before" "${dumps[@]}"
 "$BIN/verl-aer" plot "${logs[@]}" --title "Countdown, $STEPS steps, seeds $SEEDS" --out "$RUNS/compare.png"

@@ -179,9 +179,10 @@ def training_environment(run: Run) -> Iterator[dict[str, str]]:
 
 
 def show(run_folder: Path, steps: int, title: str) -> int:
-    """The table by difficulty, before and after, and the path of the figure."""
+    """The table by difficulty, before (if that was measured) and after, and the path of the figure."""
     run = Run(folder=run_folder, data=run_folder, model=run_folder)
-    code = verl_aer(["pass-at-k", f"before={run.validation}/0.jsonl", f"after={run.validation}/{steps}.jsonl"])
+    dumps = {"before": run.validation / "0.jsonl", "after": run.validation / f"{steps}.jsonl"}
+    code = verl_aer(["pass-at-k", *(f"{label}={path}" for label, path in dumps.items() if path.exists())])
     return code or verl_aer(["plot", f"{title}={run.metrics}", "--out", str(run.figure)])
 
 

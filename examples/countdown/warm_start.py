@@ -2,7 +2,7 @@
 
     python -m examples.countdown.warm_start --out models/countdown
 
-Determined by the settings and the number of threads. A folder that already holds a model made with the same
+Determined by the settings. A folder that already holds a model made with the same
 settings is left as it is.
 """
 
@@ -36,7 +36,7 @@ IGNORED = -100
 
 @dataclass
 class Settings:
-    """Everything that decides the resulting policy, apart from the code and the number of threads."""
+    """Everything that decides the resulting policy, apart from the code."""
 
     seed: int = 0
     steps: int = 1300

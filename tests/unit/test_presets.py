@@ -35,7 +35,7 @@ def test_a_preset_sets_what_the_entropy_control_needs_of_verl(name):
     assert set(preset) == {"entropy", "actor_rollout_ref", "trainer", "hydra"}
     assert preset["actor_rollout_ref"] == {"actor": {"calculate_entropy": True, "entropy_coeff": 0}}
     assert preset["trainer"] == {"v1": {"trainer_mode": "aer_sync"}}
-    assert preset["hydra"]["callbacks"] == {"verl_aer": {"_target_": "verl_aer.integration.callback.PreflightCallback"}}
+    assert preset["hydra"]["callbacks"] == {"verl_aer": {"_target_": "verl_aer.integration.callback.RunCallback"}}
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -44,4 +44,4 @@ def test_a_preset_has_a_comment_above_each_field(name):
     keys = [number for number, line in enumerate(lines) if line.strip() and not line.strip().startswith("#")]
     uncommented = [lines[number].strip() for number in keys if not lines[number - 1].strip().startswith("#")]
     # The callback's only entry says what it is in its own line.
-    assert uncommented == ["_target_: verl_aer.integration.callback.PreflightCallback"]
+    assert uncommented == ["_target_: verl_aer.integration.callback.RunCallback"]

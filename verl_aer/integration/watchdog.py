@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import ray
+import transfer_queue
+import transfer_queue.interface
 from omegaconf import DictConfig
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
@@ -136,6 +138,16 @@ def call_with_limit(call: Callable[[], Any], seconds: float, watchdog: Watchdog)
     return outcome["result"]
 
 
+def transfer_queue_actors() -> list[ActorHandle]:
+    """TransferQueue's controller and the storage units that this process has started.
+
+    Without them every reader and writer tries again for ten minutes. TransferQueue has no public name for the
+    handles of its storage units.
+    """
+    units = (transfer_queue.interface._TQ_STORAGE or {}).get("SimpleStorage", {})
+    return [ray.get_actor("TransferQueueController", namespace="transfer_queue"), *units.values()]
+
+
 class WatchdogMixin:
     """The watchdog for any of veRL's v1 trainers; placed before it in a class statement.
 
@@ -163,6 +175,7 @@ class WatchdogMixin:
         super()._setup()
         self._watchdog.watch("actor worker", self.actor_rollout_wg.workers)
         self._watchdog.watch("reward worker", self.get_reward_handles() or [])
+        self._watchdog.watch("TransferQueue actor", transfer_queue_actors())
         for manager in self._rollout_server_managers():
             for replica in manager.get_replicas():
                 self._watchdog.watch(f"server of rollout replica {replica.replica_rank},", replica.servers)

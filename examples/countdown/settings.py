@@ -11,11 +11,11 @@ from pathlib import Path
 from examples.countdown.rollouts import RESPONSE_LENGTH
 from examples.countdown.task import LONGEST_PROMPT
 
-STEPS = 300
-PROMPTS = 32
+STEPS = 200
+PROMPTS = 16
 ROLLOUTS = 8
 MINI_BATCHES = 4
-LEARNING_RATE = 1e-4
+LEARNING_RATE = 1.5e-4
 TEST_SAMPLES = 8
 """Rollouts a held-out prompt, at the temperature of training."""
 AER_OVERRIDES = ["entropy.target.tau=0.6"]

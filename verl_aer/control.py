@@ -78,7 +78,7 @@ class EntropyControl:
     ...     print(f"{control.observe(entropy, step).next_alpha:.4f}")
     0.0000
     0.0000
-    0.0020
+    0.0050
 
     The first step sets H* = 0.4 * 1.0; only the third is below it, by 0.1 nat, and eta = 0.05.
     """

@@ -189,7 +189,10 @@ def test_on_a_bare_machine(tmp_path: Path) -> None:
     """A real interpreter without any package: no check may crash, and each says what to install."""
     venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-    environment["PYTHONPATH"] = str(ROOT)
+    # The package alone: an editable install leaves its metadata, and with it the entry point, in the root.
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "verl_aer").symlink_to(ROOT / "verl_aer")
+    environment["PYTHONPATH"] = str(tmp_path / "source")
     done = subprocess.run(
         [str(tmp_path / "bare" / "bin" / "python"), "-m", "verl_aer.cli", "doctor", "+entropy=aer"],
         capture_output=True,

@@ -9,7 +9,7 @@ import sys
 
 from examples.countdown import train
 
-STEPS = 80
+STEPS = 70
 
 
 def main() -> int:

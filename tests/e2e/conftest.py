@@ -112,10 +112,10 @@ def train(inputs: Inputs, tmp_path: Path) -> Iterator[Callable[..., Training]]:
         ]
         command = training_command(run, entropy, seed=0, steps=steps, overrides=[*small, *overrides])
         with training_environment(run) as environment, run.log.open("wb") as log:
-            environment = {key: value for key, value in environment.items() if key != "RAY_TMPDIR"}
+            short = str(inputs.data.parent)
             process = subprocess.Popen(
                 command,
-                env={**environment, "TMPDIR": str(inputs.data.parent)},
+                env={**environment, "RAY_TMPDIR": short, "TMPDIR": short},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,0 +1,196 @@
+"""The order of a step: weights before the update, α frozen within it, one controller update after it."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hydra import compose, initialize_config_module
+from verl.trainer.ppo.v1 import get_trainer_cls
+
+import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
+from verl_aer.integration import trainer as module
+from verl_aer.integration.batch import BatchRows
+from verl_aer.integration.loss import ALPHA_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS
+
+
+def composed(*overrides: str):
+    with initialize_config_module("verl_aer.config", version_base=None):
+        return compose("aer_trainer", overrides=["hardware=cpu", "actor_rollout_ref.rollout.n=2", *overrides])
+
+
+def rows(entropy: float | None, tokens: int = 4) -> BatchRows:
+    """Two prompts of two rollouts; the first is never solved, the second always. One padding row of absurd values."""
+    nats = None if entropy is None else np.array([entropy * tokens] * 4 + [1e9])
+    return BatchRows(
+        uid=["a", "a", "b", "b", "pad"],
+        session=np.array([0, 1, 0, 1, 0]),
+        index=np.zeros(5, dtype=int),
+        is_padding=np.array([False] * 4 + [True]),
+        reward=np.array([0.0, 0.0, 1.0, 1.0, 1.0]),
+        acc=np.array([0.0, 0.0, 1.0, 1.0, 1.0]),
+        entropy_nats=nats,
+        tokens=np.array([tokens] * 4 + [7]),
+    )
+
+
+class Base:
+    """Stands for veRL's trainer: a step of ``local_updates`` updates, of which some may skip the actor."""
+
+    local_updates = 1
+    update_actor = True
+
+    def __init__(self, config) -> None:
+        self.config = config
+        self.global_steps = 0
+        self.sent: list[float] = []
+
+    def step(self, metrics: dict, timing_raw: dict):
+        for _ in range(self.local_updates):
+            batch = self._compute_advantage(SimpleNamespace(extra_info={}), metrics=metrics)
+            if self.update_actor:
+                batch = self._update_actor(batch, metrics=metrics)
+        return batch
+
+    def _compute_advantage(self, batch, metrics: dict):
+        return batch
+
+    def _update_actor(self, batch, metrics: dict):
+        self.sent.append(batch.extra_info[ALPHA_KEY])
+        metrics.update({UPDATE_ENTROPY_NATS: 6.0, UPDATE_TOKENS: 8.0})
+        return batch
+
+
+class Trainer(module.EntropyTrainerMixin, Base):
+    pass
+
+
+@pytest.fixture
+def make(monkeypatch):
+    """A trainer whose batches hold ``queue``'s rows; ``weights`` collects what is sent."""
+    monkeypatch.setattr(module, "preflight", lambda config: [])
+
+    def build(*overrides: str, queue: list[BatchRows]):
+        trainer = Trainer(composed(*overrides))
+        trainer.weights = []
+        monkeypatch.setattr(module, "read_rows", lambda batch, correctness: queue.pop(0))
+
+        def attach(batch, weights):
+            trainer.weights.append(weights)
+            return batch
+
+        monkeypatch.setattr(module, "attach_weights", attach)
+        return trainer
+
+    return build
+
+
+def run_step(trainer) -> dict[str, float]:
+    trainer.global_steps += 1
+    metrics: dict[str, float] = {}
+    trainer.step(metrics, {})
+    return metrics
+
+
+HALF = ["entropy.target.tau=0.5", "entropy.controller.eta=0.1"]
+
+
+def test_alpha_goes_out_before_it_moves(make):
+    trainer = make(*HALF, queue=[rows(1.0), rows(0.25), rows(0.25)])
+    seen = [run_step(trainer) for _ in range(3)]
+    # H₀ = 1, H* = 0.5: step 2 sees 0.25 and lifts α by 0.1 · 0.25, which step 3 trains with.
+    assert trainer.sent == [0.0, 0.0, 0.025]
+    assert [metrics["aer/alpha"] for metrics in seen] == trainer.sent
+    assert [metrics["aer/entropy"] for metrics in seen] == [1.0, 0.25, 0.25]
+    assert seen[2]["aer/alpha_next"] == 0.05
+
+
+def test_hard_prompts_get_the_weight_and_padding_gets_none(make):
+    trainer = make(*HALF, queue=[rows(1.0)])
+    metrics = run_step(trainer)
+    assert trainer.weights[0].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
+    assert metrics["aer/weight/mean"] == 0.5
+    assert metrics["aer/weight/positive_share"] == 0.5
+    assert (metrics["aer/weight/hard"], metrics["aer/weight/easy"]) == (1.0, 0.0)
+    assert (metrics["aer/accuracy/mean"], metrics["aer/accuracy/all_wrong_share"]) == (0.5, 0.5)
+
+
+def test_several_local_updates_are_one_controller_update(make):
+    # 4 · 4 tokens of 1.0 nat and 4 · 12 tokens of 0.5: (16 + 24) / 64, not the mean of the two means.
+    trainer = make(*HALF, queue=[rows(1.0, tokens=4), rows(0.5, tokens=12)])
+    trainer.local_updates = 2
+    metrics = run_step(trainer)
+    assert metrics["aer/entropy"] == pytest.approx(0.625, abs=1e-15)
+    assert trainer.entropy_control.state.updates == 1
+    assert trainer.sent == [0.0, 0.0]
+
+
+def test_without_an_actor_update_nothing_is_observed(make):
+    trainer = make(*HALF, queue=[rows(1.0)])
+    trainer.update_actor = False
+    metrics = run_step(trainer)
+    assert "aer/entropy" not in metrics
+    assert (metrics["aer/alpha"], metrics["aer/alpha_next"]) == (0.0, 0.0)
+    assert trainer.entropy_control.state.step == 0
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_an_entropy_that_is_not_finite_is_skipped_counted_and_logged(make, caplog, bad):
+    trainer = make(*HALF, queue=[rows(1.0), rows(0.25), rows(bad), rows(0.25)])
+    seen = [run_step(trainer) for _ in range(4)]
+    assert seen[2]["aer/alpha_next"] == seen[2]["aer/alpha"] == 0.025
+    assert seen[3]["aer/skipped_updates"] == 1
+    assert trainer.sent == [0.0, 0.0, 0.025, 0.025]
+    assert "the controller skips it" in caplog.text
+
+
+def test_bypass_mode_controls_the_workers_own_entropy(make):
+    bypass = "algorithm.rollout_correction.bypass_mode=true"
+    trainer = make(*HALF, bypass, queue=[rows(None)])
+    metrics = run_step(trainer)
+    assert metrics["aer/entropy"] == 0.75  # 6 nats over 8 tokens
+
+
+def test_a_missing_entropy_is_an_error_elsewhere(make):
+    trainer = make(*HALF, queue=[rows(None)])
+    with pytest.raises(KeyError, match="entropy"):
+        run_step(trainer)
+
+
+def test_the_workers_halves_become_one_token_mean(make):
+    metrics = run_step(make(*HALF, queue=[rows(1.0)]))
+    assert metrics["actor/aer/entropy"] == 0.75
+    assert not {UPDATE_ENTROPY_NATS, UPDATE_TOKENS} & set(metrics)
+
+
+def test_our_name_gets_verls_own_buffer_for_the_mode(monkeypatch):
+    monkeypatch.setattr(module, "preflight", lambda config: [])
+    config = composed("trainer.v1.sampler.sampler_kwargs.poll_interval=0.125")
+    trainer = get_trainer_cls("aer_sync")(config=config)
+    # Under the name aer_sync veRL would take the asynchronous buffer and refuse a generation batch size.
+    assert type(trainer.replay_buffer).__name__ == "ReplayBuffer"
+    assert trainer.trainer_mode == config.trainer.v1.trainer_mode == "sync"
+    assert trainer.replay_buffer.poll_interval == 0.125
+
+
+@pytest.mark.parametrize(
+    ("method", "parameters"),
+    [
+        ("__init__", ["config"]),
+        ("_setup", []),
+        ("fit", ["agent_loop_manager"]),
+        ("step", ["metrics", "timing_raw"]),
+        ("_compute_advantage", ["batch", "metrics"]),
+        ("_update_actor", ["batch", "metrics"]),
+        ("_save_checkpoint", []),
+        ("_load_checkpoint", []),
+    ],
+)
+def test_what_is_overridden_still_has_verls_signature(method, parameters):
+    base = get_trainer_cls("sync")
+    assert list(inspect.signature(getattr(base, method)).parameters)[1:] == parameters
+    ours = inspect.signature(getattr(module.EntropyTrainerMixin, method))
+    assert list(ours.parameters)[1:] == parameters

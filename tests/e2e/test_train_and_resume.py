@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ TWO_RANKS = [
     "trainer.save_freq=3",
 ]
 ETA, LARGEST_ALPHA = 0.05, 0.2
+
+TRAINING_SECONDS = 15
+"""After these, nothing that trains, generates or holds memory may live on."""
+RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Two small helpers of Ray's own, which give the dead cluster a minute to come back and then end by themselves."""
+RAY_AGENTS_SECONDS = 90
 
 
 def saved_state(checkpoints: Path, step: int) -> dict:
@@ -43,7 +50,10 @@ def test_killed_run_resumes_bit_for_bit_and_leaves_nothing_behind(train, tmp_pat
     first.tree.watch()
     os.kill(first.process.pid, signal.SIGKILL)
     assert first.wait(10) == -signal.SIGKILL
-    assert first.leaves_nothing(60), [command_line(pid) for pid in first.tree.watch()]
+    first_trees_end = time.monotonic() + RAY_AGENTS_SECONDS
+    time.sleep(TRAINING_SECONDS)
+    left = [command_line(pid) for pid in first.tree.watch()]
+    assert all(name.startswith(RAY_AGENTS) for name in left), left
 
     # The log proves the stack.
     assert "[verl_aer] training: FSDP2, world size 2, cpu:gloo" in first.log
@@ -75,7 +85,8 @@ def test_killed_run_resumes_bit_for_bit_and_leaves_nothing_behind(train, tmp_pat
     assert (resumed["alpha"], resumed["step"], resumed["updates"]) == (following, 4, 4)
     assert resumed["anchor_count"] == 1  # H₀ was not measured again
 
-    # A clean end: nothing left, and nothing on the screen that looks like a failure.
+    # A clean end: nothing left of either run, and nothing on the screen that looks like a failure.
+    assert first.leaves_nothing(max(0.0, first_trees_end - time.monotonic()))
     assert second.leaves_nothing(20)
     assert "Traceback" not in second.log
     assert "EngineDeadError" not in second.log

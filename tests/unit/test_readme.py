@@ -1,0 +1,61 @@
+"""What the README says of settings, metrics and files is what the code says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from verl_aer.metrics import markdown_table
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def leaves(node: dict, path: tuple[str, ...] = ()) -> dict[str, object]:
+    """Dotted key → value of every leaf."""
+    found = {}
+    for key, value in node.items():
+        found |= leaves(value, (*path, key)) if isinstance(value, dict) else {".".join((*path, key)): value}
+    return found
+
+
+def test_the_config_table_is_the_presets():
+    preset = yaml.safe_load((ROOT / "verl_aer/config/entropy/aer.yaml").read_text())["entropy"]
+    rows = dict(re.findall(r"^\| `([a-z_.]+)` \| `([^`]*)` \|", README, flags=re.MULTILINE))
+    table = {key: yaml.safe_load(value) for key, value in rows.items()}
+    assert table == leaves(preset)
+    assert len(table) == 25
+
+
+def test_the_metrics_table_is_generated():
+    assert markdown_table().strip() in README
+
+
+def test_every_file_in_the_tree_exists_and_every_module_is_in_it():
+    tree = re.search(r"## Files\n\n```\n(.*?)```", README, flags=re.DOTALL).group(1)
+    folder, listed = "", set()
+    for line in tree.splitlines():
+        names, indented = line.split("  ")[0].strip() or line.split()[0], line.startswith(" ")
+        folder = folder if indented else (names if names.endswith("/") else "")
+        for name in line.strip().split("   ")[0].split():
+            path = f"{folder}{name}" if indented else name
+            assert (ROOT / path).exists(), path
+            listed.add(path.rstrip("/"))
+    modules = {f"verl_aer/{path.name}" for path in (ROOT / "verl_aer").glob("*.py") if path.name != "__init__.py"}
+    packages = {f"verl_aer/{path.parent.name}" for path in (ROOT / "verl_aer").glob("*/__init__.py")}
+    assert modules | packages <= listed
+
+
+@pytest.mark.parametrize("document", ["README.md", "examples/countdown/README.md"])
+def test_local_links_lead_somewhere(document):
+    text = (ROOT / document).read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    for link in links:
+        assert ((ROOT / document).parent / link).exists(), link
+
+
+def test_no_number_was_forgotten():
+    assert "@@" not in README

@@ -11,7 +11,7 @@ from pathlib import Path
 from examples.countdown.rollouts import RESPONSE_LENGTH
 from examples.countdown.task import LONGEST_PROMPT
 
-STEPS = 200
+STEPS = 240
 PROMPTS = 16
 ROLLOUTS = 8
 MINI_BATCHES = 4

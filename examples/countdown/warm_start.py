@@ -2,8 +2,8 @@
 
     python -m examples.countdown.warm_start --out models/countdown
 
-Determined by the settings. A folder that already holds a model made with the same
-settings is left as it is.
+Determined by the settings, up to rounding that differs between machines. A folder that already holds a model
+made with the same settings is left as it is.
 """
 
 from __future__ import annotations

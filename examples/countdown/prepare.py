@@ -9,7 +9,6 @@ its numbers, is in the train file or among the examples of the warm start.
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from examples.countdown.task import LEVELS, Problem, held_out_problems, random_problem, solve
+from verl_aer.files import replaced_atomically
 
 SPLIT_SEED = 20
 """Decides which problems are held out; the warm start excludes the same ones, whatever its own seed."""
@@ -65,11 +65,9 @@ def train_problems(rows: int, seed: int) -> list[Problem]:
 
 
 def write_parquet(rows: list[dict], path: Path) -> None:
-    """Write under a temporary name, then rename: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    pq.write_table(pa.Table.from_pylist(rows), temporary, compression="zstd")
-    os.replace(temporary, path)
+    """A reader never sees half a file."""
+    with replaced_atomically(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows), temporary, compression="zstd")
 
 
 def prepare(out: Path, train_rows: int, seed: int) -> tuple[Path, Path]:

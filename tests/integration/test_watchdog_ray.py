@@ -11,7 +11,7 @@ import pytest
 import ray
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
-from verl_aer.integration.watchdog import Watchdog, WorkerDied
+from verl_aer.integration.watchdog import Watchdog, WatchdogMixin, WorkerDied
 
 pytestmark = [
     pytest.mark.e2e,
@@ -47,20 +47,13 @@ class Server:
         time.sleep(seconds)
 
 
-def check_for(dog: Watchdog, seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        dog.check()
-        time.sleep(0.05)
-
-
 def test_a_busy_actor_is_not_taken_for_dead():
     server = Server.remote()
     ray.get(server.pid.remote())
     dog = Watchdog()
     work = server.work.remote(4)
     dog.watch("server", [server])
-    check_for(dog, 3)
+    dog.check_for(3)
     ray.get(work)
 
 
@@ -69,10 +62,10 @@ def test_a_killed_actor_ends_the_wait_within_seconds():
     pids = ray.get([server.pid.remote() for server in servers])
     dog = Watchdog()
     dog.watch("server", servers)
-    check_for(dog, 1.5)
+    dog.check_for(1.5)
     os.kill(pids[1], signal.SIGKILL)
     with pytest.raises(WorkerDied, match="server 1 died"):
-        check_for(dog, 30)
+        dog.check_for(30)
 
 
 def test_a_server_without_its_engine_ends_the_wait():
@@ -81,4 +74,36 @@ def test_a_server_without_its_engine_ends_the_wait():
     dog.watch("server", [server])
     ray.get(server.lose_engine.remote())
     with pytest.raises(WorkerDied, match=r"server 0 failed: its engine died: killed\."):
-        check_for(dog, 30)
+        dog.check_for(30)
+
+
+class Trainer:
+    """Stands in for veRL's: its wait ends by itself when the generation fails, before anyone has looked."""
+
+    def fit(self, agent_loop_manager):
+        ray.get(agent_loop_manager.server.lose_engine.remote())
+        raise RuntimeError("no materializable trajectories")
+
+
+class WatchedTrainer(WatchdogMixin, Trainer):
+    def __init__(self):
+        self._watchdog = Watchdog()
+
+
+def test_an_error_that_follows_from_a_death_names_the_death_last():
+    server = Server.remote()
+    trainer = WatchedTrainer()
+    trainer._watchdog.watch("server", [server])
+    with pytest.raises(WorkerDied, match="server 0 failed") as raised:
+        trainer.fit(SimpleNamespace(agent_loop_workers=[], server=server))
+    assert "no materializable" in str(raised.value.__context__)
+
+
+def test_an_error_of_a_healthy_run_stays_itself(monkeypatch):
+    monkeypatch.setattr("verl_aer.integration.watchdog.DEATH_SECONDS", 1.5)
+    server = Server.remote()
+    trainer = WatchedTrainer()
+    trainer._watchdog.watch("server", [Server.remote()])
+    with pytest.raises(RuntimeError, match="no materializable") as raised:
+        trainer.fit(SimpleNamespace(agent_loop_workers=[], server=server))
+    assert not isinstance(raised.value, WorkerDied)

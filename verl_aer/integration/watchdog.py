@@ -9,6 +9,9 @@ Two waits of veRL's v1 trainers have no end of their own:
 
 Both waits look after the processes that they depend on here, and the first has a time limit:
 ``actor_rollout_ref.nccl_timeout`` (seconds, veRL's key for operations of the process group, 600 by default).
+
+Where veRL does not wait but raises, its error is often only what a dead process looks like from the driver (a
+batch without a single trajectory, say). The dead process is then named as the cause, with that error above it.
 """
 
 from __future__ import annotations
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 
 PROBE_SECONDS = 1.0
 """Between two looks at the processes of a run."""
+DEATH_SECONDS = 5.0
+"""Until a death is known everywhere: vLLM's client hears of its engine's, and Ray of an actor's, within two."""
 
 
 class WorkerDied(RuntimeError):
@@ -94,6 +99,17 @@ class Watchdog:
                 raise WorkerDied(f"{self._roles[actor]} failed: {failure}")
             self._probe(actor)
 
+    def check_for(self, seconds: float) -> None:
+        """`check` again and again: a process that died just now is not yet known to be dead.
+
+        Raises:
+            WorkerDied: names the actor and the cause.
+        """
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            self.check()
+            time.sleep(0.05)
+
     def _probe(self, actor: ActorHandle) -> None:
         self._probes[actor.__ray_call__.remote(failure_of)] = actor
 
@@ -132,8 +148,6 @@ def call_with_limit(call: Callable[[], Any], seconds: float, watchdog: Watchdog)
                 "large, raise actor_rollout_ref.nccl_timeout."
             )
     if "error" in outcome:
-        # A dead actor is the cause of most errors of its peers: let it be named first.
-        watchdog.check()
         raise outcome["error"]
     return outcome["result"]
 
@@ -194,4 +208,10 @@ class WatchdogMixin:
 
     def fit(self, agent_loop_manager: Any) -> None:
         self._watchdog.watch("agent worker", agent_loop_manager.agent_loop_workers)
-        super().fit(agent_loop_manager)
+        try:
+            super().fit(agent_loop_manager)
+        except WorkerDied:
+            raise
+        except Exception:
+            self._watchdog.check_for(DEATH_SECONDS)
+            raise

@@ -65,6 +65,11 @@ class Run:
         return self.folder / "finished.json"
 
 
+def run_in(folder: Path, shared: Path, seed: int) -> Run:
+    """The run of `folder`, with the inputs that all runs of its seed share."""
+    return Run(folder=folder, data=shared / f"data-seed{seed}", model=shared / "warm_start")
+
+
 def train(
     entropy: str,
     *,
@@ -78,18 +83,18 @@ def train(
 
     Args:
         entropy: the method, a name that `verl-aer methods` lists.
-        seed: of the prompts' order, sampling and mini-batches; the warm start is the same for all.
+        seed: of the training prompts, sampling and mini-batches; warm start and held-out prompts are the same for all.
         steps: training steps.
         folder: where the run's own files go.
         shared: where data and warm starts are, for all runs.
         overrides: further Hydra overrides, last and strongest.
     """
-    run = Run(folder=folder, data=shared / "data", model=shared / "warm_start")
+    run = run_in(folder, shared, seed)
     command = training_command(run, entropy, seed=seed, steps=steps, overrides=overrides)
     if is_finished(run, command):
         print(f"{folder}: finished already with this command, not run again")
         return 0
-    make_inputs(run)
+    make_inputs(run, seed)
     for path in (run.finished, run.metrics, run.figure):
         path.unlink(missing_ok=True)
     shutil.rmtree(run.validation, ignore_errors=True)
@@ -144,10 +149,10 @@ def is_finished(run: Run, command: Sequence[str]) -> bool:
     return run.finished.exists() and json.loads(run.finished.read_text())["command"] == list(command)
 
 
-def make_inputs(run: Run) -> None:
+def make_inputs(run: Run, seed: int) -> None:
     """Data and warm start, each only if it is not there already."""
     if not (run.data / "test.parquet").exists():
-        prepare.prepare(run.data, prepare.TRAIN_ROWS, seed=0)
+        prepare.prepare(run.data, prepare.TRAIN_ROWS, seed)
         print(f"data in {run.data}")
     if warm_start.warm_start(run.model, warm_start.Settings()):
         print(f"warm start in {run.model}")
@@ -209,7 +214,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     name = args.name or f"{args.entropy}-seed{args.seed}"
     folder = args.runs / name
     if args.print_command:
-        run = Run(folder=folder, data=args.runs / "data", model=args.runs / "warm_start")
+        run = run_in(folder, args.runs, args.seed)
         command = training_command(run, args.entropy, seed=args.seed, steps=args.steps, overrides=args.overrides)
         print(shlex.join(command))
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from examples.countdown.settings import (
     STEPS,
     verl_overrides,
 )
+from examples.countdown.task import LEVELS
 from verl_aer.config.schema import parse_entropy_config
 
 
@@ -43,6 +45,13 @@ def test_every_prompt_fits_the_prompt_length(overrides, tmp_path):
     longest = max(len(loaded(problem.prompt)["input_ids"]) for problem in problems)
     # five numbers, four commas, an equals sign, a target of two digits, a colon
     assert longest == 13 == int(overrides["data.max_prompt_length"])
+
+
+def test_every_batch_has_the_same_mix_of_levels(overrides):
+    assert overrides["data.shuffle"] == "false"
+    levels = [problem.level for problem in train_problems(4 * PROMPTS, seed=7)]
+    batches = [Counter(levels[start : start + PROMPTS]) for start in range(0, len(levels), PROMPTS)]
+    assert batches == [dict.fromkeys(LEVELS, PROMPTS // len(LEVELS))] * 4
 
 
 def test_the_reward_file_exists_and_paths_are_absolute(overrides):
@@ -73,4 +82,4 @@ def test_aer_overrides_are_valid_settings_of_the_method():
         node.setdefault(part, {})[field] = float(value)
     config = parse_entropy_config(node)
     assert config.target.tau == 0.6
-    assert config.controller.eta == 0.05
+    assert config.controller.eta == 0.08

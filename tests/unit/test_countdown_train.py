@@ -39,6 +39,12 @@ def test_a_run_is_finished_only_with_the_same_command(run):
     assert not train.is_finished(run, train.training_command(run, "none", seed=0, steps=5))
 
 
+def test_seeds_share_the_warm_start_and_not_the_training_prompts(tmp_path):
+    first, second = (train.run_in(tmp_path / f"aer-seed{seed}", tmp_path, seed) for seed in (0, 1))
+    assert first.model == second.model
+    assert first.data != second.data
+
+
 @pytest.mark.parametrize("deep", [False, True])
 def test_sockets_get_a_short_folder_and_nothing_is_left_in_it(run, tmp_path, monkeypatch, deep):
     root = Path("/tmp/a") if not deep else tmp_path / ("x" * 80)

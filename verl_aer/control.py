@@ -3,7 +3,8 @@
     H_t          token-mean entropy of step t, nats per token
     H0           mean of H_t over the first anchor_steps steps ever observed
     H*           level(H0)
-    alpha_{t+1}  next_alpha(alpha_t, smoothed H_t, H*, t)
+    a_{t+1}      next_alpha(a_t, smoothed H_t, H*, t)
+    alpha_{t+1}  damped(a_{t+1}, smoothed H_t, H*, t), a_{t+1} itself without damping
 
 Read before update: step t trains with the alpha decided from the steps before t; ``observe`` is called once
 per global step, after the actor's update, and only then moves alpha.
@@ -24,6 +25,7 @@ class ControlState:
 
     Args:
         alpha: coefficient of the next step, loss units per nat.
+        undamped_alpha: what the controller's rule goes on from, loss units per nat.
         initial_entropy: H0, nats per token; None until it is known.
         anchor_sum: entropies added up for H0, nats per token.
         anchor_count: how many they are.
@@ -35,6 +37,7 @@ class ControlState:
     """
 
     alpha: float
+    undamped_alpha: float
     initial_entropy: float | None = None
     anchor_sum: float = 0.0
     anchor_count: int = 0
@@ -128,11 +131,12 @@ class EntropyControl:
             self._state = observed
             return self._decision(before, entropy, error=None, skipped=False, saturated=False)
 
-        arguments = (before.alpha, smoothed, target, step)
-        saturated = self._controller.saturated(*arguments)
+        saturated = self._controller.saturated(before.undamped_alpha, smoothed, target, step)
+        undamped_alpha = self._controller.next_alpha(before.undamped_alpha, smoothed, target, step)
         self._state = replace(
             observed,
-            alpha=self._controller.next_alpha(*arguments),
+            alpha=self._controller.damped(undamped_alpha, smoothed, target, step),
+            undamped_alpha=undamped_alpha,
             updates=before.updates + 1,
             saturated_steps=before.saturated_steps + saturated,
         )
@@ -164,4 +168,5 @@ class EntropyControl:
 
 def _fresh_state(config: EntropyConfig) -> ControlState:
     known = config.target.initial_entropy if config.target.needs_anchor else None
-    return ControlState(alpha=config.controller.initial_alpha(), initial_entropy=known)
+    alpha = config.controller.initial_alpha()
+    return ControlState(alpha=alpha, undamped_alpha=alpha, initial_entropy=known)

@@ -28,6 +28,10 @@ class Controller(Part):
         """alpha of step + 1, from alpha and the token-mean entropy (nats) of ``step``."""
         raise NotImplementedError
 
+    def damped(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
+        """What step + 1 trains with, from what ``next_alpha`` just returned; the next rule starts from the latter."""
+        return alpha
+
     def allows(self, alpha: float) -> bool:
         """Whether this rule can have led to ``alpha``: what a loaded state is checked against."""
         return alpha >= 0
@@ -79,6 +83,10 @@ class Integral(Controller):
     is the anti-windup: alpha is the integral, so an integral held at its bound leaves it on the first error
     of other sign.
 
+    Entropy itself adds up what alpha does, so an integral alone is a spring: it swings around the target. With
+    damping > 0 the step trains with clip(alpha_{t+1} + damping * (H* - H_t), minimum, maximum) instead, and the
+    integral goes on from alpha_{t+1}: a controller with proportional and integral part. This is our addition.
+
     Args:
         update_rule: one of UPDATE_RULES.
         eta: alpha per nat of error (proportional), or alpha per step (sign), >= 0.
@@ -88,6 +96,7 @@ class Integral(Controller):
         warmup_steps: first global steps that leave alpha alone, >= 0.
         dead_band: error that leaves alpha alone, nats per token, >= 0.
         ema: weight of the past, in [0, 1); 0 is off.
+        damping: alpha per nat of error, on top of the integral while the error lasts, >= 0; 0 is off.
 
     >>> Integral(eta=0.02).next_alpha(alpha=0.01, entropy=0.1, target=0.4, step=1)  # 0.01 + 0.02 * 0.3
     0.016
@@ -103,12 +112,17 @@ class Integral(Controller):
     warmup_steps: int = 0
     dead_band: float = 0.0
     ema: float = 0.0
+    damping: float = 0.0
 
     def problems(self) -> list[tuple[str, str]]:
         found = []
         if self.update_rule not in UPDATE_RULES:
             found.append(("update_rule", f"one of {', '.join(UPDATE_RULES)}"))
-        found += [(name, ">= 0") for name in ("eta", "minimum", "warmup_steps", "dead_band") if getattr(self, name) < 0]
+        found += [
+            (name, ">= 0")
+            for name in ("eta", "minimum", "warmup_steps", "dead_band", "damping")
+            if getattr(self, name) < 0
+        ]
         if not 0 <= self.ema < 1:
             found.append(("ema", "in [0, 1)"))
         if self.minimum > self.maximum:
@@ -121,7 +135,10 @@ class Integral(Controller):
         return self.initial
 
     def next_alpha(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
-        return min(max(self._unclipped(alpha, entropy, target, step), self.minimum), self.maximum)
+        return self._clip(alpha + self._move(entropy, target, step))
+
+    def damped(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
+        return self._clip(alpha + self._push(entropy, target, step))
 
     def allows(self, alpha: float) -> bool:
         return self.minimum <= alpha <= self.maximum
@@ -130,14 +147,25 @@ class Integral(Controller):
         return entropy if previous is None else self.ema * previous + (1 - self.ema) * entropy
 
     def saturated(self, alpha: float, entropy: float, target: float | None, step: int) -> bool:
-        unclipped = self._unclipped(alpha, entropy, target, step)
+        integral = alpha + self._move(entropy, target, step)
+        wanted = (integral, self._clip(integral) + self._push(entropy, target, step))
         # Held at alpha = 0 the controller is idle by design, not at the end of its reach.
-        return unclipped > self.maximum or (unclipped < self.minimum and self.minimum > 0)
+        return max(wanted) > self.maximum or (min(wanted) < self.minimum and self.minimum > 0)
 
-    def _unclipped(self, alpha: float, entropy: float, target: float, step: int) -> float:
-        error = target - entropy
-        if step <= self.warmup_steps or abs(error) <= self.dead_band:
-            return alpha
+    def _clip(self, alpha: float) -> float:
+        return min(max(alpha, self.minimum), self.maximum)
+
+    def _move(self, entropy: float, target: float, step: int) -> float:
+        """eta * (H* - H_t), or eta * sign(H* - H_t)."""
+        error = self._counted_error(entropy, target, step)
         if self.update_rule == "sign":
-            return alpha + self.eta * ((error > 0) - (error < 0))
-        return alpha + self.eta * error
+            return self.eta * ((error > 0) - (error < 0))
+        return self.eta * error
+
+    def _push(self, entropy: float, target: float, step: int) -> float:
+        """damping * (H* - H_t)."""
+        return self.damping * self._counted_error(entropy, target, step)
+
+    def _counted_error(self, entropy: float, target: float, step: int) -> float:
+        error = target - entropy
+        return 0.0 if step <= self.warmup_steps or abs(error) <= self.dead_band else error

@@ -1,6 +1,6 @@
 """The controller's state as a file beside veRL's checkpoint: versioned, exact, whole or absent.
 
-    {"format": "verl_aer.entropy_control", "version": 1, "config": {...}, "state": {...}, "sha256": "..."}
+    {"format": "verl_aer.entropy_control", "version": 2, "config": {...}, "state": {...}, "sha256": "..."}
 
 Floats are written so that they read back bit for bit. The state belongs to the settings it was made with: H0
 and the smoothed entropy mean nothing for another functional, alpha nothing for another controller.
@@ -23,7 +23,7 @@ from verl_aer.control import ControlState
 from verl_aer.files import write_text_atomically
 
 FORMAT = "verl_aer.entropy_control"
-VERSION = 1
+VERSION = 2
 
 BOUND_PARTS = ("functional", "target", "controller")
 """Parts whose settings give the state its meaning; a state is refused for others."""
@@ -157,9 +157,10 @@ def _require_possible(path: str | os.PathLike[str], state: ControlState, config:
     for name in ("anchor_count", "step", "updates", "skipped_updates", "saturated_steps"):
         if getattr(state, name) < 0:
             raise StateError(path, f"its state has {name}={getattr(state, name)!r}, which is negative")
-    if not config.controller.allows(state.alpha):
-        kind = config.controller.kind
-        raise StateError(path, f"its state has alpha={state.alpha!r}, which the controller {kind!r} cannot have")
+    for name in ("alpha", "undamped_alpha"):
+        if not config.controller.allows(getattr(state, name)):
+            kind, value = config.controller.kind, getattr(state, name)
+            raise StateError(path, f"its state has {name}={value!r}, which the controller {kind!r} cannot have")
     if state.updates + state.skipped_updates > state.step:
         raise StateError(path, "its state counts more updates than steps")
     if state.saturated_steps > state.updates:

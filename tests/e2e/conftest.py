@@ -104,6 +104,7 @@ def train(inputs: Inputs, tmp_path: Path) -> Iterator[Callable[..., Training]]:
         small = [
             "data.train_batch_size=4",
             "actor_rollout_ref.rollout.n=4",
+            "actor_rollout_ref.rollout.agent.num_workers=1",
             "actor_rollout_ref.actor.ppo_mini_batch_size=2",
             "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2",
             "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4",

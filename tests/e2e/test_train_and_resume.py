@@ -20,9 +20,11 @@ TWO_RANKS = [
     "trainer.n_gpus_per_node=2",
     "entropy.target.tau=1.0",
     "entropy.controller.initial=0.01",
+    "entropy.controller.damping=0.02",
+    "entropy.controller.maximum=0.2",
     "trainer.save_freq=3",
 ]
-ETA, LARGEST_ALPHA = 0.05, 0.2
+ETA, DAMPING, LARGEST_ALPHA = 0.05, 0.02, 0.2
 
 TRAINING_SECONDS = 15
 """After these, nothing that trains, generates or holds memory may live on."""
@@ -33,6 +35,12 @@ RAY_AGENTS_SECONDS = 90
 
 def saved_state(checkpoints: Path, step: int) -> dict:
     return json.loads((checkpoints / f"global_step_{step}" / "aer_state.json").read_text())["state"]
+
+
+def next_alpha(undamped: float, error: float) -> tuple[float, float]:
+    """The controller's rule, written a second time: what it goes on from, and what the next step trains with."""
+    undamped = min(max(undamped + ETA * error, 0.0), LARGEST_ALPHA)
+    return undamped, min(max(undamped + DAMPING * error, 0.0), LARGEST_ALPHA)
 
 
 def latest_step(checkpoints: Path) -> int:
@@ -65,13 +73,15 @@ def test_killed_run_resumes_bit_for_bit_and_leaves_nothing_behind(train, tmp_pat
     steps = first.steps[:3]
     h0 = steps[0]["aer/entropy"]
     assert [step["aer/initial_entropy"] for step in steps] == [h0] * 3
-    alpha = 0.01
+    undamped = alpha = 0.01
     for step in steps:
         assert step["aer/alpha"] == alpha
-        alpha = min(max(alpha + ETA * (h0 - step["aer/entropy"]), 0.0), LARGEST_ALPHA)
+        undamped, alpha = next_alpha(undamped, h0 - step["aer/entropy"])
     saved = saved_state(checkpoints, 3)
-    assert (saved["alpha"], saved["initial_entropy"], saved["step"]) == (alpha, h0, 3)
-    assert alpha not in (0.0, 0.01, LARGEST_ALPHA)
+    assert (saved["alpha"], saved["undamped_alpha"]) == (alpha, undamped)
+    assert (saved["initial_entropy"], saved["step"]) == (h0, 3)
+    assert not {alpha, undamped} & {0.0, 0.01, LARGEST_ALPHA}
+    assert alpha != undamped
     assert verl_aer(["simulate", "--replay", str(first.run.metrics)]) == 0
 
     second = train("second", "aer", *shared, "trainer.resume_mode=auto", steps=4)
@@ -79,7 +89,7 @@ def test_killed_run_resumes_bit_for_bit_and_leaves_nothing_behind(train, tmp_pat
     assert f"[verl_aer] resumed after step 3: alpha {alpha!r}, initial entropy {h0!r}" in second.log
     (step,) = second.steps
     assert (step["training/global_step"], step["aer/alpha"], step["aer/initial_entropy"]) == (4, alpha, h0)
-    following = min(max(alpha + ETA * (h0 - step["aer/entropy"]), 0.0), LARGEST_ALPHA)
+    _, following = next_alpha(undamped, h0 - step["aer/entropy"])
     assert step["aer/alpha_next"] == following
     resumed = saved_state(checkpoints, 4)
     assert (resumed["alpha"], resumed["step"], resumed["updates"]) == (following, 4, 4)

@@ -32,6 +32,7 @@ def configs(draw):
                 "warmup_steps": draw(st.integers(0, 5)),
                 "dead_band": draw(st.floats(0, 0.5)),
                 "ema": draw(st.floats(0, 0.99)),
+                "damping": draw(st.sampled_from([0.0, 0.5, 20.0])),
             },
         }
     )
@@ -51,10 +52,14 @@ def test_alpha_stays_within_its_bounds_and_finite(config, observed):
 def test_alpha_never_moves_away_from_the_target(config, observed):
     control = EntropyControl(config)
     for step, entropy in enumerate(observed, start=1):
+        before = control.state.undamped_alpha
         decision = control.observe(entropy, step)
-        moved = decision.next_alpha - decision.alpha
+        moved = control.state.undamped_alpha - before
+        pushed = control.alpha - control.state.undamped_alpha
         assert decision.error is not None or moved == 0
         assert moved == 0 or (moved > 0) == (decision.error > 0)
+        # A skipped entropy leaves the last push as it is.
+        assert decision.skipped or pushed == 0 or (pushed > 0) == (decision.error > 0)
 
 
 @given(configs(), entropies)
@@ -89,12 +94,12 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 @given(st.floats(0, 0.2), finite, finite, finite)
 def test_a_saved_state_comes_back_bit_for_bit(alpha, initial_entropy, anchor_sum, entropy_ema):
     config = parse_entropy_config({"method": "aer"})
-    state = ControlState(alpha, initial_entropy, anchor_sum, 3, entropy_ema, step=9, updates=4)
+    state = ControlState(alpha, alpha, initial_entropy, anchor_sum, 3, entropy_ema, step=9, updates=4)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "aer_state.json"
         save_state(path, state, config)
         loaded = load_state(path, config)
-    for name in ("alpha", "initial_entropy", "anchor_sum", "entropy_ema"):
+    for name in ("alpha", "undamped_alpha", "initial_entropy", "anchor_sum", "entropy_ema"):
         assert struct.pack("<d", getattr(loaded, name)) == struct.pack("<d", getattr(state, name))
 
 
@@ -102,7 +107,7 @@ def test_a_saved_state_comes_back_bit_for_bit(alpha, initial_entropy, anchor_sum
 @given(st.data())
 def test_a_state_file_with_a_changed_byte_is_refused_or_says_the_same(data):
     config = parse_entropy_config({"method": "aer"})
-    state = ControlState(0.0123, 1.25, 1.25, 1, 0.375, step=9, updates=9)
+    state = ControlState(0.0123, 0.0123, 1.25, 1.25, 1, 0.375, step=9, updates=9)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "aer_state.json"
         save_state(path, state, config)

@@ -37,6 +37,7 @@ def test_three_steps_by_hand():
     assert (third.alpha, third.next_alpha) == (0.025, 0.0125)
     assert control.state == ControlState(
         alpha=0.0125,
+        undamped_alpha=0.0125,
         initial_entropy=1.0,
         anchor_sum=1.0,
         anchor_count=1,
@@ -44,6 +45,19 @@ def test_three_steps_by_hand():
         step=3,
         updates=3,
     )
+
+
+def test_damping_pushes_while_the_error_lasts_and_the_integral_goes_on_without_it():
+    control = control_of(target={"tau": 0.5}, controller={"eta": 0.1, "damping": 2.0, "maximum": 0.4})
+    # H* = 0.5. Undamped: 0, then 0.1 * 0.125, then 0.1 * (0.125 + 0.375), then as before. Pushes: 2 * error.
+    used = observe_all(control, [1.0, 0.375, 0.125, 0.5])
+    assert used == pytest.approx([0.0, 0.0, 0.2625, 0.4], abs=1e-15)  # 0.05 + 0.75 is above the maximum
+    assert control.alpha == control.state.undamped_alpha == pytest.approx(0.05, abs=1e-15)
+    assert control.state.saturated_steps == 1
+    control.observe(0.75, step=5)
+    # 0.05 - 0.025 - 0.5 is below 0, which is where alpha rests; the integral keeps its own value.
+    assert control.alpha == 0.0
+    assert control.state.undamped_alpha == pytest.approx(0.025, abs=1e-15)
 
 
 def test_aer_does_nothing_until_entropy_has_fallen_below_tau_h0():
@@ -58,7 +72,9 @@ def test_aer_does_nothing_until_entropy_has_fallen_below_tau_h0():
 
 def test_alpha_driven_to_zero_rises_again_when_entropy_falls():
     control = control_of(
-        state=ControlState(alpha=0.01, initial_entropy=1.0, anchor_count=1, anchor_sum=1.0, step=5, updates=5),
+        state=ControlState(
+            alpha=0.01, undamped_alpha=0.01, initial_entropy=1.0, anchor_count=1, anchor_sum=1.0, step=5, updates=5
+        ),
         target={"tau": 0.4},
     )
     for step in range(6, 200):

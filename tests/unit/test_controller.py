@@ -47,6 +47,13 @@ def test_alpha_stays_through_the_warm_up_steps():
     assert controller.next_alpha(0.05, entropy=0.1, target=0.4, step=4) > 0.05
 
 
+def test_neither_warm_up_nor_dead_band_is_damped():
+    controller = Integral(damping=1.0, warmup_steps=3, dead_band=0.125, maximum=1.0)
+    assert controller.damped(0.05, entropy=0.1, target=0.4, step=3) == 0.05
+    assert controller.damped(0.05, entropy=0.3, target=0.4, step=4) == 0.05
+    assert controller.damped(0.05, entropy=0.1, target=0.4, step=4) == pytest.approx(0.35, abs=1e-15)
+
+
 def test_ema_weighs_the_past():
     controller = Integral(ema=0.75)
     assert controller.smooth(None, 0.8) == 0.8

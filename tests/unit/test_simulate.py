@@ -169,7 +169,9 @@ def test_a_logged_alpha_that_is_no_number_is_no_agreement():
 
 
 def test_a_replay_starts_from_the_given_state(aer):
-    state = ControlState(alpha=0.05, initial_entropy=1.0, anchor_sum=1.0, anchor_count=1, step=4, updates=4)
+    state = ControlState(
+        alpha=0.05, undamped_alpha=0.05, initial_entropy=1.0, anchor_sum=1.0, anchor_count=1, step=4, updates=4
+    )
     control = EntropyControl(aer, state)
     decision = control.observe(0.2, 5)
     row = MetricsRow(5, {"aer/alpha": decision.alpha, "aer/alpha_next": decision.next_alpha, "aer/entropy": 0.2})

@@ -25,6 +25,7 @@ def state():
     # 0.15 + 0.02 and 1/3 have no short decimal form; 5e-324 is the smallest float there is.
     return ControlState(
         alpha=0.15 + 0.02,
+        undamped_alpha=0.1 + 0.02,
         initial_entropy=1 / 3,
         anchor_sum=1 / 3,
         anchor_count=1,
@@ -136,9 +137,9 @@ def changed(**state) -> dict:
 
 CORRUPTIONS = {
     "other format": ({"format": "something"}, "format is 'something'"),
-    "newer version": ({"version": 2}, "newer than 1"),
+    "newer version": ({"version": 3}, "newer than 2"),
     "version zero": ({"version": 0}, "version is 0"),
-    "version as text": ({"version": "1"}, "version is '1'"),
+    "version as text": ({"version": "2"}, "version is '2'"),
     "version as bool": ({"version": True}, "version is True"),
     "unknown key": ({"extra": 1}, r"unknown keys \['extra'\]"),
     "unknown key in the state": (changed(momentum=0.0), r"unknown keys \['momentum'\]"),
@@ -192,7 +193,7 @@ def test_a_lost_key_is_refused(saved, config, key):
         load_state(saved, config)
 
 
-@pytest.mark.parametrize("key", list(vars(ControlState(alpha=0.0))))
+@pytest.mark.parametrize("key", list(vars(ControlState(alpha=0.0, undamped_alpha=0.0))))
 def test_a_lost_state_key_is_refused(saved, config, key):
     document = json.loads(saved.read_text())
     del document["state"][key]
@@ -209,12 +210,12 @@ def test_an_interrupted_write_leaves_the_file_that_was_there(saved, config, stat
 
     monkeypatch.setattr("os.replace", crash)
     with pytest.raises(OSError, match="disk full"):
-        save_state(saved, ControlState(alpha=0.1), config)
+        save_state(saved, ControlState(alpha=0.1, undamped_alpha=0.1), config)
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
 def test_a_state_that_is_not_finite_is_never_written(tmp_path, config):
     with pytest.raises(ValueError, match="JSON"):
-        save_state(tmp_path / "s.json", ControlState(alpha=math.nan), config)
+        save_state(tmp_path / "s.json", ControlState(alpha=math.nan, undamped_alpha=0.0), config)
     assert list(tmp_path.iterdir()) == []

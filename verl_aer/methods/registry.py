@@ -87,7 +87,7 @@ _REQUIRED = {
     "allocation": ("weights", "uses_accuracy"),
     "functional": ("entropy",),
     "target": ("level", "needs_anchor"),
-    "controller": ("initial_alpha", "next_alpha", "allows", "smooth", "saturated", "uses_target"),
+    "controller": ("initial_alpha", "next_alpha", "damped", "allows", "smooth", "saturated", "uses_target"),
 }
 
 _parts: dict[str, dict[str, type]] = {kind: {} for kind in PART_KINDS}

@@ -13,7 +13,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 SEEDS=${SEEDS:-0 1 2}
-STEPS=${STEPS:-240}
+STEPS=${STEPS:-220}
 RUNS=${RUNS:-runs/compare}
 FIXED=${FIXED:-0.01 0.03 0.1}
 FIXED_SEEDS=${FIXED_SEEDS:-$SEEDS}

@@ -20,7 +20,7 @@ from verl_aer.files import replaced_atomically
 
 SPLIT_SEED = 20
 """Decides which problems are held out; the warm start excludes the same ones, whatever its own seed."""
-TEST_PER_LEVEL = {2: 30, 3: 100, 4: 100, 5: 100}
+TEST_PER_LEVEL = {2: 30, 3: 100, 4: 100}
 """Two numbers make only about 140 different problems, so level 2 holds out a fifth of them."""
 TRAIN_ROWS = 9600
 

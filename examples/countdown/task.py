@@ -1,7 +1,7 @@
 """Countdown with graded difficulty.
 
 A problem gives k one-digit numbers and a target between 0 and 99; an answer is an expression that uses each
-number once, with + - *, evaluated from left to right, and reaches the target. k is the level: 2, 3, 4 or 5.
+number once, with + - *, evaluated from left to right, and reaches the target. k is the level: 2, 3 or 4.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from examples.countdown.reward import evaluate
 
-LEVELS = (2, 3, 4, 5)
+LEVELS = (2, 3, 4)
 OPERATORS = "+-*"
 LARGEST_TARGET = 99
 LONGEST_PROMPT = 2 * max(LEVELS) + 3

@@ -39,11 +39,11 @@ class Settings:
     """Everything that decides the resulting policy, apart from the code."""
 
     seed: int = 0
-    steps: int = 1300
+    steps: int = 1000
     batch: int = 128
     learning_rate: float = 3e-3
     warmup_steps: int = 20
-    wrong_share: float = 0.12
+    wrong_share: float = 0.45
 
     def learning_rate_at(self, step: int) -> float:
         """lr · min(1, step / warmup) · (1 + cos(π step / steps)) / 2, step counted from 1."""

@@ -43,8 +43,8 @@ def test_every_prompt_fits_the_prompt_length(overrides, tmp_path):
     loaded = AutoTokenizer.from_pretrained(tmp_path / "model")
     problems = [*train_problems(400, seed=0), *(p for of_level in held_out().values() for p in of_level)]
     longest = max(len(loaded(problem.prompt)["input_ids"]) for problem in problems)
-    # five numbers, four commas, an equals sign, a target of two digits, a colon
-    assert longest == 13 == int(overrides["data.max_prompt_length"])
+    # four numbers, three commas, an equals sign, a target of two digits, a colon
+    assert longest == 11 == int(overrides["data.max_prompt_length"])
 
 
 def test_every_batch_has_the_same_mix_of_levels(overrides):
@@ -82,4 +82,4 @@ def test_aer_overrides_are_valid_settings_of_the_method():
         node.setdefault(part, {})[field] = float(value)
     config = parse_entropy_config(node)
     assert config.target.tau == 0.6
-    assert config.controller.eta == 0.08
+    assert config.controller.damping == 1.5

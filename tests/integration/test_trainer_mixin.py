@@ -128,6 +128,15 @@ def test_several_local_updates_are_one_controller_update(make):
     assert trainer.sent == [0.0, 0.0]
 
 
+def test_metrics_by_difficulty_are_of_all_local_updates(make):
+    trainer = make(*HALF, queue=[rows(1.0, tokens=4), rows(0.5, tokens=12)])
+    trainer.local_updates = 2
+    metrics = run_step(trainer)
+    # Prompt "a" is hard and "b" easy in both: 2 · 4 tokens of 1.0 nat and 2 · 12 tokens of 0.5 each.
+    assert metrics["aer/entropy/hard"] == metrics["aer/entropy/easy"] == pytest.approx(0.625, abs=1e-15)
+    assert metrics["aer/weight/mean"] == 0.5
+
+
 def test_without_an_actor_update_nothing_is_observed(make):
     trainer = make(*HALF, queue=[rows(1.0)])
     trainer.update_actor = False

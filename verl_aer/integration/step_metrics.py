@@ -2,34 +2,73 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
 import numpy as np
 
 from verl_aer.correctness import DIFFICULTY_BUCKETS, Groups
 from verl_aer.integration.batch import BatchRows
 
 
-def group_metrics(groups: Groups, weights: np.ndarray, rows: BatchRows) -> dict[str, float]:
-    """Accuracy, weight and entropy of the step's prompts, as a whole and by difficulty. ``weights`` is ``(N,)``."""
-    if groups.accuracy.size == 0:
-        return {}
+@dataclass(frozen=True)
+class PromptSummary:
+    """The P prompts of one local update, each array ``(P,)`` float64.
+
+    accuracy: of the group. weight: w(q). rows: real rows. tokens: response tokens of these rows. entropy_nats: their
+    entropies added up, NaN where veRL does not compute them (bypass mode).
+    """
+
+    accuracy: np.ndarray
+    weight: np.ndarray
+    rows: np.ndarray
+    tokens: np.ndarray
+    entropy_nats: np.ndarray
+
+
+def summarize_prompts(groups: Groups, weights: np.ndarray, rows: BatchRows) -> PromptSummary:
+    """Sums over each prompt's rows; ``weights`` is ``(N,)``, the same for all rows of a prompt."""
     real = ~rows.is_padding
     prompt = groups.prompt_of_row[real]
-    weights = weights[real]
-    prompt_weight = np.zeros(len(groups.accuracy))
-    prompt_weight[prompt] = weights
+    prompts = len(groups.accuracy)
+
+    def summed(values: np.ndarray) -> np.ndarray:
+        return np.bincount(prompt, weights=values[real], minlength=prompts)
+
+    weight = np.zeros(prompts)
+    weight[prompt] = weights[real]
+    return PromptSummary(
+        accuracy=groups.accuracy,
+        weight=weight,
+        rows=summed(np.ones(len(real))),
+        tokens=summed(rows.tokens),
+        entropy_nats=np.full(prompts, np.nan) if rows.entropy_nats is None else summed(rows.entropy_nats),
+    )
+
+
+def group_metrics(updates: Sequence[PromptSummary]) -> dict[str, float]:
+    """Accuracy, weight and entropy of all prompts of a global step, as a whole and by difficulty."""
+    if not sum(len(update.accuracy) for update in updates):
+        return {}
+    step = PromptSummary(
+        **{
+            column.name: np.concatenate([getattr(update, column.name) for update in updates])
+            for column in fields(PromptSummary)
+        }
+    )
     metrics = {
-        "aer/accuracy/mean": groups.accuracy.mean(),
-        "aer/accuracy/all_wrong_share": (groups.accuracy == 0).mean(),
-        "aer/accuracy/all_right_share": (groups.accuracy == 1).mean(),
-        "aer/weight/mean": weights.mean(),
-        "aer/weight/positive_share": (prompt_weight > 0).mean(),
+        "aer/accuracy/mean": step.accuracy.mean(),
+        "aer/accuracy/all_wrong_share": (step.accuracy == 0).mean(),
+        "aer/accuracy/all_right_share": (step.accuracy == 1).mean(),
+        "aer/weight/mean": (step.weight * step.rows).sum() / step.rows.sum(),
+        "aer/weight/positive_share": (step.weight > 0).mean(),
     }
     for name, contains in DIFFICULTY_BUCKETS.items():
-        prompts = contains(groups.accuracy)
+        prompts = contains(step.accuracy)
         if not prompts.any():
             continue
-        metrics[f"aer/weight/{name}"] = prompt_weight[prompts].mean()
-        tokens = rows.tokens[real][prompts[prompt]].sum()
-        if rows.entropy_nats is not None and tokens > 0:
-            metrics[f"aer/entropy/{name}"] = rows.entropy_nats[real][prompts[prompt]].sum() / tokens
+        metrics[f"aer/weight/{name}"] = step.weight[prompts].mean()
+        nats, tokens = step.entropy_nats[prompts].sum(), step.tokens[prompts].sum()
+        if tokens > 0 and not np.isnan(step.entropy_nats).all():
+            metrics[f"aer/entropy/{name}"] = nats / tokens
     return {name: float(value) for name, value in metrics.items()}

@@ -20,6 +20,8 @@ from omegaconf import DictConfig, open_dict
 from transfer_queue import KVBatchMeta
 from verl.experimental.agent_loop import AgentLoopManager
 from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 
@@ -33,7 +35,7 @@ from verl_aer.integration.loss import ALPHA_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOK
 from verl_aer.integration.modes import TRAINER_MODES
 from verl_aer.integration.preflight import preflight, read_entropy_config
 from verl_aer.integration.report import metrics_log_path, stack_report
-from verl_aer.integration.step_metrics import group_metrics
+from verl_aer.integration.step_metrics import PromptSummary, group_metrics, summarize_prompts
 from verl_aer.integration.watchdog import WatchdogMixin
 from verl_aer.metrics import decision_metrics
 from verl_aer.state import save_state
@@ -53,7 +55,7 @@ class StepRecord:
     tokens: float = 0.0
     actor_updated: bool = False
     seconds: float = 0.0
-    metrics: dict[str, float] = field(default_factory=dict)
+    prompts: list[PromptSummary] = field(default_factory=list)
 
     def add_entropy(self, nats: float, tokens: float) -> None:
         self.entropy_nats += nats
@@ -113,7 +115,7 @@ class EntropyTrainerMixin:
         batch = super().step(metrics, timing_raw)
         with self._step_record.timed():
             # Added here, after veRL's per-update aggregation, which would average or sum them by their names.
-            metrics.update(self._step_record.metrics)
+            metrics.update(group_metrics(self._step_record.prompts))
             metrics.update(decision_metrics(self._observe(), self.entropy_control.state))
         metrics["aer/seconds"] = self._step_record.seconds
         return batch
@@ -148,7 +150,7 @@ class EntropyTrainerMixin:
                 raise KeyError("veRL's old-log-prob pass left no 'entropy' in the batch; the controller needs it")
             real = ~rows.is_padding
             self._step_record.add_entropy(float(rows.entropy_nats[real].sum()), float(rows.tokens[real].sum()))
-        self._step_record.metrics = group_metrics(groups, weights, rows)
+        self._step_record.prompts.append(summarize_prompts(groups, weights, rows))
         return weights
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
@@ -187,3 +189,16 @@ class EntropyTrainerMixin:
 @register_trainer("aer_sync")
 class EntropyTrainerSync(EntropyTrainerMixin, WatchdogMixin, PPOTrainerSync):
     """veRL's synchronous trainer with entropy control."""
+
+
+@register_trainer("aer_colocate_async")
+class EntropyTrainerColocateAsync(EntropyTrainerMixin, WatchdogMixin, PPOTrainerColocateAsync):
+    """veRL's asynchronous trainer that shares its devices with the rollout, with entropy control."""
+
+
+@register_trainer("aer_separate_async")
+class EntropyTrainerSeparateAsync(EntropyTrainerMixin, WatchdogMixin, PPOTrainerSeparateAsync):
+    """veRL's asynchronous trainer with rollout devices of its own, with entropy control.
+
+    A global step holds `parameter_sync_step` local updates; they share one α, and one controller update follows them.
+    """

@@ -1,10 +1,13 @@
 """The controller's state as a file beside veRL's checkpoint: versioned, exact, whole or absent.
 
-    {"format": "verl_aer.entropy_control", "version": 2, "config": {...}, "state": {...}, "sha256": "..."}
+    {"format": "verl_aer.entropy_control", "version": 2, "config": {...}, "state": {...}, "conditions": {...},
+     "sha256": "..."}
 
 Floats are written so that they read back bit for bit. The state belongs to the settings it was made with: H0
 and the smoothed entropy mean nothing for another functional, alpha nothing for another controller.
-Allocation, aggregation and correctness may change between a save and a load.
+Allocation, aggregation and correctness may change between a save and a load. So may the conditions (temperature,
+lengths, data): they move the entropy while H0 stays, which is the user's to want or not, so ``load_state`` accepts
+them and ``changed_conditions`` names them.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import json
 import math
 import os
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +44,22 @@ class StateError(ValueError):
         super().__init__(f"{self.path}: {problem}. {_SWITCH}")
 
 
-def save_state(path: str | os.PathLike[str], state: ControlState, config: EntropyConfig) -> None:
-    """Write the state whole: a crash leaves the previous file or none, never half of one."""
+def save_state(
+    path: str | os.PathLike[str],
+    state: ControlState,
+    config: EntropyConfig,
+    conditions: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the state whole: a crash leaves the previous file or none, never half of one.
+
+    conditions: settings outside the entropy control under which these entropies were measured, by config key.
+    """
     document = {
         "format": FORMAT,
         "version": VERSION,
         "config": to_mapping(config),
         "state": dataclasses.asdict(state),
+        "conditions": dict(conditions or {}),
     }
     document["sha256"] = _digest(document)
     write_text_atomically(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
@@ -61,7 +74,7 @@ def load_state(path: str | os.PathLike[str], config: EntropyConfig) -> ControlSt
             target or controller.
     """
     document = _read(path)
-    _require_keys(path, "the file", document, {"format", "version", "config", "state", "sha256"})
+    _require_keys(path, "the file", document, {"format", "version", "config", "state", "conditions", "sha256"})
     if document["format"] != FORMAT:
         raise StateError(path, f"its format is {document['format']!r}, not {FORMAT!r}: it is some other file")
     _require_version(path, document["version"])
@@ -73,8 +86,18 @@ def load_state(path: str | os.PathLike[str], config: EntropyConfig) -> ControlSt
     return state
 
 
+def changed_conditions(path: str | os.PathLike[str], current: Mapping[str, Any]) -> list[str]:
+    """A sentence for each condition that differs from those of the file, a state that ``load_state`` accepts."""
+    saved = _read(path)["conditions"]
+    return [
+        f"{key} was {saved.get(key)!r} and is now {current.get(key)!r}"
+        for key in sorted(set(saved) | set(current))
+        if saved.get(key) != current.get(key)
+    ]
+
+
 def _digest(document: dict[str, Any]) -> str:
-    contents = json.dumps([document["config"], document["state"]], sort_keys=True)
+    contents = json.dumps([document[part] for part in ("config", "state", "conditions")], sort_keys=True)
     return hashlib.sha256(contents.encode()).hexdigest()
 
 

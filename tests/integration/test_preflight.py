@@ -10,10 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hydra import compose, initialize_config_module
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
-from verl_aer import EntropyControl, parse_entropy_config, save_state
+from verl_aer import EntropyControl, load_state, parse_entropy_config, save_state
+from verl_aer.integration.checkpoint import conditions, resume_warnings
 from verl_aer.integration.preflight import preflight
 
 REWARD = """
@@ -50,11 +51,15 @@ def good_overrides(files: dict[str, Path]) -> list[str]:
     ]
 
 
+def composed(files: dict[str, Path], *overrides: str) -> DictConfig:
+    with initialize_config_module("verl_aer.config", version_base=None):
+        return compose("aer_trainer", overrides=[*good_overrides(files), *overrides])
+
+
 def problems_of(files: dict[str, Path], *overrides: str) -> dict[str, str]:
     """Key → message and fix of every problem."""
-    with initialize_config_module("verl_aer.config", version_base=None):
-        config = compose("aer_trainer", overrides=[*good_overrides(files), *overrides])
-    return {problem.key: f"{problem.message} {problem.fix}" for problem in preflight(config)}
+    found = preflight(composed(files, *overrides))
+    return {problem.key: f"{problem.message} {problem.fix}" for problem in found}
 
 
 def test_a_good_config_has_no_problem(files):
@@ -81,6 +86,7 @@ BAD = [
     (["actor_rollout_ref.rollout.n=1"], "actor_rollout_ref.rollout.n", "aer_no_allocation"),
     (["distillation.enabled=true"], "distillation.enabled", "=false"),
     (["trainer.v1.trainer_mode=sync"], "trainer.v1.trainer_mode", "aer_sync"),
+    (["entropy.limits.generation_seconds=0"], "entropy.limits.generation_seconds", "> 0"),
     (["trainer.use_v1=false"], "trainer.use_v1", "=true"),
     (["trainer.device=cuda"], "trainer.device", "+hardware=cpu"),
     (["data.train_files=/nowhere/train.parquet"], "data.train_files", "/nowhere/train.parquet"),
@@ -156,7 +162,7 @@ def test_a_damaged_state_is_refused_with_its_path_and_the_switch(files, damage):
     damaged = {
         "truncated": text[: len(text) // 2],
         "corrupted": text.replace('"step": 3', '"step": 4'),
-        "newer": text.replace('"version": 1', '"version": 2'),
+        "newer": text.replace('"version": 2', '"version": 3'),
     }
     if damage == "missing":
         path.unlink()
@@ -167,6 +173,27 @@ def test_a_damaged_state_is_refused_with_its_path_and_the_switch(files, damage):
     assert str(path) in found
     assert "entropy.on_missing_state=restart" in found
     assert problems_of(files, "entropy.on_missing_state=restart") == {}
+
+
+def test_what_moves_the_entropy_may_change_on_resume_and_is_named(files):
+    path = checkpoint(files)
+    before = composed(files)
+    state = load_state(path, parse_entropy_config({"method": "aer"}))
+    save_state(path, state, parse_entropy_config({"method": "aer"}), conditions(before))
+    assert resume_warnings(before) == []
+
+    warnings = resume_warnings(
+        composed(files, "actor_rollout_ref.rollout.temperature=0.7", "data.max_response_length=7")
+    )
+    assert len(warnings) == 2
+    assert warnings[0].startswith("actor_rollout_ref.rollout.temperature was 1.0 and is now 0.7: the entropy may move")
+    assert warnings[1].startswith(f"data.max_response_length was {before.data.max_response_length} and is now 7")
+
+    with files["data"].open("ab") as data:
+        data.write(b"another row")
+    (warning,) = resume_warnings(before)
+    assert warning.startswith("data.train_files was ['train.parquet (")
+    assert resume_warnings(composed(files, "trainer.resume_mode=disable")) == []
 
 
 @pytest.mark.e2e

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
+from omegaconf import OmegaConf
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer.integration.watchdog import Watchdog, WatchdogMixin, WorkerDied
@@ -88,13 +89,14 @@ class Trainer:
 class WatchedTrainer(WatchdogMixin, Trainer):
     def __init__(self):
         self._watchdog = Watchdog()
+        self.config = OmegaConf.create({"trainer": {"default_local_dir": "/nowhere"}})
 
 
 def test_an_error_that_follows_from_a_death_names_the_death_last():
     server = Server.remote()
     trainer = WatchedTrainer()
     trainer._watchdog.watch("server", [server])
-    with pytest.raises(WorkerDied, match="server 0 failed") as raised:
+    with pytest.raises(WorkerDied, match=r"server 0 failed.* No checkpoint was written") as raised:
         trainer.fit(SimpleNamespace(agent_loop_workers=[], server=server))
     assert "no materializable" in str(raised.value.__context__)
 

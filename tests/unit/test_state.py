@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from verl_aer import ControlState, EntropyControl, StateError, load_state, parse_entropy_config, save_state
+from verl_aer.state import changed_conditions
 
 SWITCH = "To start the controller afresh, set entropy.on_missing_state=restart."
 
@@ -184,7 +185,7 @@ def test_every_corruption_is_refused(tmp_path, state, config, name):
     assert_names_file_and_switch(caught.value, path)
 
 
-@pytest.mark.parametrize("key", ["format", "version", "config", "state", "sha256"])
+@pytest.mark.parametrize("key", ["format", "version", "config", "state", "conditions", "sha256"])
 def test_a_lost_key_is_refused(saved, config, key):
     document = json.loads(saved.read_text())
     del document[key]
@@ -219,3 +220,22 @@ def test_a_state_that_is_not_finite_is_never_written(tmp_path, config):
     with pytest.raises(ValueError, match="JSON"):
         save_state(tmp_path / "s.json", ControlState(alpha=math.nan, undamped_alpha=0.0), config)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_changed_conditions_are_named_and_do_not_refuse_the_state(tmp_path, state, config):
+    path = tmp_path / "s.json"
+    save_state(path, state, config, {"temperature": 1.0, "length": 8, "gone": 1})
+    assert load_state(path, config) == state
+    assert changed_conditions(path, {"temperature": 0.7, "length": 8, "new": [2]}) == [
+        "gone was 1 and is now None",
+        "new was None and is now [2]",
+        "temperature was 1.0 and is now 0.7",
+    ]
+
+
+def test_conditions_cannot_be_changed_in_the_file(tmp_path, state, config):
+    path = tmp_path / "s.json"
+    save_state(path, state, config, {"temperature": 1.0})
+    path.write_text(path.read_text().replace('"temperature": 1.0', '"temperature": 0.7'))
+    with pytest.raises(StateError, match="do not match their sha256"):
+        load_state(path, config)

@@ -7,16 +7,20 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from omegaconf import OmegaConf
 from ray.exceptions import RayActorError
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer.integration import watchdog
 from verl_aer.integration.watchdog import (
+    GenerationTimeout,
+    ProgressLimit,
     Watchdog,
     WeightUpdateTimeout,
     WorkerDied,
     call_with_limit,
     failure_of,
+    last_checkpoint,
 )
 
 
@@ -127,7 +131,7 @@ def test_an_error_of_the_call_is_raised_as_it_is():
 def test_a_call_without_an_end_ends_at_the_limit_and_says_which_key_moves_it():
     never = threading.Event()
     start = time.monotonic()
-    with pytest.raises(WeightUpdateTimeout, match=r"within 0\.1 s.*raise actor_rollout_ref\.nccl_timeout"):
+    with pytest.raises(WeightUpdateTimeout, match=r"within 0\.1 s.*raise entropy\.limits\.weight_update_seconds"):
         call_with_limit(never.wait, 0.1, Watchdog())
     assert time.monotonic() - start < 5
     never.set()
@@ -141,3 +145,29 @@ def test_a_death_during_the_call_ends_the_wait_long_before_the_limit():
     with pytest.raises(WorkerDied, match="actor worker 0"):
         call_with_limit(never.wait, 3600, dog)
     never.set()
+
+
+def test_generation_is_stopped_only_when_nothing_was_finished_for_too_long():
+    limit = ProgressLimit(seconds=1.0, poll_interval=0.25)
+    for finished in range(20):
+        limit.check(f"{finished} finished")
+    # Four more polls are one second, which is allowed; the fifth is not.
+    for _ in range(4):
+        limit.check("19 finished")
+    with pytest.raises(GenerationTimeout, match=r"within 1 s, with 19 finished.*entropy\.limits\.generation_seconds"):
+        limit.check("19 finished")
+
+
+def test_generation_without_a_limit_waits_for_ever():
+    limit = ProgressLimit(seconds=None, poll_interval=1e9)
+    for _ in range(3):
+        limit.check("0 finished")
+
+
+def test_the_last_good_checkpoint_is_the_one_that_verl_marked_complete(tmp_path):
+    config = OmegaConf.create({"trainer": {"default_local_dir": str(tmp_path)}})
+    (tmp_path / "global_step_4").mkdir()
+    assert last_checkpoint(config) == "No checkpoint was written (trainer.save_freq)."
+    (tmp_path / "global_step_2").mkdir()
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("2")
+    assert last_checkpoint(config) == f"The last good checkpoint is {tmp_path}/global_step_2."

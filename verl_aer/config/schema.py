@@ -5,6 +5,7 @@ entropy.{allocation,functional,target,controller}    {kind: <registered part>, <
 entropy.aggregation                                  token-mean | policy
 entropy.correctness                                  {key, threshold}
 entropy.on_missing_state                             error | restart
+entropy.limits                                       {weight_update_seconds, generation_seconds}
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -28,6 +29,8 @@ from verl_aer.methods.registry import (
     part_names,
     suggestion,
 )
+
+Settings = TypeVar("Settings")
 
 AGGREGATIONS = ("token-mean", "policy")
 ON_MISSING_STATE = ("error", "restart")
@@ -66,6 +69,28 @@ class CorrectnessConfig:
     key: str = "acc"
     threshold: float | None = None
 
+    def problems(self) -> list[tuple[str, str]]:
+        """None: any name and any threshold may be right."""
+        return []
+
+
+@dataclass
+class LimitsConfig:
+    """After how long without progress a run is stopped, instead of waiting for ever.
+
+    Args:
+        weight_update_seconds: for the rollout servers to take the actor's weights, > 0; None takes
+            ``actor_rollout_ref.nccl_timeout``.
+        generation_seconds: in which no rollout was finished while the trainer waited for some, > 0; None waits
+            for ever.
+    """
+
+    weight_update_seconds: float | None = None
+    generation_seconds: float | None = 3600.0
+
+    def problems(self) -> list[tuple[str, str]]:
+        return [(name, "> 0") for name, limit in dataclasses.asdict(self).items() if limit is not None and limit <= 0]
+
 
 @dataclass
 class EntropyConfig:
@@ -74,6 +99,7 @@ class EntropyConfig:
     aggregation: what the entropy term is averaged over, ``token-mean`` or the ``policy`` loss's own mode.
     on_missing_state: what to do on resume where the controller's state is missing or unusable: stop with an
     ``error``, or ``restart`` the controller afresh.
+    limits: when a run that makes no progress is stopped; no part of the entropy control itself.
     """
 
     method: str
@@ -84,6 +110,7 @@ class EntropyConfig:
     aggregation: str = "token-mean"
     correctness: CorrectnessConfig = field(default_factory=CorrectnessConfig)
     on_missing_state: str = "error"
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
 
 
 def parse_entropy_config(node: Mapping[str, Any] | DictConfig) -> EntropyConfig:
@@ -124,6 +151,7 @@ def to_mapping(config: EntropyConfig) -> dict[str, Any]:
         "aggregation": config.aggregation,
         "correctness": dataclasses.asdict(config.correctness),
         "on_missing_state": config.on_missing_state,
+        "limits": dataclasses.asdict(config.limits),
     }
 
 
@@ -147,7 +175,8 @@ class _Parser:
         self._check_choice("entropy.aggregation", aggregation, AGGREGATIONS)
         on_missing_state = node.get("on_missing_state", "error")
         self._check_choice("entropy.on_missing_state", on_missing_state, ON_MISSING_STATE)
-        correctness = self._correctness(node.get("correctness", {}))
+        correctness = self._settings("entropy.correctness", CorrectnessConfig(), node.get("correctness", {}))
+        limits = self._settings("entropy.limits", LimitsConfig(), node.get("limits", {}))
         if self.problems:
             raise ConfigError(self.problems)
         return EntropyConfig(
@@ -156,6 +185,7 @@ class _Parser:
             aggregation=aggregation,
             correctness=correctness,
             on_missing_state=on_missing_state,
+            limits=limits,
         )
 
     def _add(self, key: str, message: str, fix: str) -> None:
@@ -220,18 +250,22 @@ class _Parser:
         settings = {key: value for key, value in node.items() if key != "kind"}
         self._refuse_settings_of_others(part, kind, settings)
         built, bad = self._fill(prefix, base, settings)
+        self._check_bounds(prefix, built, bad)
+        return None if bad else built
+
+    def _check_bounds(self, prefix: str, built: Any, bad: set[str]) -> None:
         for name, requirement in built.problems():
             # A bound that refers to a value of a wrong type would be checked against its default: not a
             # finding.
             if name not in bad and not any(other in requirement for other in bad):
-                self._add_out_of_bounds(f"{prefix}.{name}", getattr(built, name), requirement, getattr(cls(), name))
-        return None if bad else built
+                default = getattr(type(built)(), name)
+                self._add_out_of_bounds(f"{prefix}.{name}", getattr(built, name), requirement, default)
 
     def _add_out_of_bounds(self, key: str, value: Any, requirement: str, default: Any) -> None:
         self._add(
             key,
             f"must be {requirement}, got {value!r}",
-            f"Set {key} to a value {requirement}, such as {default}.",
+            f"Set {key} to a value {requirement}, such as {_shown(default)}.",
         )
 
     def _refuse_settings_of_others(self, part: str, kind: str, settings: Mapping[str, Any]) -> None:
@@ -274,12 +308,12 @@ class _Parser:
                 values[name] = value
         return dataclasses.replace(base, **values), bad
 
-    def _correctness(self, node: Any) -> CorrectnessConfig | None:
-        prefix = "entropy.correctness"
+    def _settings(self, prefix: str, defaults: Settings, node: Any) -> Settings | None:
         if not self._is_mapping(prefix, node):
             return None
-        self._refuse_unknown_keys(prefix, node, _field_names(CorrectnessConfig))
-        built, _ = self._fill(prefix, CorrectnessConfig(), node)
+        self._refuse_unknown_keys(prefix, node, _field_names(type(defaults)))
+        built, bad = self._fill(prefix, defaults, node)
+        self._check_bounds(prefix, built, bad)
         return built
 
     def _check_together(self, target: Any | None, controller: Any | None) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from verl_aer.config.schema import EntropyConfig
 from verl_aer.control import ControlState
-from verl_aer.state import StateError, load_state
+from verl_aer.state import StateError, changed_conditions, load_state
 
 STATE_FILE = "aer_state.json"
 
@@ -33,6 +34,33 @@ def resume_folder(config: DictConfig) -> Path | None:
         return Path(config.trainer.resume_from_path).absolute()
     latest = find_latest_ckpt_path(str(Path(config.trainer.default_local_dir).absolute()))
     return None if latest is None else Path(latest)
+
+
+def conditions(config: DictConfig) -> dict[str, Any]:
+    """What moves the entropy beside the policy itself, by config key; data files by name and size."""
+    keys = [
+        "actor_rollout_ref.rollout.temperature",
+        "actor_rollout_ref.rollout.top_k",
+        "actor_rollout_ref.rollout.top_p",
+        "data.max_prompt_length",
+        "data.max_response_length",
+    ]
+    files = config.data.train_files
+    files = [Path(str(file)) for file in (files if isinstance(files, ListConfig) else [files])]
+    # Not by folder, which differs between machines; a file on a remote file system has no size here.
+    data = [f"{file.name} ({file.stat().st_size} bytes)" if file.exists() else file.name for file in files]
+    return {**{key: OmegaConf.select(config, key) for key in keys}, "data.train_files": data}
+
+
+def resume_warnings(config: DictConfig) -> list[str]:
+    """One sentence for each condition that has changed since the checkpoint that the run goes on from."""
+    folder = resume_folder(config)
+    if folder is None or not (folder / STATE_FILE).exists():
+        return []
+    return [
+        f"{change}: the entropy may move with it, and H0 stays what it was"
+        for change in changed_conditions(folder / STATE_FILE, conditions(config))
+    ]
 
 
 def read_resumed_state(config: DictConfig, entropy: EntropyConfig) -> ControlState | None:

@@ -30,7 +30,7 @@ from verl_aer.config.schema import ConfigError, to_mapping
 from verl_aer.control import Decision, EntropyControl
 from verl_aer.files import write_text_atomically
 from verl_aer.integration.batch import BatchRows, attach_weights, read_rows
-from verl_aer.integration.checkpoint import read_resumed_state, state_path
+from verl_aer.integration.checkpoint import conditions, read_resumed_state, resume_warnings, state_path
 from verl_aer.integration.loss import ALPHA_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS, entropy_loss
 from verl_aer.integration.modes import TRAINER_MODES
 from verl_aer.integration.preflight import preflight, read_entropy_config
@@ -169,7 +169,12 @@ class EntropyTrainerMixin:
 
     def _save_checkpoint(self) -> None:
         # First: veRL marks the checkpoint complete at the end of its own part.
-        save_state(state_path(self.config, self.global_steps), self.entropy_control.state, self.entropy_config)
+        save_state(
+            state_path(self.config, self.global_steps),
+            self.entropy_control.state,
+            self.entropy_config,
+            conditions(self.config),
+        )
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:
@@ -184,6 +189,8 @@ class EntropyTrainerMixin:
                 f"initial entropy {state.initial_entropy!r}",
                 flush=True,
             )
+            for warning in resume_warnings(self.config):
+                logger.warning("%s", warning)
 
 
 @register_trainer("aer_sync")

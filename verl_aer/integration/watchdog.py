@@ -7,8 +7,10 @@ Two waits of veRL's v1 trainers have no end of their own:
 * ``ReplayBuffer.sample``: it polls until enough prompts are done. Prompts of an agent worker that died never
   are, and those of a server that died come back without trajectories.
 
-Both waits look after the processes that they depend on here, and the first has a time limit:
-``actor_rollout_ref.nccl_timeout`` (seconds, veRL's key for operations of the process group, 600 by default).
+Both waits look after the processes that they depend on here, and have a limit: ``entropy.limits``. A weight update
+may take ``weight_update_seconds``, by default ``actor_rollout_ref.nccl_timeout`` (veRL's key for operations of the
+process group, 600); generation may go on for as long as rollouts are finished now and then, at least one in
+``generation_seconds``.
 
 Where veRL does not wait but raises, its error is often only what a dead process looks like from the driver (a
 batch without a single trajectory, say). The dead process is then named as the cause, with that error above it.
@@ -19,6 +21,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -27,6 +30,9 @@ import transfer_queue.interface
 from omegaconf import DictConfig
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
+from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
+
+from verl_aer.config.schema import EntropyConfig
 
 if TYPE_CHECKING:
     from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
@@ -37,12 +43,20 @@ DEATH_SECONDS = 5.0
 """Until a death is known everywhere: vLLM's client hears of its engine's, and Ray of an actor's, within two."""
 
 
-class WorkerDied(RuntimeError):
+class RunStopped(RuntimeError):
+    """The run can make no more progress; the message says why."""
+
+
+class WorkerDied(RunStopped):
     """A process of the run died, or its engine did; the message names it and says why."""
 
 
-class WeightUpdateTimeout(TimeoutError):
+class WeightUpdateTimeout(RunStopped):
     """The rollout servers did not acknowledge the actor's weights within the time limit."""
+
+
+class GenerationTimeout(RunStopped):
+    """No rollout was finished within the time limit."""
 
 
 def failure_of(actor: Any) -> str | None:
@@ -145,11 +159,55 @@ def call_with_limit(call: Callable[[], Any], seconds: float, watchdog: Watchdog)
             raise WeightUpdateTimeout(
                 f"no rollout server acknowledged the actor's weights within {seconds:g} s. A server that could "
                 "not load them has printed its own error above (look for EngineCore). If the model is merely "
-                "large, raise actor_rollout_ref.nccl_timeout."
+                "large, raise entropy.limits.weight_update_seconds."
             )
     if "error" in outcome:
         raise outcome["error"]
     return outcome["result"]
+
+
+class ProgressLimit:
+    """Ends a wait in which nothing was finished for too long.
+
+    Time counts only where it is waited through, in steps of the poll interval: what a training step takes between two
+    waits is not generation's.
+    """
+
+    def __init__(self, seconds: float | None, poll_interval: float) -> None:
+        self._seconds = seconds
+        self._poll_interval = poll_interval
+        self._last: Any = None
+        self._waited = 0.0
+
+    def check(self, progress: Any) -> None:
+        """Call it once a poll with whatever changes when something is finished.
+
+        Raises:
+            GenerationTimeout: ``progress`` has been the same for longer than the limit.
+        """
+        self._waited = self._waited + self._poll_interval if progress == self._last else 0.0
+        self._last = progress
+        if self._seconds is not None and self._waited > self._seconds:
+            raise GenerationTimeout(
+                f"no rollout was finished within {self._seconds:g} s, with {progress}. Look in the log for what the "
+                "rollout servers, agent workers and reward workers said last. If single rollouts do take that long, "
+                "raise entropy.limits.generation_seconds."
+            )
+
+
+def rollout_counts(buffer: ReplayBuffer, partition_id: str) -> str:
+    """What the buffer holds, by state: of prompts, and of finished trajectories."""
+    states = ("pending", "running", "finished", "failure")
+    prompts = ", ".join(f"{len(getattr(buffer, f'{state}_keys')[partition_id])} {state}" for state in states)
+    return f"{prompts} prompts and {len(buffer.partitions[partition_id])} trajectories"
+
+
+def last_checkpoint(config: DictConfig) -> str:
+    """Where a stopped run can be resumed from, in words."""
+    folder = find_latest_ckpt_path(str(Path(config.trainer.default_local_dir).absolute()))
+    if folder is None:
+        return "No checkpoint was written (trainer.save_freq)."
+    return f"The last good checkpoint is {folder}."
 
 
 def transfer_queue_actors() -> list[ActorHandle]:
@@ -170,16 +228,19 @@ class WatchdogMixin:
     """
 
     config: DictConfig
+    entropy_config: EntropyConfig
 
     def _build_replay_buffer(self) -> ReplayBuffer:
         self._watchdog = Watchdog()
         buffer = super()._build_replay_buffer()
         sampler_kwargs = self.config.trainer.v1.sampler.sampler_kwargs
         buffer.poll_interval = sampler_kwargs.get("poll_interval", buffer.poll_interval)
+        limit = ProgressLimit(self.entropy_config.limits.generation_seconds, buffer.poll_interval)
         wait_for_next_poll = buffer._wait_for_next_poll
 
         def check_and_wait(partition_id: str, last_debug_time: float) -> float:
             self._watchdog.check()
+            limit.check(rollout_counts(buffer, partition_id))
             return wait_for_next_poll(partition_id, last_debug_time)
 
         buffer._wait_for_next_poll = check_and_wait
@@ -199,7 +260,7 @@ class WatchdogMixin:
 
     def _limit_weight_updates(self, manager: Any) -> None:
         update_weights = manager.update_weights
-        seconds = self.config.actor_rollout_ref.nccl_timeout
+        seconds = self.entropy_config.limits.weight_update_seconds or self.config.actor_rollout_ref.nccl_timeout
 
         def update_weights_in_time(global_steps: int | None = None) -> Any:
             return call_with_limit(lambda: update_weights(global_steps), seconds, self._watchdog)
@@ -209,8 +270,15 @@ class WatchdogMixin:
     def fit(self, agent_loop_manager: Any) -> None:
         self._watchdog.watch("agent worker", agent_loop_manager.agent_loop_workers)
         try:
+            self._fit(agent_loop_manager)
+        except RunStopped as stopped:
+            stopped.args = (f"{stopped} {last_checkpoint(self.config)}",)
+            raise
+
+    def _fit(self, agent_loop_manager: Any) -> None:
+        try:
             super().fit(agent_loop_manager)
-        except WorkerDied:
+        except RunStopped:
             raise
         except Exception:
             self._watchdog.check_for(DEATH_SECONDS)

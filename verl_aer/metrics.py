@@ -83,6 +83,18 @@ METRICS = [
     ),
     MetricSpec("actor/aer/entropy_term", "loss", "alpha * agg(w·H)", "what is taken off the policy loss"),
     MetricSpec("actor/aer/policy_loss", "loss", "L_policy", "veRL's own loss, before the entropy term"),
+    MetricSpec(
+        "actor/aer/policy_gradient",
+        "loss/nat",
+        "Σ_{i,t} abs(∂L_policy/∂log π)",
+        "how hard the policy loss pulls at the log-probs of the sampled tokens",
+    ),
+    MetricSpec(
+        "actor/aer/entropy_gradient",
+        "loss/nat",
+        "Σ_{i,t} abs(∂(alpha * agg(w·H))/∂H)",
+        "how hard the entropy term pulls at the entropies; far above the policy's: entropy rules the update",
+    ),
 ]
 
 

@@ -161,7 +161,9 @@ def test_weighted_term_does_not_depend_on_how_the_batch_is_cut(mode):
         loss, gradient, metrics = train(ours(mode, "token-mean"), rows, dp_size, splits)
         assert loss == pytest.approx(whole_loss, rel=1e-6)
         assert (gradient - whole_gradient).abs().max() <= 1e-6 * whole_gradient.abs().max()
-        for name in (UPDATE_ENTROPY_NATS, UPDATE_TOKENS, "actor/aer/entropy_term", "actor/aer/policy_loss"):
+        ours_alone = [name for name in whole if name.startswith("actor/aer/")]
+        assert len(ours_alone) == 6
+        for name in ours_alone:
             assert metrics[name] == pytest.approx(whole[name], rel=1e-6), name
 
 
@@ -199,6 +201,22 @@ def test_gradient_of_the_entropy_term_alone_by_hand():
     (-COEFFICIENT * entropy_by_hand(table, rows)).backward()
     # Two ways to the same float32 gradient, each with its own rounding.
     assert (gradient - table.grad).abs().max() <= 1e-5 * table.grad.abs().max()
+
+
+def test_sizes_of_both_gradients_by_hand():
+    weights = [1.0, 1.0, 0.0, 0.0, 0.5, 0.5, 0.25, 0.25]
+    rows = make_rows(padding_rows=4, weights=weights)
+    log_probs = initial_table().log_softmax(-1)
+    for row in rows:
+        ids, start = row["input_ids"], len(row["prompts"])
+        # On policy: the ratio is 1, so ∂L/∂log π = −A / tokens.
+        row["old_log_probs"] = log_probs[ids[start - 1 : -1], ids[start:]]
+    metrics = train(ours("token-mean"), rows, dp_size=2, splits=2)[2]
+    tokens = sum(response for _, response in LENGTHS)
+    advantage = sum(row["advantages"].abs().sum().item() for row in rows)
+    assert metrics["actor/aer/policy_gradient"] == pytest.approx(advantage / tokens, rel=1e-6)
+    weighted = sum(weight * response for weight, (_, response) in zip(weights, LENGTHS, strict=True))
+    assert metrics["actor/aer/entropy_gradient"] == pytest.approx(COEFFICIENT * weighted / tokens, rel=1e-6)
 
 
 def test_row_of_weight_zero_gets_no_entropy_gradient():

@@ -66,7 +66,15 @@ def entropy_loss(
     # ppo_loss has just filled global_batch_info: the same global counts that normalise the policy loss.
     bonus = agg_loss(weight * entropy, mask, mode, **config.global_batch_info)  # agg(w · H)
 
-    metrics.update(_metrics(policy_loss, alpha * bonus, entropy.detach(), mask, config))
+    pull = agg_loss(weight.expand_as(entropy), mask, mode, **config.global_batch_info)  # bonus is linear in H
+    values = {
+        "actor/aer/policy_loss": policy_loss.detach(),
+        "actor/aer/entropy_term": alpha * bonus.detach(),
+        "actor/aer/policy_gradient": _gradient_size(policy_loss, model_output["log_probs"]),
+        "actor/aer/entropy_gradient": alpha * pull,
+        **_update_entropy(entropy.detach(), mask, config),
+    }
+    metrics.update(Metric.from_dict(values, aggregation=AggregationType.SUM))
     return policy_loss - alpha * bonus, metrics
 
 
@@ -92,23 +100,21 @@ def _required_weight(data: TensorDict) -> torch.Tensor:
     return weight.reshape(-1, 1)
 
 
-def _metrics(
-    policy_loss: torch.Tensor,
-    entropy_term: torch.Tensor,
-    entropy: torch.Tensor,
-    mask: torch.Tensor,
-    config: ActorConfig,
-) -> dict[str, Metric]:
-    """What veRL adds up over micro-batches, averages over data-parallel ranks, then over mini-batches.
+def _gradient_size(policy_loss: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
+    """Σ |∂L_policy/∂log π|: walks back from the loss to the log-probs alone, not into the policy."""
+    if not policy_loss.requires_grad:
+        return torch.zeros(())
+    (gradient,) = torch.autograd.grad(policy_loss, log_probs, retain_graph=True)
+    return (gradient.values() if gradient.is_nested else gradient).abs().sum()
 
-    Entropy and tokens go up separately: a mean of means is off wherever ranks or micro-batches hold unequal numbers
-    of tokens.
+
+def _update_entropy(entropy: torch.Tensor, mask: torch.Tensor, config: ActorConfig) -> dict[str, torch.Tensor]:
+    """Entropy and tokens, which veRL adds up over micro-batches, averages over ranks, then over mini-batches.
+
+    They go up separately: a mean of means is off wherever ranks or micro-batches hold unequal numbers of tokens.
     """
     dp_size = config.global_batch_info["dp_size"]
-    values = {
-        "actor/aer/policy_loss": policy_loss.detach(),
-        "actor/aer/entropy_term": entropy_term.detach(),
+    return {
         UPDATE_ENTROPY_NATS: torch.where(mask, entropy, 0).double().sum() * dp_size,
         UPDATE_TOKENS: mask.double().sum() * dp_size,
     }
-    return Metric.from_dict(values, aggregation=AggregationType.SUM)

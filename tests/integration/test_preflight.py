@@ -71,6 +71,21 @@ def test_every_preset_runs_on_the_same_settings(files, method):
     assert problems_of(files, f"entropy={method}") == {}
 
 
+SEPARATE = [
+    "trainer.v1.trainer_mode=aer_separate_async",
+    "trainer.v1.separate_async.parameter_sync_step=2",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "data.train_batch_size=8",
+    "actor_rollout_ref.rollout.nnodes=1",
+    "actor_rollout_ref.rollout.n_gpus_per_node=1",
+]
+
+
+def test_the_other_trainer_modes_may_be_used(files):
+    assert problems_of(files, "trainer.v1.trainer_mode=aer_colocate_async") == {}
+    assert problems_of(files, *SEPARATE) == {}
+
+
 # (overrides, key that is named, what the message or its fix says)
 BAD = [
     (["entropy.target.tau=1.3"], "entropy.target.tau", "(0, 1]"),
@@ -86,6 +101,15 @@ BAD = [
     (["actor_rollout_ref.rollout.n=1"], "actor_rollout_ref.rollout.n", "aer_no_allocation"),
     (["distillation.enabled=true"], "distillation.enabled", "=false"),
     (["trainer.v1.trainer_mode=sync"], "trainer.v1.trainer_mode", "aer_sync"),
+    (["algorithm.adv_estimator=remax"], "algorithm.adv_estimator", "greedy baseline"),
+    (["trainer.v1.trainer_mode=colocate_async"], "trainer.v1.trainer_mode", "aer_colocate_async"),
+    ([*SEPARATE, "data.train_batch_size=7"], "data.train_batch_size", "data.train_batch_size=8"),
+    ([*SEPARATE, "actor_rollout_ref.rollout.nnodes=0"], "actor_rollout_ref.rollout.nnodes", "1 or more"),
+    (
+        [*SEPARATE, "actor_rollout_ref.rollout.checkpoint_engine.backend=naive"],
+        "actor_rollout_ref.rollout.checkpoint_engine.backend",
+        "gloo",
+    ),
     (["entropy.limits.generation_seconds=0"], "entropy.limits.generation_seconds", "> 0"),
     (["trainer.use_v1=false"], "trainer.use_v1", "=true"),
     (["trainer.device=cuda"], "trainer.device", "+hardware=cpu"),

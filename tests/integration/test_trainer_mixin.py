@@ -186,6 +186,27 @@ def test_our_name_gets_verls_own_buffer_for_the_mode(monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("mode", "updates"), [("sync", 1), ("colocate_async", 1), ("separate_async", 3)], ids=lambda value: str(value)
+)
+def test_every_mode_keeps_verls_own_switches_under_our_name(monkeypatch, mode, updates):
+    monkeypatch.setattr(module, "preflight", lambda config: [])
+    config = composed(
+        f"trainer.v1.trainer_mode=aer_{mode}",
+        "trainer.v1.separate_async.parameter_sync_step=3",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        "data.train_batch_size=6",
+        "actor_rollout_ref.rollout.nnodes=1",
+        "actor_rollout_ref.rollout.n_gpus_per_node=1",
+    )
+    trainer = get_trainer_cls(f"aer_{mode}")(config=config)
+    assert isinstance(trainer, get_trainer_cls(mode))
+    assert trainer.trainer_mode == mode
+    assert type(trainer.replay_buffer).__name__ == ("ReplayBuffer" if mode == "sync" else "ReplayBufferAsync")
+    # Under our own name veRL would find no such node, and make one local update a step.
+    assert trainer.parameter_sync_step == updates
+
+
+@pytest.mark.parametrize(
     ("method", "parameters"),
     [
         ("__init__", ["config"]),

@@ -102,6 +102,53 @@ def _no_distillation(config: DictConfig) -> Iterator[Problem]:
         )
 
 
+UNSUPPORTED_ESTIMATORS = {
+    "remax": "samples no greedy baseline for it",
+    "gdpo": "hands it no components of the reward",
+    "optimal_token_baseline": "hands it no sum_pi_squared",
+    "tir_optimal_token_baseline": "hands it no sum_pi_squared",
+}
+"""Registered in veRL 0.9.1, and failing in the first step of its v1 trainers with or without this package."""
+
+
+def _estimator_runs(config: DictConfig) -> Iterator[Problem]:
+    estimator = config.algorithm.adv_estimator
+    if estimator in UNSUPPORTED_ESTIMATORS:
+        yield Problem(
+            "algorithm.adv_estimator",
+            f"veRL's v1 trainer {UNSUPPORTED_ESTIMATORS[estimator]}, so {estimator!r} would fail in the first step",
+            "Use another estimator, such as algorithm.adv_estimator=grpo or rloo.",
+        )
+
+
+def _separate_async_can_start(config: DictConfig) -> Iterator[Problem]:
+    """What veRL's trainer asserts once the run has started."""
+    if TRAINER_MODES.get(config.trainer.v1.trainer_mode) != "separate_async":
+        return
+    rollout, mini_batch = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor.ppo_mini_batch_size
+    updates, batch = config.trainer.v1.separate_async.parameter_sync_step, config.data.train_batch_size
+    if batch != updates * mini_batch:
+        yield Problem(
+            "data.train_batch_size",
+            f"is {batch}, and {updates} local updates (trainer.v1.separate_async.parameter_sync_step) of {mini_batch} "
+            f"prompts ({ACTOR}.ppo_mini_batch_size) make {updates * mini_batch}",
+            f"Set data.train_batch_size={updates * mini_batch}.",
+        )
+    for key in ("nnodes", "n_gpus_per_node"):
+        if rollout[key] <= 0:
+            yield Problem(
+                f"actor_rollout_ref.rollout.{key}",
+                "separate_async needs devices of the rollout's own, and there are none",
+                f"Set actor_rollout_ref.rollout.{key} to 1 or more.",
+            )
+    if rollout.checkpoint_engine.backend == "naive":
+        yield Problem(
+            "actor_rollout_ref.rollout.checkpoint_engine.backend",
+            "the backend 'naive' carries weights within a device, and separate_async has to send them to others",
+            "Set it to nccl (or hccl, nixl, mooncake); on a CPU +hardware=cpu sets it to gloo.",
+        )
+
+
 def _norm_has_a_scale(config: DictConfig) -> Iterator[Problem]:
     actor = config.actor_rollout_ref.actor
     if actor.loss_agg_mode == "seq-mean-token-sum-norm" and actor.loss_scale_factor is None:
@@ -137,6 +184,8 @@ CONFIG_CHECKS = [
     _no_second_entropy_term,
     _entropy_is_computed,
     _no_distillation,
+    _estimator_runs,
+    _separate_async_can_start,
     _norm_has_a_scale,
     _device_is_there,
     _data_files_are_there,

@@ -27,7 +27,7 @@ def stack_report(trainer: PPOTrainer, agent_loop_manager: AgentLoopManager) -> l
     Asked of the processes themselves, not read from the config.
     """
     workers = trainer.actor_rollout_wg.workers
-    replicas = trainer.llm_server_manager.get_replicas()
+    replicas = [replica for manager in trainer._rollout_server_managers() for replica in manager.get_replicas()]
     servers = [server for replica in replicas for server in replica.servers]
     others = [*agent_loop_manager.agent_loop_workers, *(trainer.get_reward_handles() or [])]
     names = Counter(_ask([*workers, *servers, *others], _name))

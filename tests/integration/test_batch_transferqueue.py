@@ -58,6 +58,7 @@ def put(keys, rows, padding=()):
 CORRECTNESS = CorrectnessConfig()
 
 
+@pytest.mark.guards("T9", "T10")
 def test_rows_and_groups_from_a_real_queue(transfer_queue):
     # Prompt a: two rollouts, the first of two outputs (only the last, index 1, carries the outcome).
     # Prompt b_x (an uid may hold an underscore): one rollout. The last row is padding, a copy of a's first row.
@@ -82,6 +83,7 @@ def test_rows_and_groups_from_a_real_queue(transfer_queue):
     assert groups.prompt_of_row.tolist() == [0, 0, 0, 1, -1]
 
 
+@pytest.mark.guards("T11")
 def test_without_acc_the_threshold_on_the_reward_decides(transfer_queue):
     batch = put(["c_0_0", "c_1_0"], [row(None, -1.0, [0.1, 0.1]), row(None, 1.0, [0.1])])
     read = read_rows(batch, CORRECTNESS)
@@ -102,6 +104,7 @@ def test_correctness_key_is_the_configured_one(transfer_queue):
     assert read_rows(batch, CorrectnessConfig(key="solved")).acc.tolist() == [0.0]
 
 
+@pytest.mark.guards("T6")
 def test_weights_arrive_only_with_the_returned_batch(transfer_queue):
     keys = ["f_0_0", "f_1_0", "f_2_0"]
     batch = put(keys, [row(1.0, 1.0, [0.1] * n) for n in (1, 2, 3)])
@@ -115,6 +118,7 @@ def test_weights_arrive_only_with_the_returned_batch(transfer_queue):
     assert data[WEIGHT_FIELD].reshape(-1).tolist() == [0.25, 0.0, 1.0]
 
 
+@pytest.mark.guards("T7")
 def test_one_weight_for_every_row_or_none_is_sent(transfer_queue):
     batch = put(["g_0_0", "g_1_0"], [row(1.0, 1.0, [0.1]), row(1.0, 1.0, [0.1, 0.2])])
     with pytest.raises(ValueError, match="1 entropy weights for 2 rows"):

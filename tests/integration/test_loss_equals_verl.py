@@ -139,6 +139,7 @@ def verls(mode: str, entropy_coeff: float = COEFFICIENT):
 @pytest.mark.parametrize("dp_size", [1, 2])
 @pytest.mark.parametrize("splits", [1, 2, 4])
 @pytest.mark.parametrize("mode", LOSS_AGG_MODES)
+@pytest.mark.guards("T19")
 def test_fixed_equals_verls_own_entropy_term(mode, splits, dp_size, padding_rows):
     rows = make_rows(padding_rows)
     loss, gradient, _ = train(ours(mode), rows, dp_size, splits)
@@ -153,6 +154,7 @@ def test_fixed_equals_verls_own_entropy_term(mode, splits, dp_size, padding_rows
 
 
 @pytest.mark.parametrize("mode", LOSS_AGG_MODES)
+@pytest.mark.guards("bug 7", "T19")
 def test_weighted_term_does_not_depend_on_how_the_batch_is_cut(mode):
     weights = [1.0, 1.0, 0.0, 0.0, 0.5, 0.5, 0.25, 0.25]
     rows = make_rows(padding_rows=0, weights=weights)
@@ -168,6 +170,7 @@ def test_weighted_term_does_not_depend_on_how_the_batch_is_cut(mode):
 
 
 @pytest.mark.parametrize("mode", LOSS_AGG_MODES)
+@pytest.mark.guards("bug 6", "T15", "T20")
 def test_token_mean_bonus_has_one_meaning_in_every_mode(mode):
     rows = make_rows(padding_rows=0)
     metrics = train(ours(mode, "token-mean"), rows, dp_size=2, splits=2)[2]
@@ -185,6 +188,7 @@ def entropy_by_hand(table: torch.Tensor, rows) -> torch.Tensor:
     return torch.cat([nats[ids] for ids in drawn_from]).mean()
 
 
+@pytest.mark.guards("bug 3", "T15")
 def test_update_entropy_is_the_token_mean_by_hand():
     rows = make_rows(padding_rows=4)
     metrics = train(ours("token-mean"), rows, dp_size=2, splits=2)[2]
@@ -192,6 +196,7 @@ def test_update_entropy_is_the_token_mean_by_hand():
     assert metrics[UPDATE_ENTROPY_NATS] / metrics[UPDATE_TOKENS] == pytest.approx(by_hand, rel=1e-6)
 
 
+@pytest.mark.guards("bug 10")
 def test_gradient_of_the_entropy_term_alone_by_hand():
     rows = make_rows(padding_rows=0)
     for row in rows:
@@ -229,6 +234,7 @@ def test_row_of_weight_zero_gets_no_entropy_gradient():
 
 
 @pytest.mark.parametrize("absent", [WEIGHT_FIELD, ALPHA_KEY, "entropy"])
+@pytest.mark.guards("T7", "T16")
 def test_absent_is_an_error_not_zero(absent):
     rows = make_rows(padding_rows=0)
     data = micro_batch(rows, dp_size=1, tokens=30, total=8)
@@ -242,6 +248,7 @@ def test_absent_is_an_error_not_zero(absent):
         ours("token-mean")(model_output=output, data=data)
 
 
+@pytest.mark.guards("T8")
 def test_weights_may_come_back_with_a_trailing_dimension():
     rows = make_rows(padding_rows=0)
     data = micro_batch(rows, dp_size=1, tokens=30, total=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,8 +15,11 @@ from omegaconf import DictConfig, OmegaConf
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer import EntropyControl, load_state, parse_entropy_config, save_state
+from verl_aer.functional import Full
 from verl_aer.integration.checkpoint import conditions, resume_warnings
 from verl_aer.integration.preflight import preflight
+from verl_aer.methods import registry
+from verl_aer.methods.registry import register_functional
 
 REWARD = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):
@@ -128,6 +132,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("overrides", "key", "said"), BAD, ids=[" ".join(case[0]) for case in BAD])
+@pytest.mark.guards("T16", "T17", "T21")
 def test_a_bad_setting_is_named_with_its_fix(files, overrides, key, said):
     found = problems_of(files, *overrides)
     assert key in found, found
@@ -137,6 +142,22 @@ def test_a_bad_setting_is_named_with_its_fix(files, overrides, key, said):
 def test_all_problems_are_reported_together(files):
     found = problems_of(files, "entropy.target.tau=2", "entropy.allocation.rho=-1", "trainer.device=cuda")
     assert {"entropy.target.tau", "entropy.allocation.rho", "trainer.device"} <= set(found)
+
+
+@pytest.mark.guards("bug 9")
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_functional_that_the_engine_does_not_compute_is_refused(files, monkeypatch, fused):
+    monkeypatch.setattr(registry, "_parts", {kind: dict(parts) for kind, parts in registry._parts.items()})
+
+    @register_functional("halved")
+    @dataclass
+    class Halved(Full):
+        pass
+
+    overrides = [f"actor_rollout_ref.model.use_fused_kernels={fused}"]
+    assert problems_of(files, *overrides) == {}
+    found = problems_of(files, *overrides, "entropy.functional.kind=halved")
+    assert "neither measured nor pushed" in found["entropy.functional.kind"]
 
 
 def test_group_of_one_is_fine_where_difficulty_is_not_asked(files):

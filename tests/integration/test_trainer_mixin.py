@@ -55,6 +55,10 @@ class Base:
                 batch = self._update_actor(batch, metrics=metrics)
         return batch
 
+    def _validate(self):
+        """veRL's validation generates and scores; it neither computes advantages nor updates."""
+        return {}
+
     def _compute_advantage(self, batch, metrics: dict):
         return batch
 
@@ -118,6 +122,7 @@ def test_hard_prompts_get_the_weight_and_padding_gets_none(make):
     assert (metrics["aer/accuracy/mean"], metrics["aer/accuracy/all_wrong_share"]) == (0.5, 0.5)
 
 
+@pytest.mark.guards("bug 2", "T23")
 def test_several_local_updates_are_one_controller_update(make):
     # 4 · 4 tokens of 1.0 nat and 4 · 12 tokens of 0.5: (16 + 24) / 64, not the mean of the two means.
     trainer = make(*HALF, queue=[rows(1.0, tokens=4), rows(0.5, tokens=12)])
@@ -146,6 +151,29 @@ def test_without_an_actor_update_nothing_is_observed(make):
     assert trainer.entropy_control.state.step == 0
 
 
+@pytest.mark.guards("bug 4")
+def test_evaluation_leaves_the_control_alone(make):
+    trainer = make(*HALF, queue=[rows(1.0), rows(0.25), rows(0.25)])
+    run_step(trainer)
+    before = trainer.entropy_control.state
+    trainer._validate()
+    assert trainer.entropy_control.state is before
+    run_step(trainer)
+    trainer._validate()
+    assert run_step(trainer)["aer/updates"] == 3
+
+
+@pytest.mark.guards("T22")
+def test_the_controlled_entropy_is_read_before_rejection_cuts_the_mask(make, monkeypatch):
+    trainer = make(*HALF, queue=[rows(1.0)])
+    order = []
+    read = module.read_rows
+    monkeypatch.setattr(module, "read_rows", lambda *args: order.append("read") or read(*args))
+    monkeypatch.setattr(Base, "_compute_advantage", lambda self, batch, metrics: order.append("reject") or batch)
+    run_step(trainer)
+    assert order == ["read", "reject"]
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_an_entropy_that_is_not_finite_is_skipped_counted_and_logged(make, caplog, bad):
     trainer = make(*HALF, queue=[rows(1.0), rows(0.25), rows(bad), rows(0.25)])
@@ -156,6 +184,7 @@ def test_an_entropy_that_is_not_finite_is_skipped_counted_and_logged(make, caplo
     assert "the controller skips it" in caplog.text
 
 
+@pytest.mark.guards("T23")
 def test_bypass_mode_controls_the_workers_own_entropy(make):
     bypass = "algorithm.rollout_correction.bypass_mode=true"
     trainer = make(*HALF, bypass, queue=[rows(None)])
@@ -169,6 +198,7 @@ def test_a_missing_entropy_is_an_error_elsewhere(make):
         run_step(trainer)
 
 
+@pytest.mark.guards("bug 11")
 def test_the_workers_halves_become_one_token_mean(make):
     metrics = run_step(make(*HALF, queue=[rows(1.0)]))
     assert metrics["actor/aer/entropy"] == 0.75
@@ -188,6 +218,7 @@ def test_our_name_gets_verls_own_buffer_for_the_mode(monkeypatch):
 @pytest.mark.parametrize(
     ("mode", "updates"), [("sync", 1), ("colocate_async", 1), ("separate_async", 3)], ids=lambda value: str(value)
 )
+@pytest.mark.guards("T3")
 def test_every_mode_keeps_verls_own_switches_under_our_name(monkeypatch, mode, updates):
     monkeypatch.setattr(module, "preflight", lambda config: [])
     config = composed(

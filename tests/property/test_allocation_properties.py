@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -102,6 +103,7 @@ def test_the_order_of_the_rows_changes_nothing(batch, allocation, random):
 
 
 @given(batches(), allocations)
+@pytest.mark.guards("T9")
 def test_padding_changes_nothing_for_real_rows(batch, allocation):
     real = np.flatnonzero(~batch["is_padding"])
     with_padding, without = group_rows(**batch), group_rows(**taken(batch, real))

@@ -70,6 +70,7 @@ def test_aer_does_nothing_until_entropy_has_fallen_below_tau_h0():
     assert control.alpha > 0
 
 
+@pytest.mark.guards("bug 1")
 def test_alpha_driven_to_zero_rises_again_when_entropy_falls():
     control = control_of(
         state=ControlState(
@@ -177,6 +178,7 @@ def test_saturated_steps_are_counted():
 
 
 @pytest.mark.parametrize("step", [3, 2, 0])
+@pytest.mark.guards("bug 2")
 def test_a_step_is_observed_once(step):
     control = control_of()
     observe_all(control, [1.0, 0.5, 0.3])

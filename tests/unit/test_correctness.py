@@ -18,6 +18,7 @@ def rows(*entries: tuple[str, int, int, float, bool]) -> dict:
     }
 
 
+@pytest.mark.guards("T11")
 def test_acc_is_used_as_it_is_whatever_the_reward():
     # A length penalty made a correct answer's reward negative and a format bonus a wrong one's positive.
     shaped = np.array([-0.4, 0.3, 0.1])
@@ -67,6 +68,7 @@ def test_accuracy_is_the_mean_over_the_rollouts_that_are_there():
     assert groups.prompt_of_row.tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
 
 
+@pytest.mark.guards("T10")
 def test_only_the_last_output_of_a_rollout_counts():
     # Session 0 wrote three outputs, listed out of order; its last one (index 2) is right. Session 1 is wrong.
     groups = group_rows(

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import math
 
+import pytest
+
 from verl_aer import EntropyControl, parse_entropy_config
 from verl_aer.correctness import DIFFICULTY_BUCKETS
 from verl_aer.metrics import METRICS, REDUCING_SUBSTRINGS, decision_metrics, markdown_table
@@ -9,6 +11,7 @@ from verl_aer.metrics import METRICS, REDUCING_SUBSTRINGS, decision_metrics, mar
 NAMES = [metric.name for metric in METRICS]
 
 
+@pytest.mark.guards("T13")
 def test_no_name_holds_a_word_that_verl_reduces_by():
     assert REDUCING_SUBSTRINGS == ("max", "min", "sum", "total")
     assert [(name, word) for name in NAMES for word in REDUCING_SUBSTRINGS if word in name.lower()] == []

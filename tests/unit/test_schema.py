@@ -272,6 +272,7 @@ class OldAndNewOptional:
     new: float | None = None
 
 
+@pytest.mark.guards("T18")
 def test_both_spellings_of_an_optional_field_are_understood():
     from verl_aer.config.schema import _Parser
 

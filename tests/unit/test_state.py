@@ -59,6 +59,7 @@ def test_a_fresh_state_comes_back(tmp_path, config):
     assert load_state(tmp_path / "s.json", config) == fresh
 
 
+@pytest.mark.guards("bug 8")
 def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path, config):
     entropies = [1.0, 0.7, 0.2, math.nan, 0.1, 0.05, 0.9, 0.3, 0.2, 0.35]
     straight = EntropyControl(config)

@@ -205,6 +205,16 @@ def _groups_are_groups(config: DictConfig, entropy: EntropyConfig) -> Iterator[P
         )
 
 
+def _functional_is_computed(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
+    if entropy.functional.kind != "full":
+        yield Problem(
+            "entropy.functional.kind",
+            f"veRL's engines, with fused kernels or without, compute the entropy of the whole vocabulary, and "
+            f"{entropy.functional.kind!r} would be neither measured nor pushed",
+            "Set entropy.functional.kind=full.",
+        )
+
+
 def _reward_reports_correctness(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
     """Calls the user's reward function once, with an empty answer to the first training prompt."""
     if not entropy.allocation.uses_accuracy or entropy.correctness.threshold is not None:
@@ -256,4 +266,4 @@ def _state_can_be_resumed(config: DictConfig, entropy: EntropyConfig) -> Iterato
         yield Problem(STATE_FILE, str(error), "")
 
 
-ENTROPY_CHECKS = [_groups_are_groups, _reward_reports_correctness, _state_can_be_resumed]
+ENTROPY_CHECKS = [_groups_are_groups, _functional_is_computed, _reward_reports_correctness, _state_can_be_resumed]

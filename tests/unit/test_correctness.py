@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from verl_aer import CorrectnessError, group_rows, trajectory_correctness
+from verl_aer.correctness import _order_by
 
 
 def rows(*entries: tuple[str, int, int, float, bool]) -> dict:
@@ -112,3 +113,12 @@ def test_columns_of_unequal_length_are_refused():
 def test_a_correctness_that_is_not_one_is_refused_with_its_row():
     with pytest.raises(CorrectnessError, match=r"row 1 has correctness -1\.0"):
         group_rows(**rows(("a", 0, 0, 1.0, False), ("a", 1, 0, -1.0, False)))
+
+
+@pytest.mark.parametrize("largest", [3, 2**31, 2**62], ids=["small", "large", "too large for one number"])
+def test_rows_are_ordered_by_their_columns(largest):
+    rng = np.random.default_rng(0)
+    columns = [rng.integers(-largest, largest, 200) // 2**shift for shift in (0, 1, 2)]
+    order = _order_by(*columns)
+    rows = [tuple(column[row] for column in columns) for row in order]
+    assert rows == sorted(zip(*columns, strict=True))

@@ -1,0 +1,223 @@
+"""Small faults put into the code one at a time; a test has to fail for each of them.
+
+    make mutants                          all of them
+    python -m tests.mutants controller    those whose file name contains a word
+
+Each fault is a line of the code before and after. It is made in a copy of the tree, and the tests that are about
+its file run there. Exit code 1 if a fault is found by none, or if its line is no longer in the code.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("verl_aer", "tests", "examples", "pyproject.toml", "README.md")
+
+TESTS = {
+    "allocation": ["tests/unit/test_allocation.py", "tests/property/test_allocation_properties.py"],
+    "correctness": ["tests/unit/test_correctness.py", "tests/property/test_allocation_properties.py"],
+    "target": ["tests/unit/test_control.py", "tests/unit/test_schema.py"],
+    "controller": ["tests/unit/test_controller.py", "tests/unit/test_control.py"],
+    "control": ["tests/unit/test_control.py", "tests/property/test_control_properties.py"],
+    "functional": ["tests/unit/test_functional.py"],
+    "loss": ["tests/integration/test_loss_equals_verl.py", "tests/integration/test_algorithms.py"],
+    "batch": ["tests/integration/test_batch_transferqueue.py", "tests/integration/test_batch_containers.py"],
+    "trainer": ["tests/integration/test_trainer_mixin.py"],
+    "step_metrics": ["tests/integration/test_trainer_mixin.py"],
+}
+"""By the name of the module that the fault is in."""
+
+
+class Mutant(NamedTuple):
+    """A fault: in ``file``, the only occurrence of ``line`` becomes ``fault``."""
+
+    file: str
+    line: str
+    fault: str
+
+
+MUTANTS = [
+    # Allocation
+    Mutant(
+        "allocation.py", "np.maximum(0.0, self.rho - groups.accuracy)", "np.maximum(0.0, self.rho + groups.accuracy)"
+    ),
+    Mutant(
+        "allocation.py", "np.maximum(0.0, self.rho - groups.accuracy)", "np.maximum(0.0, groups.accuracy - self.rho)"
+    ),
+    Mutant("allocation.py", "np.maximum(0.0, self.rho - groups.accuracy)", "self.rho - groups.accuracy"),
+    Mutant("allocation.py", "weights = margin / self.rho\n", "weights = margin * self.rho\n"),
+    Mutant("allocation.py", "            weights = margin\n", "            weights = margin / self.rho\n"),
+    Mutant("allocation.py", "(margin > 0).astype", "(margin >= 0).astype"),
+    Mutant("allocation.py", "(margin / self.rho) ** self.power\n        else", "margin**self.power\n        else"),
+    Mutant(
+        "allocation.py", "np.where(groups.accuracy == 0, 0.0, weights)", "np.where(groups.accuracy != 0, 0.0, weights)"
+    ),
+    Mutant("allocation.py", "if not self.include_all_wrong:", "if self.include_all_wrong:"),
+    Mutant("allocation.py", "weights = weights / weights.mean()", "weights = weights / weights.sum()"),
+    Mutant("allocation.py", "np.append(weights, 0.0)", "np.append(weights, 1.0)"),
+    Mutant("allocation.py", "np.isfinite(weights) & (weights >= 0)", "np.isfinite(weights)"),
+    # Group accuracy
+    Mutant("correctness.py", "(reward > threshold)", "(reward >= threshold)"),
+    Mutant("correctness.py", "(reward > threshold)", "(reward < threshold)"),
+    Mutant("correctness.py", "solved / np.maximum(size, 1)", "solved / np.maximum(size, 2)"),
+    Mutant(
+        "correctness.py", "np.append(next_differs, True)[: len(rows)]", "np.insert(next_differs, 0, True)[: len(rows)]"
+    ),
+    Mutant("correctness.py", "np.full(len(real), -1, dtype=np.int64)", "np.full(len(real), 0, dtype=np.int64)"),
+    Mutant("correctness.py", "number = number * span + (column - column.min())", "number = number * span + column"),
+    # Target
+    Mutant("target.py", "self.tau * initial_entropy", "self.tau"),
+    Mutant("target.py", "self.tau * initial_entropy", "initial_entropy"),
+    # Controller
+    Mutant("controller.py", "error = target - entropy", "error = entropy - target"),
+    Mutant("controller.py", "return self.eta * error", "return error"),
+    Mutant("controller.py", "((error > 0) - (error < 0))", "(error > 0)"),
+    Mutant("controller.py", "return self.damping * self._counted", "return -self.damping * self._counted"),
+    Mutant("controller.py", "return self.damping * self._counted", "return self._counted"),
+    Mutant("controller.py", "step <= self.warmup_steps", "step < self.warmup_steps"),
+    Mutant("controller.py", "abs(error) <= self.dead_band", "abs(error) < self.dead_band"),
+    Mutant("controller.py", "abs(error) <= self.dead_band", "error <= self.dead_band"),
+    Mutant(
+        "controller.py",
+        "self.ema * previous + (1 - self.ema) * entropy",
+        "(1 - self.ema) * previous + self.ema * entropy",
+    ),
+    Mutant("controller.py", "return min(max(alpha, self.minimum), self.maximum)", "return max(alpha, self.minimum)"),
+    Mutant("controller.py", "return min(max(alpha, self.minimum), self.maximum)", "return min(alpha, self.maximum)"),
+    Mutant("controller.py", "max(wanted) > self.maximum or", "max(wanted) >= self.maximum or"),
+    Mutant("controller.py", "and self.minimum > 0)", "and self.minimum >= 0)"),
+    # Control
+    Mutant("control.py", "next_alpha(before.undamped_alpha, smoothed", "next_alpha(before.alpha, smoothed"),
+    Mutant(
+        "control.py",
+        "undamped_alpha = self._controller.next_alpha(before.undamped_alpha, smoothed, target, step)",
+        "undamped_alpha = self._controller.next_alpha(before.undamped_alpha, entropy, target, step)",
+    ),
+    Mutant("control.py", "updates=before.updates + 1,", "updates=before.updates,"),
+    Mutant("control.py", "skipped_updates=before.skipped_updates + 1", "skipped_updates=before.skipped_updates"),
+    Mutant("control.py", "count >= self._target.anchor_steps", "count > self._target.anchor_steps"),
+    Mutant("control.py", "initial_entropy = total / count", "initial_entropy = total"),
+    Mutant("control.py", "or state.initial_entropy is not None:", "or False:"),
+    Mutant("control.py", "if step <= self._state.step:", "if step < self._state.step:"),
+    Mutant("control.py", "if not math.isfinite(entropy):", "if math.isnan(entropy):"),
+    # Functional
+    Mutant("functional.py", "torch.where(pi > 0, z, 0)", "z"),
+    Mutant("functional.py", "torch.promote_types(logits.dtype, torch.float32)", "logits.dtype"),
+    # Loss
+    Mutant(
+        "integration/loss.py",
+        "return policy_loss - alpha * bonus, metrics",
+        "return policy_loss + alpha * bonus, metrics",
+    ),
+    Mutant("integration/loss.py", "return policy_loss - alpha * bonus, metrics", "return policy_loss - bonus, metrics"),
+    Mutant("integration/loss.py", "return policy_loss - alpha * bonus, metrics", "return policy_loss, metrics"),
+    Mutant("integration/loss.py", "agg_loss(weight * entropy, mask", "agg_loss(entropy, mask"),
+    Mutant("integration/loss.py", "agg_loss(weight * entropy, mask", "agg_loss(weight * entropy.detach(), mask"),
+    Mutant(
+        "integration/loss.py",
+        'if aggregation == "policy" else "token-mean"',
+        'if aggregation == "policy" else config.loss_agg_mode',
+    ),
+    Mutant(
+        "integration/loss.py",
+        "torch.where(mask, entropy, 0).double().sum() * dp_size",
+        "torch.where(mask, entropy, 0).double().sum()",
+    ),
+    Mutant("integration/loss.py", "torch.where(mask, entropy, 0).double()", "entropy.double()"),
+    Mutant("integration/loss.py", '"actor/aer/entropy_gradient": alpha * pull', '"actor/aer/entropy_gradient": pull'),
+    Mutant(
+        "integration/loss.py",
+        '"actor/aer/policy_loss": policy_loss.detach()',
+        '"actor/aer/policy_loss": (policy_loss - alpha * bonus).detach()',
+    ),
+    # Batch
+    Mutant("integration/batch.py", 'key.rsplit("_", 2)', 'key.split("_", 2)'),
+    Mutant("integration/batch.py", "value.double()[row.bool()].sum()", "(value.double() * row).sum()"),
+    Mutant("integration/batch.py", "row.double().sum().item() for row in mask", "float(len(row)) for row in mask"),
+    Mutant("integration/batch.py", "if value is None and not is_padding[i]]", "if value is None]"),
+    Mutant("integration/batch.py", 'getattr(row, "data", row) for row', "row for row"),
+    Mutant(
+        "integration/batch.py",
+        "    return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)",
+        "    tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)\n    return batch",
+    ),
+    # A step
+    Mutant(
+        "integration/trainer.py",
+        "batch.extra_info[ALPHA_KEY] = self.entropy_control.alpha",
+        "batch.extra_info[ALPHA_KEY] = 0.0",
+    ),
+    Mutant(
+        "integration/trainer.py",
+        "            return attach_weights(batch, weights)",
+        "            attach_weights(batch, weights)\n            return batch",
+    ),
+    Mutant("integration/trainer.py", "real = ~rows.is_padding", "real = rows.is_padding | ~rows.is_padding"),
+    Mutant(
+        "integration/trainer.py",
+        "        self.entropy_nats += nats\n        self.tokens += tokens",
+        "        self.entropy_nats = nats\n        self.tokens = tokens",
+    ),
+    Mutant(
+        "integration/trainer.py",
+        "if not self._step_record.actor_updated:",
+        "if self._step_record.actor_updated is None:",
+    ),
+    Mutant("integration/trainer.py", "config.trainer.v1.trainer_mode = TRAINER_MODES[mode]", "pass"),
+    Mutant("integration/step_metrics.py", "real = ~rows.is_padding", "real = rows.is_padding | ~rows.is_padding"),
+    Mutant(
+        "integration/step_metrics.py",
+        "(step.weight * step.rows).sum() / step.rows.sum()",
+        "step.weight.sum() / step.rows.sum()",
+    ),
+]
+
+
+def is_caught(mutant: Mutant, tree: Path) -> bool:
+    """Whether a test fails with the fault; the tree is as before afterwards."""
+    path = tree / "verl_aer" / mutant.file
+    code = path.read_text()
+    if code.count(mutant.line) != 1:
+        raise SystemExit(f"{mutant.file} holds {mutant.line!r} {code.count(mutant.line)} times, not once")
+    path.write_text(code.replace(mutant.line, mutant.fault))
+    tests = TESTS[path.stem]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests],
+        cwd=tree,
+        capture_output=True,
+        check=False,
+    )
+    path.write_text(code)
+    # 1 is a failed test; anything else but 0 is an error of the run itself.
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"{mutant.file}: pytest ended with {done.returncode}\n{done.stdout.decode()[-2000:]}")
+    return done.returncode == 1
+
+
+def main(words: list[str]) -> int:
+    chosen = [mutant for mutant in MUTANTS if all(word in mutant.file for word in words)]
+    survivors = []
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder)
+        for name in COPIED:
+            source = ROOT / name
+            (shutil.copytree if source.is_dir() else shutil.copy)(source, tree / name)
+        for number, mutant in enumerate(chosen, start=1):
+            caught = is_caught(mutant, tree)
+            survivors += [] if caught else [mutant]
+            print(
+                f"{number}/{len(chosen)} {'caught  ' if caught else 'SURVIVED'} {mutant.file}: {mutant.fault.strip()}",
+                flush=True,
+            )
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} faults were caught")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,80 @@
+"""Real runs of a few steps in the asynchronous trainer modes, with DAPO's filtering and with a critic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import START_SECONDS, Training
+from verl_aer.cli import main as verl_aer
+
+pytestmark = pytest.mark.e2e
+
+REWARD = """
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    '''Right or wrong by the answer's length: an untrained policy has groups of every accuracy.'''
+    right = float(len(solution_str) % 2)
+    return {"score": right, "acc": right}
+"""
+
+
+@pytest.fixture
+def reward(tmp_path: Path) -> str:
+    path = tmp_path / "reward.py"
+    path.write_text(REWARD)
+    return f"reward.custom_reward_function.path={path}"
+
+
+def assert_clean(training: Training, steps: int) -> None:
+    """It ended well, made its steps, moved α once a step by what it logged, and left nothing behind."""
+    assert training.wait(START_SECONDS) == 0, training.log[-3000:]
+    assert [step["training/global_step"] for step in training.steps] == list(range(1, steps + 1))
+    assert [step["aer/updates"] for step in training.steps] == list(range(1, steps + 1))
+    assert verl_aer(["simulate", "--replay", str(training.run.metrics)]) == 0
+    assert training.leaves_nothing(20)
+    assert "Traceback" not in training.log
+
+
+@pytest.mark.timeout(900)
+def test_colocate_async_with_two_ranks_and_filtered_groups(train, reward):
+    training = train(
+        "colocate",
+        "aer",
+        reward,
+        "trainer.v1.trainer_mode=aer_colocate_async",
+        "trainer.n_gpus_per_node=2",
+        "algorithm.filter_groups.enable=true",
+        "algorithm.filter_groups.metric=acc",
+        "entropy.target.tau=1.0",
+        steps=3,
+    )
+    assert_clean(training, steps=3)
+    assert "[verl_aer] training: FSDP2, world size 2" in training.log
+    for step in training.steps:
+        # What is left after filtering has an accuracy strictly between 0 and 1.
+        assert step["aer/accuracy/all_wrong_share"] == step["aer/accuracy/all_right_share"] == 0
+        assert 0 < step["aer/accuracy/mean"] < 1
+
+
+@pytest.mark.timeout(900)
+def test_separate_async_with_local_updates_and_a_critic(train, reward, inputs):
+    training = train(
+        "separate",
+        "aer",
+        reward,
+        "trainer.v1.trainer_mode=aer_separate_async",
+        "trainer.v1.separate_async.parameter_sync_step=2",
+        "actor_rollout_ref.hybrid_engine=false",
+        "actor_rollout_ref.rollout.nnodes=1",
+        "actor_rollout_ref.rollout.n_gpus_per_node=1",
+        "algorithm.adv_estimator=gae",
+        f"critic.model.path={inputs.model}",
+        "critic.ppo_micro_batch_size_per_gpu=4",
+        "entropy.target.tau=1.0",
+        steps=3,
+    )
+    assert_clean(training, steps=3)
+    for step in training.steps:
+        assert step["critic/vf_loss"] > 0
+        assert step["actor/aer/policy_gradient"] > 0

@@ -28,7 +28,7 @@ export PYTHONUNBUFFERED := 1
 
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1 && echo yes)
 
-.PHONY: quickstart test bench mutants lint format clean install
+.PHONY: quickstart test bench mutants support-table lint format clean install
 .DEFAULT_GOAL := quickstart
 
 install: $(INSTALLED)
@@ -60,6 +60,10 @@ test: $(INSTALLED)
 bench: $(INSTALLED)
 	@mkdir -p $(TMPDIR)
 	$(BIN)/python -W ignore -m benchmarks.driver
+
+support-table: $(INSTALLED)
+	@mkdir -p $(TMPDIR)
+	$(BIN)/python -m tests.support_table
 
 mutants: $(INSTALLED)
 	@mkdir -p $(TMPDIR)

@@ -107,6 +107,20 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_argument("--out", type=Path, help="image to write (default: the first log with the suffix .png)")
     plot.add_argument("--title", default="", help="heading of the figure")
 
+    report = _add(
+        commands,
+        "report",
+        "one HTML page of a run or several, figure and settings inside, from their metrics logs",
+        _report,
+        "report runs/aer/metrics.jsonl",
+        "report none=runs/none-0.jsonl aer=runs/aer-0.jsonl aer=runs/aer-1.jsonl --out report.html",
+    )
+    report.add_argument(
+        "logs", nargs="+", metavar="[LABEL=]LOG", help="metrics logs; logs of one label are its training seeds"
+    )
+    report.add_argument("--out", type=Path, help="page to write (default: the first log with the suffix .html)")
+    report.add_argument("--title", default="Entropy control", help="heading of the page")
+
     methods = _add(
         commands,
         "methods",
@@ -211,6 +225,23 @@ def _plot(args: argparse.Namespace) -> int:
     arms = {label: [read_metrics_log(path) for path in paths] for label, paths in labelled.items()}
     first = next(iter(labelled.values()))[0]
     _save_plot(arms, args.command_line, args.title, args.out or first.with_suffix(".png"))
+    return OK
+
+
+def _report(args: argparse.Namespace) -> int:
+    import json
+
+    from verl_aer.files import write_text_atomically
+    from verl_aer.html_report import html_report
+    from verl_aer.metrics_log import read_metrics_log
+
+    labelled = _labelled(args.logs, default="run")
+    arms = {label: [read_metrics_log(path) for path in paths] for label, paths in labelled.items()}
+    beside = {label: paths[0].with_name(paths[0].name + ".entropy.json") for label, paths in labelled.items()}
+    settings = {label: json.loads(path.read_text()) for label, path in beside.items() if path.is_file()}
+    out = args.out or next(iter(labelled.values()))[0].with_suffix(".html")
+    write_text_atomically(out, html_report(arms, settings, args.command_line, args.title))
+    print(f"report: {out}")
     return OK
 
 

@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from tests.e2e.conftest import START_SECONDS
+from tests.e2e.test_train_and_resume import latest_step
 from verl_aer.failure import explain_failure
 
 pytestmark = pytest.mark.e2e
@@ -16,7 +17,10 @@ WITHIN_SECONDS = 60
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("victim", ["ray::WorkerDict", "VLLM::EngineCore"])
+@pytest.mark.parametrize(
+    "victim",
+    ["ray::WorkerDict", "VLLM::EngineCore", pytest.param("ray::SimpleStorageUnit", marks=pytest.mark.slow)],
+)
 def test_a_dead_process_ends_the_run_with_its_cause(train, victim):
     training = train("run", "aer", steps=1000)
     training.wait_for(lambda: len(training.steps) >= 1, START_SECONDS)
@@ -26,3 +30,26 @@ def test_a_dead_process_ends_the_run_with_its_cause(train, victim):
     assert training.leaves_nothing(WITHIN_SECONDS)
     said = "\n".join(explain_failure(training.process.returncode, training.run.log))
     assert "WorkerDied" in said, said
+
+
+@pytest.mark.timeout(900)
+def test_generation_that_stands_still_ends_the_run_with_the_last_good_checkpoint(train, tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    training = train(
+        "run",
+        "aer",
+        "entropy.limits.generation_seconds=3",
+        "trainer.save_freq=1",
+        f"trainer.default_local_dir={checkpoints}",
+        steps=1000,
+    )
+    training.wait_for(lambda: len(training.steps) >= 2, START_SECONDS)
+    (pid,) = training.pids_named("VLLM::EngineCore")
+    os.kill(pid, signal.SIGSTOP)
+    assert training.wait(WITHIN_SECONDS) not in (0, None)
+    os.kill(pid, signal.SIGKILL)
+    assert training.leaves_nothing(WITHIN_SECONDS)
+    said = "\n".join(explain_failure(training.process.returncode, training.run.log))
+    assert "GenerationTimeout: no rollout was finished within 3 s" in said, said
+    last = latest_step(checkpoints)
+    assert f"The last good checkpoint is {checkpoints}/global_step_{last}." in said, said

@@ -20,7 +20,8 @@ from verl.workers.utils.losses import ppo_loss
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from tests.integration.test_loss_equals_verl import COEFFICIENT, LENGTHS, actor_config, make_rows, train
-from tests.integration.test_trainer_mixin import composed
+from tests.integration.test_trainer_mixin import MODES, composed
+from tests.support_table import PAGE, listed
 from verl_aer.integration.loss import entropy_loss
 from verl_aer.integration.preflight import UNSUPPORTED_ESTIMATORS
 
@@ -67,6 +68,14 @@ def test_an_estimator_that_is_refused_would_fail(estimator):
 def test_every_estimator_and_policy_loss_is_tried():
     assert len(SUPPORTED_ESTIMATORS) == 10
     assert len(POLICY_LOSSES) == 12
+
+
+def test_the_page_in_the_docs_lists_them_all():
+    page = PAGE.read_text()
+    assert listed(page, "advantage estimator") == set(ADV_ESTIMATOR_REGISTRY)
+    assert listed(page, "policy loss") == set(POLICY_LOSSES)
+    assert listed(page, "trainer mode") == {f"{mode}-{updates}" for mode, updates in MODES}
+    assert "**fails**" not in page
 
 
 def config_of(loss_mode: str, entropy_coeff: float):

@@ -100,6 +100,8 @@ def run_step(trainer) -> dict[str, float]:
     return metrics
 
 
+MODES = [("sync", 1), ("colocate_async", 1), ("separate_async", 3)]
+"""veRL's trainer modes, each with the local updates of a step that it is tried with."""
 HALF = ["entropy.target.tau=0.5", "entropy.controller.eta=0.1"]
 
 
@@ -216,9 +218,7 @@ def test_our_name_gets_verls_own_buffer_for_the_mode(monkeypatch):
     assert trainer.replay_buffer.poll_interval == 0.125
 
 
-@pytest.mark.parametrize(
-    ("mode", "updates"), [("sync", 1), ("colocate_async", 1), ("separate_async", 3)], ids=lambda value: str(value)
-)
+@pytest.mark.parametrize(("mode", "updates"), MODES, ids=str)
 @pytest.mark.guards("T3")
 def test_every_mode_keeps_verls_own_switches_under_our_name(monkeypatch, mode, updates):
     monkeypatch.setattr(module, "preflight", lambda config: [])

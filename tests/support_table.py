@@ -1,0 +1,81 @@
+"""Writes docs/algorithms.md: what the entropy control was seen to work beside, from the tests that ran.
+
+    make support-table
+
+Runs the tests that are about veRL's modes, estimators and losses, and lists each with the outcome of its test.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from xml.etree import ElementTree
+
+from verl_aer.files import write_text_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "algorithms.md"
+
+KINDS = {
+    "test_an_estimator_that_is_let_through_runs_on_what_the_trainer_fetches": "advantage estimator",
+    "test_an_estimator_that_is_refused_would_fail": "advantage estimator",
+    "test_the_entropy_term_is_the_same_beside_every_policy_loss": "policy loss",
+    "test_importance_weights_move_the_policy_loss_and_not_the_entropy_term": "rollout correction: importance weights",
+    "test_the_controlled_entropy_is_read_before_rejection_cuts_the_mask": "rollout correction: rejection",
+    "test_bypass_mode_controls_the_workers_own_entropy": "rollout correction: bypass mode",
+    "test_masked_tool_tokens_neither_count_nor_get_a_bonus": "multi-turn, tool tokens masked",
+    "test_kl_loss_stays_verls_own": "KL loss against a reference policy",
+    "test_every_mode_keeps_verls_own_switches_under_our_name": "trainer mode",
+    "test_killed_run_resumes_bit_for_bit_and_leaves_nothing_behind": "real run: sync, two ranks, save, kill, resume",
+    "test_colocate_async_with_two_ranks_and_filtered_groups": "real run: colocate_async, two ranks, DAPO's filtering",
+    "test_separate_async_with_local_updates_and_a_critic": "real run: separate_async, two local updates, PPO's critic",
+}
+"""What each test is about; its parameter, if it has one, is the name."""
+
+REFUSED = "test_an_estimator_that_is_refused_would_fail"
+
+HEADER = """# What it works beside
+
+Written by `make support-table` from the tests that ran; a row is one test. *works*: the test passed. *refused*: veRL
+0.9.1 itself fails there, the preflight says so before the run starts, and a test shows that it does fail.
+
+| what | name | | test |
+|---|---|---|---|
+"""
+
+
+def rows(report: Path) -> list[str]:
+    """One line of the table for each test case of a JUnit report."""
+    found = []
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        test, _, parameter = case.attrib["name"].partition("[")
+        if test not in KINDS:
+            continue
+        failed = any(child.tag in ("failure", "error", "skipped") for child in case)
+        outcome = "**fails**" if failed else "refused" if test == REFUSED else "works"
+        name = parameter.rstrip("]")
+        found.append(f"| {KINDS[test]} | {f'`{name}`' if name else ''} | {outcome} | `{test}` |")
+    return sorted(found)
+
+
+def listed(page: str, kind: str) -> set[str]:
+    """The names of one kind on the page."""
+    return set(re.findall(rf"^\| {re.escape(kind)} \| `([^`]*)` \|", page, flags=re.MULTILINE))
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        chosen = " or ".join(KINDS)
+        command = [sys.executable, "-m", "pytest", "-q", "-k", chosen, f"--junitxml={report}", "tests"]
+        done = subprocess.run(command, cwd=ROOT, check=False)
+        write_text_atomically(PAGE, HEADER + "\n".join(rows(report)) + "\n")
+    print(f"wrote {PAGE.relative_to(ROOT)}")
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

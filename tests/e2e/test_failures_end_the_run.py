@@ -32,22 +32,33 @@ def test_a_dead_process_ends_the_run_with_its_cause(train, victim):
     assert "WorkerDied" in said, said
 
 
+HANGING_REWARD = """
+import time
+from pathlib import Path
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    while Path({flag!r}).exists():
+        time.sleep(1)
+    return {{"score": 0.0, "acc": 0.0}}
+"""
+
+
 @pytest.mark.timeout(900)
 def test_generation_that_stands_still_ends_the_run_with_the_last_good_checkpoint(train, tmp_path):
-    checkpoints = tmp_path / "checkpoints"
+    checkpoints, flag, reward = tmp_path / "checkpoints", tmp_path / "hang", tmp_path / "reward.py"
+    reward.write_text(HANGING_REWARD.format(flag=str(flag)))
     training = train(
         "run",
         "aer",
+        f"reward.custom_reward_function.path={reward}",
         "entropy.limits.generation_seconds=3",
         "trainer.save_freq=1",
         f"trainer.default_local_dir={checkpoints}",
         steps=1000,
     )
     training.wait_for(lambda: len(training.steps) >= 2, START_SECONDS)
-    (pid,) = training.pids_named("VLLM::EngineCore")
-    os.kill(pid, signal.SIGSTOP)
+    flag.touch()
     assert training.wait(WITHIN_SECONDS) not in (0, None)
-    os.kill(pid, signal.SIGKILL)
     assert training.leaves_nothing(WITHIN_SECONDS)
     said = "\n".join(explain_failure(training.process.returncode, training.run.log))
     assert "GenerationTimeout: no rollout was finished within 3 s" in said, said

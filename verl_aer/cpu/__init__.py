@@ -30,6 +30,7 @@ def install() -> bool:
     from verl_aer.cpu.process_group import use_one_backend_entry
     from verl_aer.cpu.registrations import (
         leave_memory_unpinned,
+        load_value_models_with_their_own_attention,
         register_fsdp2_engines,
         register_vllm_replica,
     )
@@ -40,6 +41,7 @@ def install() -> bool:
     after_import("verl.utils.distributed", use_one_backend_entry)
     after_import("verl.workers.engine.fsdp.transformer_impl", register_fsdp2_engines)
     after_import("verl.workers.engine.fsdp.transformer_impl", leave_memory_unpinned)
+    after_import("verl.utils.model", load_value_models_with_their_own_attention)
     after_import("verl.workers.rollout.replica", register_vllm_replica)
     return True
 

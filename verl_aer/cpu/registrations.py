@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from verl_aer.cpu.errors import expect
 
 if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
     from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMReplica
 
 
@@ -44,6 +46,30 @@ def leave_memory_unpinned() -> None:
     )
     policy_class = transformer_impl.CPUOffloadPolicy
     transformer_impl.CPUOffloadPolicy = lambda pin_memory: policy_class(pin_memory=False)
+
+
+def load_value_models_with_their_own_attention() -> None:
+    """Symptom: ``ImportError: FlashAttention2 has been toggled on``, for the critic alone.
+
+    ``load_valuehead_model`` asks for flash-attention by name and overrules the attention of the config that it is
+    given (for the policy the config decides). The engine imports the function anew for each model.
+    """
+    from transformers import AutoModelForTokenClassification
+    from verl.utils import model as verl_model
+
+    expect(
+        'attn_implementation="flash_attention_2"' in inspect.getsource(verl_model.load_valuehead_model),
+        "verl.utils.model.load_valuehead_model should ask for flash_attention_2 by name.",
+    )
+
+    def load_valuehead_model(
+        local_path: str, torch_dtype: torch.dtype, model_config: PretrainedConfig, trust_remote_code: bool
+    ) -> PreTrainedModel:
+        return AutoModelForTokenClassification.from_pretrained(
+            local_path, dtype=torch_dtype, config=model_config, trust_remote_code=trust_remote_code
+        )
+
+    verl_model.load_valuehead_model = load_valuehead_model
 
 
 def register_vllm_replica() -> None:

@@ -209,3 +209,9 @@ class EntropyTrainerSeparateAsync(EntropyTrainerMixin, WatchdogMixin, PPOTrainer
 
     A global step holds `parameter_sync_step` local updates; they share one α, and one controller update follows them.
     """
+
+    def _setup(self) -> None:
+        if not self._enable_hybrid_replicas:
+            # With hybrid_engine=false veRL 0.9.1 dies of its own log line, which passes `flush` to a logger.
+            logging.getLogger(PPOTrainerSeparateAsync.__module__).setLevel(logging.WARNING)
+        super()._setup()

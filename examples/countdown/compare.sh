@@ -8,14 +8,14 @@
 #   DRY_RUN=1 examples/countdown/compare.sh        prints veRL's commands and runs nothing
 #
 # SEEDS  training seeds            STEPS  training steps of each run       RUNS  folder for everything
-# FIXED  coefficients of `fixed`   FIXED_SEEDS  seeds of the `fixed` arms (default: SEEDS)
+# FIXED  coefficients of `fixed` (empty: none)   FIXED_SEEDS  seeds of the `fixed` arms (default: SEEDS)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 SEEDS=${SEEDS:-0 1 2}
 STEPS=${STEPS:-220}
 RUNS=${RUNS:-runs/compare}
-FIXED=${FIXED:-0.01 0.03 0.1}
+FIXED=${FIXED-0.01 0.03 0.1}
 FIXED_SEEDS=${FIXED_SEEDS:-$SEEDS}
 BIN=${BIN:-.venv/bin}
 DRY_RUN=${DRY_RUN:-}

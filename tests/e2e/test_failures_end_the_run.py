@@ -29,7 +29,7 @@ def test_a_dead_process_ends_the_run_with_its_cause(train, victim):
     assert training.wait(WITHIN_SECONDS) not in (0, None)
     assert training.leaves_nothing(WITHIN_SECONDS)
     said = "\n".join(explain_failure(training.process.returncode, training.run.log))
-    assert "WorkerDied" in said, said
+    assert "WorkerDiedError" in said, said
 
 
 HANGING_REWARD = """
@@ -61,6 +61,6 @@ def test_generation_that_stands_still_ends_the_run_with_the_last_good_checkpoint
     assert training.wait(WITHIN_SECONDS) not in (0, None)
     assert training.leaves_nothing(WITHIN_SECONDS)
     said = "\n".join(explain_failure(training.process.returncode, training.run.log))
-    assert "GenerationTimeout: no rollout was finished within 3 s" in said, said
+    assert "GenerationTimeoutError: no rollout was finished within 3 s" in said, said
     last = latest_step(checkpoints)
     assert f"The last good checkpoint is {checkpoints}/global_step_{last}." in said, said

@@ -12,7 +12,7 @@ import ray
 from omegaconf import OmegaConf
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
-from verl_aer.integration.watchdog import Watchdog, WatchdogMixin, WorkerDied
+from verl_aer.integration.watchdog import Watchdog, WatchdogMixin, WorkerDiedError
 
 pytestmark = [
     pytest.mark.e2e,
@@ -65,7 +65,7 @@ def test_a_killed_actor_ends_the_wait_within_seconds():
     dog.watch("server", servers)
     dog.check_for(1.5)
     os.kill(pids[1], signal.SIGKILL)
-    with pytest.raises(WorkerDied, match="server 1 died"):
+    with pytest.raises(WorkerDiedError, match="server 1 died"):
         dog.check_for(30)
 
 
@@ -74,7 +74,7 @@ def test_a_server_without_its_engine_ends_the_wait():
     dog = Watchdog()
     dog.watch("server", [server])
     ray.get(server.lose_engine.remote())
-    with pytest.raises(WorkerDied, match=r"server 0 failed: its engine died: killed\."):
+    with pytest.raises(WorkerDiedError, match=r"server 0 failed: its engine died: killed\."):
         dog.check_for(30)
 
 
@@ -96,7 +96,7 @@ def test_an_error_that_follows_from_a_death_names_the_death_last():
     server = Server.remote()
     trainer = WatchedTrainer()
     trainer._watchdog.watch("server", [server])
-    with pytest.raises(WorkerDied, match=r"server 0 failed.* No checkpoint was written") as raised:
+    with pytest.raises(WorkerDiedError, match=r"server 0 failed.* No checkpoint was written") as raised:
         trainer.fit(SimpleNamespace(agent_loop_workers=[], server=server))
     assert "no materializable" in str(raised.value.__context__)
 
@@ -108,4 +108,4 @@ def test_an_error_of_a_healthy_run_stays_itself(monkeypatch):
     trainer._watchdog.watch("server", [Server.remote()])
     with pytest.raises(RuntimeError, match="no materializable") as raised:
         trainer.fit(SimpleNamespace(agent_loop_workers=[], server=server))
-    assert not isinstance(raised.value, WorkerDied)
+    assert not isinstance(raised.value, WorkerDiedError)

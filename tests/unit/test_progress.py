@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer import process_tree, progress
 from verl_aer.failure import explain_failure, root_cause
+from verl_aer.integration import watchdog
 from verl_aer.metrics_log import MetricsRow
 from verl_aer.process_tree import ProcessTree, read_process_table
 from verl_aer.progress import STALL_EXIT_CODE, Progress, run_with_progress
@@ -132,6 +134,18 @@ def test_without_an_exception_the_last_lines_are_the_cause() -> None:
     assert root_cause([*problems, ""]) == problems
     only_consequences = ["ray.exceptions.ActorDiedError: The actor died"]
     assert root_cause(["noise", *only_consequences]) == only_consequences
+
+
+@pytest.mark.parametrize("ours", ["WorkerDiedError", "WeightUpdateTimeoutError", "GenerationTimeoutError"])
+def test_our_own_reason_is_the_cause_between_what_follows_from_it(ours: str) -> None:
+    assert hasattr(watchdog, ours)
+    lines = [
+        f"ray.exceptions.RayTaskError({ours}): ray::TaskRunner.run()",
+        "RuntimeError: no materializable trajectories",
+        f"verl_aer.integration.watchdog.{ours}: server 0 failed",
+        "ray.exceptions.ActorDiedError: the actor died",
+    ]
+    assert root_cause(lines) == lines[2:]
 
 
 def test_killed_for_memory_is_said(tmp_path: Path) -> None:

@@ -13,11 +13,11 @@ from ray.exceptions import RayActorError
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer.integration import watchdog
 from verl_aer.integration.watchdog import (
-    GenerationTimeout,
+    GenerationTimeoutError,
     ProgressLimit,
     Watchdog,
-    WeightUpdateTimeout,
-    WorkerDied,
+    WeightUpdateTimeoutError,
+    WorkerDiedError,
     call_with_limit,
     failure_of,
     last_checkpoint,
@@ -68,7 +68,7 @@ def test_busy_and_healthy_actors_are_left_alone():
 def test_a_dead_actor_is_named_by_role_and_rank():
     dog = Watchdog()
     dog.watch("actor worker", [FakeActor(None), FakeActor(RayActorError())])
-    with pytest.raises(WorkerDied, match="actor worker 1 died: The actor"):
+    with pytest.raises(WorkerDiedError, match="actor worker 1 died: The actor"):
         dog.check()
 
 
@@ -76,7 +76,7 @@ def test_a_dead_actor_is_named_by_role_and_rank():
 def test_an_actor_without_its_engine_is_named_with_the_reason():
     dog = Watchdog()
     dog.watch("server of rollout replica 1,", [FakeActor("its engine died: out of memory")])
-    with pytest.raises(WorkerDied, match="server of rollout replica 1, 0 failed: its engine died: out of memory"):
+    with pytest.raises(WorkerDiedError, match="server of rollout replica 1, 0 failed: its engine died: out of memory"):
         dog.check()
 
 
@@ -131,7 +131,7 @@ def test_an_error_of_the_call_is_raised_as_it_is():
 def test_a_call_without_an_end_ends_at_the_limit_and_says_which_key_moves_it():
     never = threading.Event()
     start = time.monotonic()
-    with pytest.raises(WeightUpdateTimeout, match=r"within 0\.1 s.*raise entropy\.limits\.weight_update_seconds"):
+    with pytest.raises(WeightUpdateTimeoutError, match=r"within 0\.1 s.*raise entropy\.limits\.weight_update_seconds"):
         call_with_limit(never.wait, 0.1, Watchdog())
     assert time.monotonic() - start < 5
     never.set()
@@ -142,7 +142,7 @@ def test_a_death_during_the_call_ends_the_wait_long_before_the_limit():
     never = threading.Event()
     dog = Watchdog()
     dog.watch("actor worker", [FakeActor(RayActorError())])
-    with pytest.raises(WorkerDied, match="actor worker 0"):
+    with pytest.raises(WorkerDiedError, match="actor worker 0"):
         call_with_limit(never.wait, 3600, dog)
     never.set()
 
@@ -154,7 +154,9 @@ def test_generation_is_stopped_only_when_nothing_was_finished_for_too_long():
     # Four more polls are one second, which is allowed; the fifth is not.
     for _ in range(4):
         limit.check("19 finished")
-    with pytest.raises(GenerationTimeout, match=r"within 1 s, with 19 finished.*entropy\.limits\.generation_seconds"):
+    with pytest.raises(
+        GenerationTimeoutError, match=r"within 1 s, with 19 finished.*entropy\.limits\.generation_seconds"
+    ):
         limit.check("19 finished")
 
 

@@ -43,19 +43,19 @@ DEATH_SECONDS = 5.0
 """Until a death is known everywhere: vLLM's client hears of its engine's, and Ray of an actor's, within two."""
 
 
-class RunStopped(RuntimeError):
+class RunStoppedError(RuntimeError):
     """The run can make no more progress; the message says why."""
 
 
-class WorkerDied(RunStopped):
+class WorkerDiedError(RunStoppedError):
     """A process of the run died, or its engine did; the message names it and says why."""
 
 
-class WeightUpdateTimeout(RunStopped):
+class WeightUpdateTimeoutError(RunStoppedError):
     """The rollout servers did not acknowledge the actor's weights within the time limit."""
 
 
-class GenerationTimeout(RunStopped):
+class GenerationTimeoutError(RunStoppedError):
     """No rollout was finished within the time limit."""
 
 
@@ -96,7 +96,7 @@ class Watchdog:
         """Raise if an actor is known to be dead; costs nothing if the last look was just now.
 
         Raises:
-            WorkerDied: names the actor and the cause.
+            WorkerDiedError: names the actor and the cause.
         """
         now = time.monotonic()
         if now < self._next_look or not self._probes:
@@ -108,16 +108,16 @@ class Watchdog:
             try:
                 failure = ray.get(probe)
             except RayActorError as error:
-                raise WorkerDied(f"{self._roles[actor]} died: {error}") from error
+                raise WorkerDiedError(f"{self._roles[actor]} died: {error}") from error
             if failure is not None:
-                raise WorkerDied(f"{self._roles[actor]} failed: {failure}")
+                raise WorkerDiedError(f"{self._roles[actor]} failed: {failure}")
             self._probe(actor)
 
     def check_for(self, seconds: float) -> None:
         """`check` again and again: a process that died just now is not yet known to be dead.
 
         Raises:
-            WorkerDied: names the actor and the cause.
+            WorkerDiedError: names the actor and the cause.
         """
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
@@ -137,8 +137,8 @@ def call_with_limit(call: Callable[[], Any], seconds: float, watchdog: Watchdog)
         watchdog: asked while waiting.
 
     Raises:
-        WeightUpdateTimeout: no result after ``seconds``.
-        WorkerDied: the watchdog found a dead actor.
+        WeightUpdateTimeoutError: no result after ``seconds``.
+        WorkerDiedError: the watchdog found a dead actor.
         Exception: whatever ``call`` raises.
     """
     outcome: dict[str, Any] = {}
@@ -156,7 +156,7 @@ def call_with_limit(call: Callable[[], Any], seconds: float, watchdog: Watchdog)
         thread.join(timeout=0.02)
         watchdog.check()
         if time.monotonic() > deadline:
-            raise WeightUpdateTimeout(
+            raise WeightUpdateTimeoutError(
                 f"no rollout server acknowledged the actor's weights within {seconds:g} s. A server that could "
                 "not load them has printed its own error above (look for EngineCore). If the model is merely "
                 "large, raise entropy.limits.weight_update_seconds."
@@ -183,12 +183,12 @@ class ProgressLimit:
         """Call it once a poll with whatever changes when something is finished.
 
         Raises:
-            GenerationTimeout: ``progress`` has been the same for longer than the limit.
+            GenerationTimeoutError: ``progress`` has been the same for longer than the limit.
         """
         self._waited = self._waited + self._poll_interval if progress == self._last else 0.0
         self._last = progress
         if self._seconds is not None and self._waited > self._seconds:
-            raise GenerationTimeout(
+            raise GenerationTimeoutError(
                 f"no rollout was finished within {self._seconds:g} s, with {progress}. Look in the log for what the "
                 "rollout servers, agent workers and reward workers said last. If single rollouts do take that long, "
                 "raise entropy.limits.generation_seconds."
@@ -271,14 +271,14 @@ class WatchdogMixin:
         self._watchdog.watch("agent worker", agent_loop_manager.agent_loop_workers)
         try:
             self._fit(agent_loop_manager)
-        except RunStopped as stopped:
+        except RunStoppedError as stopped:
             stopped.args = (f"{stopped} {last_checkpoint(self.config)}",)
             raise
 
     def _fit(self, agent_loop_manager: Any) -> None:
         try:
             super().fit(agent_loop_manager)
-        except RunStopped:
+        except RunStoppedError:
             raise
         except Exception:
             self._watchdog.check_for(DEATH_SECONDS)

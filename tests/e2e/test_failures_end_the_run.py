@@ -14,6 +14,8 @@ from verl_aer.failure import explain_failure
 pytestmark = pytest.mark.e2e
 
 WITHIN_SECONDS = 60
+GENERATION_SECONDS = 25
+"""Longer than the first step's generation takes on two busy cores, everything loaded for the first time."""
 
 
 @pytest.mark.timeout(900)
@@ -51,16 +53,16 @@ def test_generation_that_stands_still_ends_the_run_with_the_last_good_checkpoint
         "run",
         "aer",
         f"reward.custom_reward_function.path={reward}",
-        "entropy.limits.generation_seconds=3",
+        f"entropy.limits.generation_seconds={GENERATION_SECONDS}",
         "trainer.save_freq=1",
         f"trainer.default_local_dir={checkpoints}",
         steps=1000,
     )
     training.wait_for(lambda: len(training.steps) >= 2, START_SECONDS)
     flag.touch()
-    assert training.wait(WITHIN_SECONDS) not in (0, None)
+    assert training.wait(GENERATION_SECONDS + WITHIN_SECONDS) not in (0, None)
     assert training.leaves_nothing(WITHIN_SECONDS)
     said = "\n".join(explain_failure(training.process.returncode, training.run.log))
-    assert "GenerationTimeoutError: no rollout was finished within 3 s" in said, said
+    assert f"GenerationTimeoutError: no rollout was finished within {GENERATION_SECONDS} s" in said, said
     last = latest_step(checkpoints)
     assert f"The last good checkpoint is {checkpoints}/global_step_{last}." in said, said

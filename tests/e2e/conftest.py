@@ -18,7 +18,7 @@ from examples.countdown.prepare import prepare
 from examples.countdown.train import Run, training_command, training_environment
 from verl_aer.process_tree import ProcessTree
 
-START_SECONDS = 300
+START_SECONDS = 500
 """Most that a run may take to its first step, on two busy cores."""
 
 

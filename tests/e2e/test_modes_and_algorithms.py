@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import START_SECONDS, Training
+from tests.e2e.conftest import Training
 from verl_aer.cli import main as verl_aer
 
 pytestmark = pytest.mark.e2e
+
+RUN_SECONDS = 600
+"""Most that a whole run may take: one and a half minutes on two free cores, several times that on busy ones."""
 
 REWARD = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):
@@ -28,7 +31,7 @@ def reward(tmp_path: Path) -> str:
 
 def assert_clean(training: Training, steps: int) -> None:
     """It ended well, made its steps, moved α once a step by what it logged, and left nothing behind."""
-    assert training.wait(START_SECONDS) == 0, training.log[-3000:]
+    assert training.wait(RUN_SECONDS) == 0, training.log[-3000:]
     assert [step["training/global_step"] for step in training.steps] == list(range(1, steps + 1))
     assert [step["aer/updates"] for step in training.steps] == list(range(1, steps + 1))
     assert verl_aer(["simulate", "--replay", str(training.run.metrics)]) == 0

@@ -101,10 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         "plot runs/aer/metrics.jsonl",
         "plot none=runs/none-0.jsonl aer=runs/aer-0.jsonl aer=runs/aer-1.jsonl --out arms.png",
     )
-    plot.add_argument(
-        "logs", nargs="+", metavar="[LABEL=]LOG", help="metrics logs; logs of one label are its training seeds"
-    )
-    plot.add_argument("--out", type=Path, help="image to write (default: the first log with the suffix .png)")
+    _add_logs(plot, "image", ".png")
     plot.add_argument("--title", default="", help="heading of the figure")
 
     report = _add(
@@ -115,10 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         "report runs/aer/metrics.jsonl",
         "report none=runs/none-0.jsonl aer=runs/aer-0.jsonl aer=runs/aer-1.jsonl --out report.html",
     )
-    report.add_argument(
-        "logs", nargs="+", metavar="[LABEL=]LOG", help="metrics logs; logs of one label are its training seeds"
-    )
-    report.add_argument("--out", type=Path, help="page to write (default: the first log with the suffix .html)")
+    _add_logs(report, "page", ".html")
     report.add_argument("--title", default="Entropy control", help="heading of the page")
 
     methods = _add(
@@ -168,6 +162,14 @@ def _add(
     return parser
 
 
+def _add_logs(parser: argparse.ArgumentParser, what: str, suffix: str) -> None:
+    """Metrics logs by label, and where to write what is made of them."""
+    parser.add_argument(
+        "logs", nargs="+", metavar="[LABEL=]LOG", help="metrics logs; logs of one label are its training seeds"
+    )
+    parser.add_argument("--out", type=Path, help=f"{what} to write (default: the first log with the suffix {suffix})")
+
+
 def _examples(*lines: str) -> str:
     return "examples:\n" + "\n".join(f"  verl-aer {line}" for line in lines)
 
@@ -201,10 +203,10 @@ def _replay(log: Path, config: Path | None) -> int:
     import json
 
     from verl_aer.config.schema import parse_entropy_config
-    from verl_aer.metrics_log import read_metrics_log
+    from verl_aer.metrics_log import entropy_settings_path, read_metrics_log
     from verl_aer.simulate import replay
 
-    config = config or log.with_name(log.name + ".entropy.json")
+    config = config or entropy_settings_path(log)
     if not config.is_file():
         raise ValueError(f"{config}: no such file; name the run's entropy settings with --config FILE")
     result = replay(read_metrics_log(log), parse_entropy_config(json.loads(config.read_text())))
@@ -219,12 +221,8 @@ def _replay(log: Path, config: Path | None) -> int:
 
 
 def _plot(args: argparse.Namespace) -> int:
-    from verl_aer.metrics_log import read_metrics_log
-
     labelled = _labelled(args.logs, default="run")
-    arms = {label: [read_metrics_log(path) for path in paths] for label, paths in labelled.items()}
-    first = next(iter(labelled.values()))[0]
-    _save_plot(arms, args.command_line, args.title, args.out or first.with_suffix(".png"))
+    _save_plot(_read_arms(labelled), args.command_line, args.title, args.out or _beside(labelled, ".png"))
     return OK
 
 
@@ -233,16 +231,26 @@ def _report(args: argparse.Namespace) -> int:
 
     from verl_aer.files import write_text_atomically
     from verl_aer.html_report import html_report
-    from verl_aer.metrics_log import read_metrics_log
+    from verl_aer.metrics_log import entropy_settings_path
 
     labelled = _labelled(args.logs, default="run")
-    arms = {label: [read_metrics_log(path) for path in paths] for label, paths in labelled.items()}
-    beside = {label: paths[0].with_name(paths[0].name + ".entropy.json") for label, paths in labelled.items()}
-    settings = {label: json.loads(path.read_text()) for label, path in beside.items() if path.is_file()}
-    out = args.out or next(iter(labelled.values()))[0].with_suffix(".html")
-    write_text_atomically(out, html_report(arms, settings, args.command_line, args.title))
+    files = {label: entropy_settings_path(paths[0]) for label, paths in labelled.items()}
+    settings = {label: json.loads(file.read_text()) for label, file in files.items() if file.is_file()}
+    out = args.out or _beside(labelled, ".html")
+    write_text_atomically(out, html_report(_read_arms(labelled), settings, args.command_line, args.title))
     print(f"report: {out}")
     return OK
+
+
+def _read_arms(labelled: Mapping[str, Sequence[Path]]) -> dict[str, list[list[MetricsRow]]]:
+    from verl_aer.metrics_log import read_metrics_log
+
+    return {label: [read_metrics_log(path) for path in paths] for label, paths in labelled.items()}
+
+
+def _beside(labelled: Mapping[str, Sequence[Path]], suffix: str) -> Path:
+    """The first log's path with another suffix."""
+    return next(iter(labelled.values()))[0].with_suffix(suffix)
 
 
 def _save_plot(arms: Mapping[str, Sequence[Sequence[MetricsRow]]], command: str, title: str, path: Path) -> None:

@@ -103,14 +103,15 @@ def _table(arms: Mapping[str, Sequence[Seed]]) -> str:
 
 
 def _cell(seeds: Sequence[Seed], column: Column) -> str:
-    values = [_value(seed, column) for seed in seeds]
+    values = [_value(seed, column.metric, column.value) for seed in seeds]
     if any(value is None for value in values):
         return "–"
     return f"{sum(values) / len(values):.3g}"
 
 
-def _value(seed: Seed, column: Column) -> float | None:
-    _, values = series(seed, column.metric)
+def _value(seed: Seed, metric: str, which: str) -> float | None:
+    """One number of a metric; None if it was never logged."""
+    _, values = series(seed, metric)
     if not len(values):
         return None
     chosen = {
@@ -120,20 +121,20 @@ def _value(seed: Seed, column: Column) -> float | None:
         "last mean": values[-WINDOW:],
         "largest": [values.max()],
     }
-    return float(sum(chosen[column.value]) / len(chosen[column.value]))
+    return float(sum(chosen[which]) / len(chosen[which]))
 
 
 def _notes(arms: Mapping[str, Sequence[Seed]]) -> list[str]:
     """What a reader should not miss."""
     notes = []
     for label, seeds in arms.items():
-        saturated = max(_value(seed, Column("", "aer/saturated_steps", "last")) or 0 for seed in seeds)
+        saturated = max(_value(seed, "aer/saturated_steps", "last") or 0 for seed in seeds)
         if saturated:
             notes.append(
                 f"{label}: a bound held α back in {saturated:.0f} steps. If the entropy is still off its target, raise "
                 "entropy.controller.maximum."
             )
-        skipped = max(_value(seed, Column("", "aer/skipped_updates", "last")) or 0 for seed in seeds)
+        skipped = max(_value(seed, "aer/skipped_updates", "last") or 0 for seed in seeds)
         if skipped:
             notes.append(
                 f"{label}: {skipped:.0f} entropies were not finite and were skipped. Look for NaN in the policy."

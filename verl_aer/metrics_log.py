@@ -74,6 +74,11 @@ def read_metrics_log(path: str | Path) -> list[MetricsRow]:
     return [MetricsRow(step, merged[step]) for step in sorted(merged)]
 
 
+def entropy_settings_path(log: Path) -> Path:
+    """Where a run leaves its `entropy` settings: beside its metrics log, so that the log can be replayed."""
+    return log.with_name(log.name + ".entropy.json")
+
+
 def series(rows: Sequence[MetricsRow], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Steps (S,) int and values (S,) float64 of the finite values of one metric, empty if never logged."""
     pairs = [(row.step, row.data[name]) for row in rows if is_finite(row.data.get(name))]

@@ -14,6 +14,7 @@ import pytest
 from tests.e2e.conftest import START_SECONDS, Training
 from tests.e2e.test_train_and_resume import latest_step, saved_state
 from verl_aer import load_state, parse_entropy_config
+from verl_aer.metrics_log import entropy_settings_path
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -63,4 +64,4 @@ def test_killed_at_random_moments_and_resumed_from_whole_checkpoints(train, tmp_
 
 def entropy_settings(training: Training) -> dict:
     """What the run wrote beside its metrics log."""
-    return json.loads(training.run.metrics.with_name("metrics.jsonl.entropy.json").read_text())
+    return json.loads(entropy_settings_path(training.run.metrics).read_text())

@@ -10,11 +10,12 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from verl_aer.config.schema import EntropyConfig
 from verl_aer.control import ControlState
+from verl_aer.integration.data_files import data_files
 from verl_aer.state import StateError, changed_conditions, load_state
 
 STATE_FILE = "aer_state.json"
@@ -32,6 +33,11 @@ def resume_folder(config: DictConfig) -> Path | None:
         return None
     if config.trainer.resume_mode == "resume_path":
         return Path(config.trainer.resume_from_path).absolute()
+    return latest_checkpoint(config)
+
+
+def latest_checkpoint(config: DictConfig) -> Path | None:
+    """The last checkpoint that veRL has marked complete in this run's folder."""
     latest = find_latest_ckpt_path(str(Path(config.trainer.default_local_dir).absolute()))
     return None if latest is None else Path(latest)
 
@@ -45,8 +51,7 @@ def conditions(config: DictConfig) -> dict[str, Any]:
         "data.max_prompt_length",
         "data.max_response_length",
     ]
-    files = config.data.train_files
-    files = [Path(str(file)) for file in (files if isinstance(files, ListConfig) else [files])]
+    files = [Path(file) for file in data_files(config, "train_files")]
     # Not by folder, which differs between machines; a file on a remote file system has no size here.
     data = [f"{file.name} ({file.stat().st_size} bytes)" if file.exists() else file.name for file in files]
     return {**{key: OmegaConf.select(config, key) for key in keys}, "data.train_files": data}

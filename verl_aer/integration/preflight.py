@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from verl.plugin.platform import get_platform
 from verl.trainer.distillation import is_distillation_enabled
 from verl.trainer.ppo.reward import get_custom_reward_fn
 
 from verl_aer.config.schema import ConfigError, EntropyConfig, Problem, parse_entropy_config
 from verl_aer.integration.checkpoint import STATE_FILE, read_resumed_state
+from verl_aer.integration.data_files import data_files
 from verl_aer.integration.modes import TRAINER_MODES
 from verl_aer.state import StateError
 
@@ -172,10 +173,9 @@ def _device_is_there(config: DictConfig) -> Iterator[Problem]:
 
 def _data_files_are_there(config: DictConfig) -> Iterator[Problem]:
     for key in ("train_files", "val_files"):
-        files = config.data[key]
-        for file in files if isinstance(files, ListConfig) else [files]:
+        for file in data_files(config, key):
             # A file on a remote file system (hdfs://, s3://) is veRL's to fetch.
-            if "://" not in str(file) and not Path(str(file)).expanduser().exists():
+            if "://" not in file and not Path(file).exists():
                 yield Problem(f"data.{key}", f"{file} does not exist", f"Prepare it, or correct data.{key}.")
 
 
@@ -238,8 +238,7 @@ def _reward_reports_correctness(config: DictConfig, entropy: EntropyConfig) -> I
 
 
 def _first_training_row(config: DictConfig) -> dict[str, Any] | None:
-    files = config.data.train_files
-    file = Path(str(files[0] if isinstance(files, ListConfig) else files)).expanduser()
+    file = Path(data_files(config, "train_files")[0])
     if file.suffix != ".parquet" or not file.exists():
         return None
     rows = next(pq.ParquetFile(file).iter_batches(batch_size=1), None)

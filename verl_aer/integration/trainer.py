@@ -38,6 +38,7 @@ from verl_aer.integration.report import metrics_log_path, stack_report
 from verl_aer.integration.step_metrics import PromptSummary, group_metrics, summarize_prompts
 from verl_aer.integration.watchdog import WatchdogMixin
 from verl_aer.metrics import decision_metrics
+from verl_aer.metrics_log import entropy_settings_path
 from verl_aer.state import save_state
 
 logger = logging.getLogger(__name__)
@@ -103,9 +104,8 @@ class EntropyTrainerMixin:
             print(f"[verl_aer] {line}", flush=True)
         metrics_log = metrics_log_path(self.config)
         if metrics_log is not None:
-            # Beside the log, so that the log alone is enough to replay the controller.
             write_text_atomically(
-                metrics_log.with_name(metrics_log.name + ".entropy.json"),
+                entropy_settings_path(metrics_log),
                 json.dumps(to_mapping(self.entropy_config), indent=2) + "\n",
             )
         super().fit(agent_loop_manager)

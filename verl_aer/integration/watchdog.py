@@ -21,7 +21,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -30,9 +29,9 @@ import transfer_queue.interface
 from omegaconf import DictConfig
 from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
-from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from verl_aer.config.schema import EntropyConfig
+from verl_aer.integration.checkpoint import latest_checkpoint
 
 if TYPE_CHECKING:
     from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
@@ -204,7 +203,7 @@ def rollout_counts(buffer: ReplayBuffer, partition_id: str) -> str:
 
 def last_checkpoint(config: DictConfig) -> str:
     """Where a stopped run can be resumed from, in words."""
-    folder = find_latest_ckpt_path(str(Path(config.trainer.default_local_dir).absolute()))
+    folder = latest_checkpoint(config)
     if folder is None:
         return "No checkpoint was written (trainer.save_freq)."
     return f"The last good checkpoint is {folder}."

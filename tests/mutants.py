@@ -30,6 +30,7 @@ TESTS = {
     "batch": ["tests/integration/test_batch_transferqueue.py", "tests/integration/test_batch_containers.py"],
     "trainer": ["tests/integration/test_trainer_mixin.py"],
     "step_metrics": ["tests/integration/test_trainer_mixin.py"],
+    "summary": ["tests/unit/test_summary.py"],
 }
 """By the name of the module that the fault is in."""
 
@@ -176,6 +177,13 @@ MUTANTS = [
         "(step.weight * step.rows).sum() / step.rows.sum()",
         "step.weight.sum() / step.rows.sum()",
     ),
+    # Summary
+    Mutant("summary.py", "if entropy[0] > target else mean >= target", "if True else mean >= target"),
+    Mutant("summary.py", "running_mean(entropy)[WINDOW - 1 :]", "entropy[WINDOW - 1 :]"),
+    Mutant("summary.py", "int(steps[WINDOW - 1 + first])", "WINDOW + first"),
+    Mutant("summary.py", "mean[first:] / target - 1.0", "mean / target - 1.0"),
+    Mutant("summary.py", "is_finite(error) and error > 0", "is_finite(error) and error < 0"),
+    Mutant("summary.py", "first_accuracy=_mean(accuracy[:WINDOW])", "first_accuracy=_mean(accuracy[:1])"),
 ]
 
 

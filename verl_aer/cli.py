@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from verl_aer.config.schema import EntropyConfig
-    from verl_aer.evaluation.pass_at_k import Table
     from verl_aer.metrics_log import MetricsRow
+    from verl_aer.tables import Table
 
 OK, PROBLEM, BAD_INPUT = 0, 1, 2
 
@@ -101,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         "plot runs/aer/metrics.jsonl",
         "plot none=runs/none-0.jsonl aer=runs/aer-0.jsonl aer=runs/aer-1.jsonl --out arms.png",
     )
-    _add_logs(plot, "image", ".png")
+    _add_logs(plot)
+    _add_out(plot, "image", ".png")
     plot.add_argument("--title", default="", help="heading of the figure")
 
     report = _add(
@@ -112,8 +113,20 @@ def _parser() -> argparse.ArgumentParser:
         "report runs/aer/metrics.jsonl",
         "report none=runs/none-0.jsonl aer=runs/aer-0.jsonl aer=runs/aer-1.jsonl --out report.html",
     )
-    _add_logs(report, "page", ".html")
+    _add_logs(report)
+    _add_out(report, "page", ".html")
     report.add_argument("--title", default="Entropy control", help="heading of the page")
+
+    summary = _add(
+        commands,
+        "summary",
+        "a line for each run from its metrics log: entropy, when it arrived at its target, alpha, accuracy",
+        _summary,
+        "summary runs/aer/metrics.jsonl",
+        "summary none=runs/none-0.jsonl aer=runs/aer-0.jsonl aer=runs/aer-1.jsonl --markdown",
+    )
+    _add_logs(summary)
+    _add_markdown(summary)
 
     methods = _add(
         commands,
@@ -138,7 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     passes.add_argument("--k", type=int, nargs="+", default=[1, 8], help="numbers of tries (default 1 8)")
     passes.add_argument("--level-key", default="level", help="key of the level in the dump (default level)")
-    passes.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    _add_markdown(passes)
 
     _add(commands, "metrics", "every logged metric: unit, formula, how to read it", _metrics, "metrics")
     return parser
@@ -162,11 +175,17 @@ def _add(
     return parser
 
 
-def _add_logs(parser: argparse.ArgumentParser, what: str, suffix: str) -> None:
-    """Metrics logs by label, and where to write what is made of them."""
+def _add_logs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "logs", nargs="+", metavar="[LABEL=]LOG", help="metrics logs; logs of one label are its training seeds"
     )
+
+
+def _add_markdown(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+
+
+def _add_out(parser: argparse.ArgumentParser, what: str, suffix: str) -> None:
     parser.add_argument("--out", type=Path, help=f"{what} to write (default: the first log with the suffix {suffix})")
 
 
@@ -242,6 +261,14 @@ def _report(args: argparse.Namespace) -> int:
     return OK
 
 
+def _summary(args: argparse.Namespace) -> int:
+    from verl_aer.summary import summary_table
+
+    arms = _read_arms(_labelled(args.logs, default="run"))
+    _print_table(summary_table(arms), args.markdown)
+    return OK
+
+
 def _read_arms(labelled: Mapping[str, Sequence[Path]]) -> dict[str, list[list[MetricsRow]]]:
     from verl_aer.metrics_log import read_metrics_log
 
@@ -294,23 +321,18 @@ def _explain_method(name: str) -> None:
 
 
 def _pass_at_k(args: argparse.Namespace) -> int:
-    from verl_aer.evaluation.pass_at_k import markdown, pass_at_k_table, read_dump
+    from verl_aer.evaluation.pass_at_k import pass_at_k_table, read_dump
 
     labelled = _labelled(args.dumps, default="pass@k")
     dumps = {label: [read_dump(path, args.level_key) for path in paths] for label, paths in labelled.items()}
-    table = pass_at_k_table(dumps, args.k)
-    if args.markdown:
-        print(markdown(table), end="")
-    else:
-        _print_table(table)
+    _print_table(pass_at_k_table(dumps, args.k), args.markdown)
     return OK
 
 
-def _print_table(table: Table) -> None:
-    widths = [max(len(row[column]) for row in [table.header, *table.rows]) for column in range(len(table.header))]
-    print(table.title)
-    for row in (table.header, ["-" * width for width in widths], *table.rows):
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+def _print_table(table: Table, markdown: bool) -> None:
+    from verl_aer.tables import as_markdown, as_text
+
+    print((as_markdown if markdown else as_text)(table), end="")
 
 
 def _metrics(args: argparse.Namespace) -> int:

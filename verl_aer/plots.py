@@ -1,8 +1,6 @@
 """One figure of four panels from metrics logs alone: entropy against its target, the coefficient alpha,
 the coefficient by difficulty bucket, and training accuracy.
 
-    running_mean_t = mean(x_{max(1, t - w + 1)}, ..., x_t),  w = 20 steps
-
 A log is bold in its running mean and light in its raw trace. Several logs under one label are the seeds of
 one arm: the bold line is the mean of their running means, the band goes from the lowest to the highest of
 them, and each seed is a thin line. A label has one colour in every panel and in every figure.
@@ -18,14 +16,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from verl_aer.files import replaced_atomically
-from verl_aer.metrics_log import MetricsRow, series
+from verl_aer.metrics_log import series
+from verl_aer.summary import Seed, running_mean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-WINDOW = 20
-"""Steps of the running mean: the accuracy of one step's tens of prompts varies by several points."""
 
 COLOURS = {
     "aer": "#0072B2",
@@ -50,29 +46,11 @@ FAINT_INK = "#777777"
 GRID = "#E6E6E6"
 
 
-Seed = Sequence[MetricsRow]
-"""The metrics log of one training seed."""
-
-
 class Trace(NamedTuple):
     """One quantity of one arm over the steps that all its seeds have: `values` is (seeds, S)."""
 
     steps: np.ndarray
     values: np.ndarray
-
-
-def running_mean(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
-    """Mean of the last `window` values along the last axis, of as many as there are at the start.
-
-        y_t = (x_{max(1, t - w + 1)} + ... + x_t) / min(t, w)
-
-    >>> running_mean(np.array([1.0, 2.0, 3.0, 7.0]), window=2)
-    array([1. , 1.5, 2.5, 5. ])
-    """
-    padded = np.concatenate([np.zeros((*values.shape[:-1], 1)), np.cumsum(values, axis=-1)], axis=-1)
-    ends = np.arange(1, values.shape[-1] + 1)
-    starts = np.maximum(ends - window, 0)
-    return (padded[..., ends] - padded[..., starts]) / (ends - starts)
 
 
 def plot_runs(arms: Mapping[str, Sequence[Seed]], command: str = "", title: str = "") -> Figure:
@@ -102,7 +80,7 @@ def plot_runs(arms: Mapping[str, Sequence[Seed]], command: str = "", title: str 
             colour = colours[label]
             _draw(entropy_axes, _first_trace(seeds, "aer/entropy", "actor/entropy"), colour)
             _draw_target(entropy_axes, _first_trace(seeds, "aer/target"), colour)
-            _draw(alpha_axes, _first_trace(seeds, "aer/alpha"), colour, smooth=False)
+            _draw(alpha_axes, _first_trace(seeds, "aer/alpha"), colour)
             for bucket, (line_style, _) in BUCKETS.items():
                 _draw_bucket(bucket_axes, _coefficient(seeds, bucket), colour, line_style)
             _draw(accuracy_axes, _first_trace(seeds, "aer/accuracy/mean", "critic/score/mean"), colour)
@@ -167,14 +145,13 @@ def _align(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Trace:
     return Trace(common, np.stack([values[np.isin(steps, common)] for steps, values in pairs]))
 
 
-def _draw(axes: Axes, trace: Trace | None, colour: str, smooth: bool = True) -> None:
+def _draw(axes: Axes, trace: Trace | None, colour: str) -> None:
     """Raw trace light and running mean bold for one seed; thin lines, band and mean for several."""
     if trace is None:
         return
-    smoothed = running_mean(trace.values) if smooth else trace.values
+    smoothed = running_mean(trace.values)
     if len(trace.values) == 1:
-        if smooth:
-            axes.plot(trace.steps, trace.values[0], color=colour, linewidth=0.7, alpha=0.3)
+        axes.plot(trace.steps, trace.values[0], color=colour, linewidth=0.7, alpha=0.3)
     else:
         axes.fill_between(
             trace.steps, smoothed.min(axis=0), smoothed.max(axis=0), color=colour, alpha=0.13, linewidth=0

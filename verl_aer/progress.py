@@ -22,6 +22,7 @@ from typing import TextIO
 from verl_aer.failure import explain_failure, strip_prefix
 from verl_aer.metrics_log import MetricsRow, MetricsTail, is_finite
 from verl_aer.process_tree import GRACE_SECONDS, ProcessTree
+from verl_aer.summary import BOUNDS, advice_on_bounds, bound_that_holds
 
 POLL_SECONDS = 0.5
 """Between two looks at the log: short enough for a live display, long enough to cost nothing."""
@@ -139,7 +140,7 @@ class Progress:
         self._started = time.monotonic()
         self._pace: deque[tuple[int, float]] = deque(maxlen=PACE_STEPS + 1)
         self._rows = 0
-        self._held_back = {"maximum": 0, "minimum": 0}
+        self._held_back = dict.fromkeys(BOUNDS, 0)
 
     def add(self, row: MetricsRow) -> None:
         self.step, self._data = row.step, row.data
@@ -148,8 +149,8 @@ class Progress:
             return
         self._rows += 1
         self._pace.append((row.step, time.monotonic()))
-        if row.data.get("aer/saturated"):
-            self._held_back["maximum" if self._value("aer/error", default=0.0) > 0 else "minimum"] += 1
+        if bound := bound_that_holds(row.data):
+            self._held_back[bound] += 1
 
     @property
     def elapsed(self) -> float:
@@ -180,16 +181,10 @@ class Progress:
     def summary(self) -> list[str]:
         """What a finished run says last."""
         reached = f"finished {self.step} of {self.steps} steps in {duration(self.elapsed)}"
-        lines = [f"{reached}  {self.status()}".rstrip()]
-        for bound, advice in (("maximum", "raise"), ("minimum", "lower")):
-            if held := self._held_back[bound]:
-                lines.append(
-                    f"alpha sat at its bound in {held} of {self._rows} steps: {advice} entropy.controller.{bound}"
-                )
-        return lines
+        return [f"{reached}  {self.status()}".rstrip(), *advice_on_bounds(self._held_back, self._rows)]
 
-    def _value(self, *names: str, default: float | None = None) -> float | None:
-        return next((self._data[name] for name in names if is_finite(self._data.get(name))), default)
+    def _value(self, *names: str) -> float | None:
+        return next((self._data[name] for name in names if is_finite(self._data.get(name))), None)
 
 
 def duration(seconds: float) -> str:

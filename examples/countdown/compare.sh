@@ -48,5 +48,6 @@ for coefficient in $FIXED; do
 done
 
 [[ -n $DRY_RUN ]] && exit 0
+"$BIN/verl-aer" summary "${logs[@]}"
 "$BIN/verl-aer" pass-at-k "before=$before" "${dumps[@]}"
 "$BIN/verl-aer" plot "${logs[@]}" --title "Countdown, $STEPS steps, seeds $SEEDS" --out "$RUNS/compare.png"

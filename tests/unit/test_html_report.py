@@ -57,24 +57,21 @@ def test_the_page_is_whole_and_needs_nothing_beside_itself():
     assert "&quot;method&quot;: &quot;none&quot;" in page
 
 
-def test_numbers_are_means_of_the_seeds_and_a_dash_where_there_are_none():
-    arms = {"aer": [run([1.0] + [0.4] * 20), run([3.0] + [0.2] * 20)]}
+def test_the_table_has_a_row_for_each_seed():
+    arms = {"aer": [run([1.0] + [0.4] * 20), run([3.0] + [0.2] * 20)], "a<b": [run([1.0, 0.5])]}
     cells = Page(html_report(arms, {})).cells
-    named = dict(zip(cells[: len(cells) // 2], cells[len(cells) // 2 :], strict=True))
-    assert named[""] == "aer"
-    assert named["seeds"] == "2"
-    assert named["steps"] == "21"
-    assert named["entropy, start"] == "2"
-    assert named["entropy, end"] == "0.3"
-    assert named["α, largest"] == "0.21"
-    assert named["target"] == "–"
+    columns = cells.index("accuracy") + 1
+    table = [cells[start : start + columns] for start in range(0, len(cells), columns)]
+    assert [row[0] for row in table] == ["run", "aer 1", "aer 2", "a<b"]
+    assert [row[table[0].index("entropy")] for row in table[1:3]] == ["1.000 → 0.400", "3.000 → 0.200"]
 
 
 def test_saturation_and_skipped_updates_are_pointed_out():
     quiet = html_report({"aer": [run([1.0, 0.5])]}, {})
     assert "Look at" not in quiet
-    loud = html_report({"aer": [run([1.0, 0.5], aer__saturated_steps=3, aer__skipped_updates=2)]}, {})
-    assert "held α back in 3 steps" in loud
+    held_back = run([1.0, 0.5], aer__saturated=1, aer__error=0.1, aer__skipped_updates=2)
+    loud = html_report({"aer": [held_back]}, {})
+    assert "aer: alpha sat at its bound in 1 of 2 steps: raise entropy.controller.maximum" in loud
     assert "2 entropies were not finite" in loud
 
 

@@ -13,11 +13,11 @@ from verl_aer.evaluation.pass_at_k import (
     DumpError,
     ProblemResult,
     estimate,
-    markdown,
     pass_at_k,
     pass_at_k_table,
     read_dump,
 )
+from verl_aer.tables import as_markdown
 
 
 def line(uid: str, session: int, index: int, acc: object, prompt: str = "p", **extra: object) -> dict:
@@ -146,7 +146,7 @@ def test_table_by_level_with_paired_change() -> None:
     assert table.rows[2][3:] == ["0.250 [0.000, 0.500]", "0.625 [0.250, 1.000]", "+0.375 [+0.250, +0.500]"]
     # pass@4 of 4 answers: 1 as soon as one is right.
     assert [row[3][:5] for row in table.rows[3:]] == ["1.000", "0.000", "0.500"]
-    assert markdown(table).splitlines()[1] == "|" + " --- |" * 6
+    assert as_markdown(table).splitlines()[1] == "|" + " --- |" * 6
 
 
 def test_seeds_are_averaged_problem_by_problem() -> None:

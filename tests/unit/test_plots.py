@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from verl_aer.metrics_log import MetricsLogError, MetricsRow, MetricsTail, read_metrics_log, series
-from verl_aer.plots import COLOURS, plot_runs, running_mean, save_figure
+from verl_aer.plots import COLOURS, plot_runs, save_figure
+from verl_aer.summary import running_mean
 
 
 def rows(entropy: float, steps: int = 30, weight: float = 0.5) -> list[MetricsRow]:

@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from verl_aer.tables import Table
+
 ALL_LEVELS = "all"
 BOOTSTRAP_RESAMPLES = 2000
 """Resamples of a bootstrap: the ends of a 95 % interval then move by about 2 % of its width between seeds."""
@@ -54,14 +56,6 @@ class Estimate(NamedTuple):
     low: float
     high: float
     problems: int
-
-
-class Table(NamedTuple):
-    """A table as text, ready for a terminal or for Markdown."""
-
-    title: str
-    header: list[str]
-    rows: list[list[str]]
 
 
 def pass_at_k(answers: int, correct: int, k: int) -> float:
@@ -172,13 +166,6 @@ def pass_at_k_table(dumps: Mapping[str, Sequence[Dump]], ks: Sequence[int] = (1,
                 cells.append(_cell(estimate(columns[1] - columns[0]), signed=True))
             rows.append([level, str(len(keys)), f"pass@{k}", *cells])
     return Table("pass@k by level, mean over problems [95 % bootstrap interval over problems]", header, rows)
-
-
-def markdown(table: Table) -> str:
-    """`table` as GitHub Markdown, without its title."""
-    lines = ["| " + " | ".join(table.header) + " |", "|" + " --- |" * len(table.header)]
-    lines += ["| " + " | ".join(row) + " |" for row in table.rows]
-    return "\n".join(lines) + "\n"
 
 
 def _read_rows(path: Path) -> list[Mapping]:

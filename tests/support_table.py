@@ -29,6 +29,8 @@ KINDS = {
     "test_masked_tool_tokens_neither_count_nor_get_a_bonus": "multi-turn, tool tokens masked",
     "test_kl_loss_stays_verls_own": "KL loss against a reference policy",
     "test_every_mode_keeps_verls_own_switches_under_our_name": "trainer mode",
+    "test_gradients_do_not_depend_on_the_cut": "training engine, as the whole batch on one rank",
+    "test_every_engine_calls_the_loss_by_the_same_three_names": "contract of Megatron, VeOmni, TorchTitan, Automodel",
     "test_killed_run_resumes_bit_for_bit_and_leaves_nothing_behind": "real run: sync, two ranks, save, kill, resume",
     "test_colocate_async_with_two_ranks_and_filtered_groups": "real run: colocate_async, two ranks, DAPO's filtering",
     "test_separate_async_with_local_updates_and_a_critic": "real run: separate_async, two local updates, PPO's critic",

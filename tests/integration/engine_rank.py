@@ -1,0 +1,190 @@
+"""One rank of veRL's training worker with our loss, outside Ray: what test_engines.py starts.
+
+    WORLD_SIZE=1 RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 python -m tests.integration.engine_rank MODEL OUT
+
+Runs every case of `CASES` that has this world size on the same global batch, and saves what came out of it.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import TensorDict
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from verl.trainer.config import CheckpointConfig
+from verl.utils import tensordict_utils as tu
+from verl.workers.config import FSDPActorConfig, FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
+from verl.workers.config.engine import TrainingWorkerConfig
+from verl.workers.engine import EngineRegistry
+from verl.workers.engine.fsdp import transformer_impl
+from verl.workers.engine_workers import TrainingWorker
+
+import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
+from verl_aer.integration.batch import WEIGHT_FIELD
+from verl_aer.integration.loss import ALPHA_KEY, entropy_loss
+
+ALPHA = 0.05
+VOCABULARY = 19
+# Prompt and response lengths of eight rollouts; unequal on purpose, so that a mean of means shows.
+LENGTHS = [(3, 5), (2, 1), (4, 6), (3, 2), (2, 4), (5, 3), (2, 6), (3, 3)]
+WEIGHTS = [1.0, 1.0, 0.0, 0.0, 0.5, 0.5, 0.25, 0.25]
+
+
+class Case(NamedTuple):
+    """How the same global batch is trained."""
+
+    ranks: int
+    strategy: str = "fsdp2"
+    micro_batch: int | None = 4
+    """Rows; None: veRL's dynamic batching, by tokens."""
+    order: tuple[int, ...] = tuple(range(len(LENGTHS)))
+    lora_rank: int = 0
+
+
+CASES = {
+    "whole": Case(ranks=1, micro_batch=8),
+    "one row at a time": Case(ranks=1, micro_batch=1),
+    "dynamic batches": Case(ranks=1, micro_batch=None),
+    "rows in another order": Case(ranks=1, order=(6, 1, 4, 3, 0, 5, 7, 2)),
+    "two ranks": Case(ranks=2),
+    "two ranks, dynamic batches": Case(ranks=2, micro_batch=None),
+    "two ranks, rows in another order": Case(ranks=2, micro_batch=2, order=(6, 1, 4, 3, 0, 5, 7, 2)),
+    "two ranks, FSDP 1": Case(ranks=2, strategy="fsdp", micro_batch=2),
+    "LoRA": Case(ranks=1, micro_batch=8, lora_rank=4),
+    "LoRA, two ranks, dynamic batches": Case(ranks=2, micro_batch=None, lora_rank=4),
+}
+
+
+class FSDP1WithoutAccelerator(transformer_impl.FSDP):
+    """FSDP 1 without what it refuses on a CPU: sending parameters that all ranks have loaded from one file."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "sync_module_states": False, "device_id": torch.device("cpu")})
+
+
+def nested(rows: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+
+
+def make_rows() -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for number, (prompt, response) in enumerate(LENGTHS):
+        ids = torch.randint(3, VOCABULARY, (prompt + response,), generator=generator)
+        rows.append(
+            {
+                "input_ids": ids,
+                "position_ids": torch.arange(len(ids)),
+                "prompts": ids[:prompt],
+                "responses": ids[prompt:],
+                "response_mask": torch.ones(response),
+                "loss_mask": torch.cat([torch.zeros(prompt), torch.ones(response)]),
+                "old_log_probs": -torch.rand(response, generator=generator) * 3,
+                "advantages": torch.randn((), generator=generator).expand(response),
+                "row": torch.tensor(number),
+                WEIGHT_FIELD: torch.tensor(WEIGHTS[number]),
+            }
+        )
+    return rows
+
+
+def rank_batch(case: Case, rank: int) -> TensorDict:
+    """The rows of this rank."""
+    rows = make_rows()
+    share = len(rows) // case.ranks
+    mine = [rows[number] for number in case.order[rank * share : (rank + 1) * share]]
+    scalars = ("row", WEIGHT_FIELD)
+    fields = {name: nested([row[name] for row in mine]) for name in mine[0] if name not in scalars}
+    fields |= {name: torch.stack([row[name] for row in mine]) for name in scalars}
+    data = TensorDict(fields, batch_size=len(mine))
+    tu.assign_non_tensor(data, temperature=1.0, calculate_entropy=True, **{ALPHA_KEY: ALPHA})
+    return data
+
+
+def training_worker(case: Case, model: str) -> TrainingWorker:
+    engine = FSDPEngineConfig(
+        strategy=case.strategy,
+        mixed_precision={"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"},
+        use_torch_compile=False,
+        use_dynamic_bsz=case.micro_batch is None,
+        max_token_len_per_gpu=16,
+        infer_max_token_len_per_gpu=16,
+        micro_batch_size_per_gpu=case.micro_batch,
+        infer_micro_batch_size_per_gpu=case.micro_batch,
+    )
+    # One step of plain gradient descent of length 1: what the parameters lose is the gradient.
+    descent = FSDPOptimizerConfig(optimizer="SGD", lr=1.0, weight_decay=0.0, clip_grad=1e9, total_training_steps=1)
+    worker = TrainingWorker(
+        TrainingWorkerConfig(
+            model_type="language_model",
+            model_config=HFModelConfig(
+                path=model,
+                use_remove_padding=False,
+                override_config={"attn_implementation": "sdpa"},
+                enable_gradient_checkpointing=False,
+                lora_rank=case.lora_rank,
+            ),
+            engine_config=engine,
+            optimizer_config=descent,
+            checkpoint_config=CheckpointConfig(),
+        )
+    )
+    torch.manual_seed(0)
+    worker.reset()
+    actor = FSDPActorConfig(
+        strategy=case.strategy,
+        rollout_n=2,
+        ppo_mini_batch_size=4,
+        ppo_micro_batch_size_per_gpu=1,
+        loss_agg_mode="token-mean",
+        entropy_coeff=0.0,
+        calculate_entropy=True,
+    )
+    worker.set_loss_fn(partial(entropy_loss, actor, "token-mean"))
+    return worker
+
+
+def parameters(worker: TrainingWorker) -> dict[str, torch.Tensor]:
+    state = get_model_state_dict(worker.engine.module, options=StateDictOptions(full_state_dict=True))
+    return {name: value.detach().clone() for name, value in state.items()}
+
+
+def run(case: Case, model: str) -> dict[str, Any]:
+    """Entropies by row from the pass without gradient, then one update: its metrics and its gradient."""
+    worker = training_worker(case, model)
+    data = rank_batch(case, worker.rank)
+    tu.assign_non_tensor(data, compute_loss=False)
+    entropies = worker.infer_batch(data)["entropy"].unbind()
+
+    before = parameters(worker)
+    data = rank_batch(case, worker.rank)
+    total = len(LENGTHS)
+    tu.assign_non_tensor(data, mini_batch_size=total, global_batch_size=total, dataloader_kwargs={"shuffle": False})
+    metrics = tu.get(worker.train_mini_batch(data), "metrics")
+    after = parameters(worker)
+    return {
+        "entropy": dict(zip(data["row"].tolist(), entropies, strict=True)),
+        "metrics": metrics,
+        "gradient": {name: before[name] - after[name] for name in before},
+    }
+
+
+def main(model: str, out: str) -> None:
+    transformer_impl.FSDP = FSDP1WithoutAccelerator
+    EngineRegistry.register(model_type="language_model", backend="fsdp", device="cpu")(
+        transformer_impl.FSDPEngineWithLMHead
+    )
+    from os import environ
+
+    ranks, rank = int(environ["WORLD_SIZE"]), int(environ["RANK"])
+    found = {name: run(case, model) for name, case in CASES.items() if case.ranks == ranks}
+    torch.save(found, Path(out) / f"{ranks}-{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -2,7 +2,8 @@
 #   make quickstart   set up an environment, train for real on whatever is here (CPU or GPU), show the result
 #   make test         the same environment, all tests that need no GPU
 # make bench prints what this package costs as ratios against veRL's own path; make mutants puts small faults into
-# the code and expects a test to fail for each.
+# the code and expects a test to fail for each; make verl-tests VERL_TESTS=<folder> runs veRL's own tests with and
+# without the plug-in.
 # PYTHON chooses the interpreter (3.10 to 3.12). TORCH_ARGS is passed to pip with torch alone, for example to name
 # the index of PyTorch's CPU builds where pip would otherwise choose a CUDA build.
 
@@ -28,7 +29,7 @@ export PYTHONUNBUFFERED := 1
 
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1 && echo yes)
 
-.PHONY: quickstart test bench mutants support-table lint format clean install
+.PHONY: quickstart test bench mutants verl-tests support-table lint format clean install
 .DEFAULT_GOAL := quickstart
 
 install: $(INSTALLED)
@@ -68,6 +69,11 @@ support-table: $(INSTALLED)
 mutants: $(INSTALLED)
 	@mkdir -p $(TMPDIR)
 	$(BIN)/python -m tests.mutants $(ARGS)
+
+verl-tests: $(INSTALLED)
+	@mkdir -p $(TMPDIR)
+	$(BIN)/python -m pip install --quiet pytest-asyncio
+	$(BIN)/python -m tests.verl_suite $(VERL_TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from verl_aer.methods.registry import Part, register_functional
 
@@ -12,30 +15,169 @@ from verl_aer.methods.registry import Part, register_functional
 class Functional(Part):
     """Base of functionals: from logits to one entropy per token."""
 
-    def entropy(self, logits: torch.Tensor) -> torch.Tensor:
-        """Entropy of each token's distribution, ``(T, V)`` logits to ``(T,)`` nats, differentiable."""
+    def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """Entropy of each token's distribution, nats, differentiable.
+
+        Args:
+            logits: z, ``(T, V)``, already divided by the sampling temperature; -inf excludes an entry.
+            labels: ``(T,)`` int64, the sampled tokens; only a functional of the sample reads them.
+
+        Returns:
+            ``(T,)`` nats; float32 where the logits are narrower. In bfloat16 over a large vocabulary the sums are off
+            by a tenth of a nat.
+        """
         raise NotImplementedError
 
 
 @register_functional("full")
 @dataclass
 class Full(Functional):
-    """H = logsumexp(z) - sum_v pi_v z_v with pi = softmax(z): Shannon entropy over the whole vocabulary."""
+    """H = -sum_v pi_v log pi_v with pi = softmax(z): Shannon entropy over the whole vocabulary."""
 
-    def entropy(self, logits: torch.Tensor) -> torch.Tensor:
-        """H = logsumexp(z) - sum_v pi_v z_v.
-
-        Args:
-            logits: z, ``(T, V)``, already divided by the sampling temperature; -inf excludes an entry.
-
-        Returns:
-            ``(T,)`` nats in [0, log V], differentiable; float32 where the logits are narrower. In bfloat16
-            over a large vocabulary the sums are off by a tenth of a nat.
+    def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """H in [0, log V].
 
         >>> torch.exp(Full().entropy(torch.zeros(1, 4)))
         tensor([4.])
         """
-        z = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        pi = torch.softmax(z, dim=-1)
-        # 0 * -inf is NaN, and an excluded entry adds nothing.
-        return torch.logsumexp(z, dim=-1) - (pi * torch.where(pi > 0, z, 0)).sum(dim=-1)
+        return _Shannon.apply(_at_least_float32(logits))
+
+
+@register_functional("clamped")
+@dataclass
+class Clamped(Functional):
+    """Shannon entropy without the least likely tokens of the vocabulary (AEnt, arXiv 2509.03493).
+
+        k  = floor(p * V)
+        R  = the k tokens of lowest logit; of equal ones, those of lower index first
+        H~ = -sum_{v in K} pi~_v log pi~_v,   K = V without R,   pi~ = softmax of z over K
+
+    It cuts the *tail*: of a peaked distribution H~ is nearly H, but the tail gets no gradient and so cannot be
+    inflated. V counts the entries that are not -inf: padded columns of the vocabulary belong to no set. R is chosen
+    without a gradient.
+
+    p: share of the vocabulary that is left out, in [0, 1); 0 is ``full``. 0.2 is the default of AEnt's code.
+    """
+
+    p: float = 0.2
+
+    def problems(self) -> list[tuple[str, str]]:
+        return [] if 0 <= self.p < 1 else [("p", ">= 0 and < 1")]
+
+    def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """H~ in [0, log(V - k)].
+
+        >>> logits = torch.log(torch.tensor([[0.1, 0.3, 0.3, 0.3]]))
+        >>> torch.exp(Clamped(p=0.25).entropy(logits))
+        tensor([3.])
+        """
+        z = _at_least_float32(logits)
+        return _Shannon.apply(z.masked_fill(_lowest(z.detach(), self.p), -math.inf))
+
+
+@register_functional("nucleus")
+@dataclass
+class Nucleus(Functional):
+    """Shannon entropy of the nucleus, the smallest set of tokens that holds mass p (SIREN, arXiv 2509.25133).
+
+        K  = the fewest most likely tokens with sum_{v in K} pi_v >= p; of equal ones, those of lower index first
+        H~ = -sum_{v in K} pi~_v log pi~_v,   pi~ = softmax of z over K
+
+    K is chosen without a gradient.
+
+    p: mass, in (0, 1]; 1 is ``full``. 0.8 is the paper's.
+    """
+
+    p: float = 0.8
+
+    def problems(self) -> list[tuple[str, str]]:
+        return [] if 0 < self.p <= 1 else [("p", "> 0 and <= 1")]
+
+    def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """H~ in [0, H].
+
+        >>> logits = torch.log(torch.tensor([[0.1, 0.4, 0.1, 0.4]]))
+        >>> torch.exp(Nucleus(p=0.8).entropy(logits))
+        tensor([2.])
+        """
+        z = _at_least_float32(logits)
+        return _Shannon.apply(z.masked_fill(_outside_nucleus(z.detach(), self.p), -math.inf))
+
+
+@register_functional("sampled")
+@dataclass
+class Sampled(Functional):
+    """H^ = -log pi(sampled token): the entropy's estimate from one sample (Skywork-OR1, CEEH).
+
+    Its mean is H only where the token was drawn from this very policy, at this temperature and without top-p. Its
+    gradient is that of the log-likelihood and not of the entropy: pushing it up makes the sampled tokens less likely.
+    """
+
+    def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """H^ >= 0.
+
+        >>> torch.exp(Sampled().entropy(torch.zeros(1, 4), labels=torch.tensor([2])))
+        tensor([4.])
+        """
+        if labels is None:
+            raise ValueError("the functional 'sampled' needs the sampled tokens: entropy(logits, labels)")
+        return -torch.log_softmax(_at_least_float32(logits), dim=-1).gather(-1, labels[:, None]).squeeze(-1)
+
+
+def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+class _Shannon(torch.autograd.Function):
+    """Shannon entropy of each row, with y = z - max(z) <= 0 and s = sum of e^y over all tokens but the most likely one:
+
+        H        = log(1 + s) - E[y],   E[y] = sum_v pi_v y_v <= 0
+        dH/dz_j  = -pi_j (y_j - E[y])
+
+    Both terms of H are >= 0 and no log-probability is left in the gradient, so nothing cancels. In float32
+    logsumexp(z) - sum_v pi_v z_v has lost every digit where one token has nearly all the probability, and
+    -pi_j (log pi_j + H) where all have the same.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, z: torch.Tensor) -> torch.Tensor:
+        top = z.max(dim=-1, keepdim=True)
+        y = z - top.values
+        others = y.exp().scatter_(-1, top.indices, 0.0)  # e^y, 0 at the most likely token
+        s = others.sum(dim=-1, keepdim=True)
+        # e^-inf is 0, and 0 * -inf is NaN: an excluded entry adds nothing.
+        mean_y = (others * torch.where(others > 0, y, 0.0)).sum(dim=-1, keepdim=True) / (1.0 + s)
+        log_sum = s.log1p()
+        ctx.save_for_backward(z, top.values, log_sum, mean_y)
+        return (log_sum - mean_y).squeeze(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        z, top, log_sum, mean_y = ctx.saved_tensors
+        y = z - top
+        pi = (y - log_sum).exp()
+        return torch.where(pi > 0, -grad.unsqueeze(-1) * pi * (y - mean_y), 0.0)
+
+
+def _lowest(z: torch.Tensor, p: float) -> torch.Tensor:
+    """The floor(p * V) lowest entries of each row and those that are -inf, ``(T, V)`` bool."""
+    excluded = torch.isneginf(z).sum(dim=-1)
+    # In float64, as Python counts: floor(p * V) must not depend on the logits' type.
+    k = (p * (z.shape[-1] - excluded).double()).floor().long() + excluded
+    last = (k - 1).clamp(min=0)[:, None]
+    threshold = z.sort(dim=-1).values.gather(-1, last)
+    below, equal = z < threshold, z == threshold
+    wanted = (k - below.sum(dim=-1))[:, None]
+    return below | (equal & (equal.cumsum(dim=-1) <= wanted))
+
+
+def _outside_nucleus(z: torch.Tensor, p: float) -> torch.Tensor:
+    """All entries but the fewest most likely ones of mass p, ``(T, V)`` bool."""
+    if p >= 1:
+        return torch.isneginf(z)
+    ordered, order = z.sort(dim=-1, descending=True, stable=True)
+    # In float64: in float32 the sums over a large vocabulary are off by whole tokens.
+    pi = torch.softmax(ordered.double(), dim=-1)
+    mass_before = pi.cumsum(dim=-1) - pi
+    return torch.empty_like(z, dtype=torch.bool).scatter_(-1, order, mass_before >= p)

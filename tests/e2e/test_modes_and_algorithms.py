@@ -1,4 +1,4 @@
-"""Real runs of a few steps in the asynchronous trainer modes, with DAPO's filtering and with a critic."""
+"""Real runs of a few steps: the asynchronous modes, DAPO's filtering, a critic, LoRA with a reference policy."""
 
 from __future__ import annotations
 
@@ -81,3 +81,28 @@ def test_separate_async_with_local_updates_and_a_critic(train, reward, inputs):
     for step in training.steps:
         assert step["critic/vf_loss"] > 0
         assert step["actor/aer/policy_gradient"] > 0
+
+
+@pytest.mark.timeout(900)
+def test_sync_with_lora_a_reference_and_rollout_correction(train, reward):
+    training = train(
+        "lora",
+        "aer",
+        reward,
+        "actor_rollout_ref.model.lora_rank=8",
+        "actor_rollout_ref.model.lora_alpha=16",
+        "actor_rollout_ref.rollout.load_format=safetensors",
+        "actor_rollout_ref.actor.use_kl_loss=true",
+        "actor_rollout_ref.actor.ppo_epochs=2",
+        "algorithm.rollout_correction.rollout_is=token",
+        "entropy.target.tau=1.0",
+        steps=3,
+    )
+    assert_clean(training, steps=3)
+    for step in training.steps:
+        assert step["actor/aer/policy_gradient"] > 0
+        assert step["aer/weight/positive_share"] > 0
+    # The reference is the model without its adapters: it is equal at the first update and not after it.
+    assert training.steps[-1]["actor/kl_loss"] > 0
+    # What vLLM samples with is what was trained, adapters included.
+    assert all(abs(step["rollout_corr/kl"]) < 1e-3 for step in training.steps)

@@ -38,7 +38,7 @@ def test_the_methods_and_parts_that_ship():
         "aer", "aer_absolute_target", "aer_allocation_only", "aer_no_allocation", "fixed", "none",
     ]  # fmt: skip
     assert set(part_names("allocation")) >= {"difficulty", "uniform"}
-    assert part_names("functional") == ["full"]
+    assert part_names("functional") == ["clamped", "full", "nucleus", "sampled"]
     assert part_names("target") == ["absolute", "anchored", "none"]
     assert part_names("controller") == ["fixed", "integral"]
 

@@ -10,17 +10,21 @@ import html
 import io
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from verl_aer.plots import plot_runs
+from verl_aer.plots import arm_colours, arm_name, plot_panels
 from verl_aer.summary import Seed, advice_on_bounds, summarize, summary_table
 from verl_aer.tables import as_html
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-img { max-width: 100%; height: auto; border-radius: 6px; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: .5rem; }
+img { width: 100%; height: auto; border-radius: 6px; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; white-space: nowrap; }
 th, td { text-align: right; padding: .3rem .7rem; border-bottom: 1px solid #8884; }
@@ -46,7 +50,8 @@ def html_report(
     table = summary_table(arms)
     blocks = [
         f"<h1>{html.escape(title)}</h1>",
-        f'<img alt="Entropy, coefficient, allocation and accuracy" src="{_figure(arms)}">',
+        _legend(arms),
+        _panels(arms),
         "<h2>In numbers</h2>",
         f'<div class="wide">{as_html(table)}</div>',
         f"<p>{html.escape(table.title)}.</p>",
@@ -63,14 +68,28 @@ def html_report(
     )
 
 
-def _figure(arms: Mapping[str, Sequence[Seed]]) -> str:
+def _legend(arms: Mapping[str, Sequence[Seed]]) -> str:
+    colours = arm_colours(arms)
+    names = {label: html.escape(arm_name(label, len(seeds))) for label, seeds in arms.items()}
+    marks = [f'<span style="color:{colours[label]}">■</span> {names[label]}' for label in arms]
+    return f"<p>{' &nbsp; '.join(marks)}</p>"
+
+
+def _panels(arms: Mapping[str, Sequence[Seed]]) -> str:
+    """The panels, two abreast where there is room and one below the other on a phone."""
+    images = [f'<img alt="{html.escape(name)}" src="{source}">' for name, source in map(_image, plot_panels(arms))]
+    return f'<div class="panels">{"".join(images)}</div>'
+
+
+def _image(figure: Figure) -> tuple[str, str]:
+    """A figure's title, and the figure as an address that needs no file."""
     import matplotlib.pyplot as plt
 
-    figure = plot_runs(arms)
     image = io.BytesIO()
     figure.savefig(image, format="png", facecolor="white")
     plt.close(figure)
-    return f"data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}"
+    source = f"data:image/png;base64,{base64.b64encode(image.getvalue()).decode()}"
+    return figure.axes[0].get_title(loc="left"), source
 
 
 def _notes(arms: Mapping[str, Sequence[Seed]]) -> list[str]:

@@ -9,8 +9,10 @@ them, and each seed is a thin line. A label has one colour in every panel and in
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -41,6 +43,7 @@ BUCKETS = {
 }
 """Line style and legend text (group accuracy) of the difficulty buckets of the metrics `aer/weight/...`."""
 
+DPI = 170
 INK = "#222222"
 FAINT_INK = "#777777"
 GRID = "#E6E6E6"
@@ -64,36 +67,30 @@ def plot_runs(arms: Mapping[str, Sequence[Seed]], command: str = "", title: str 
     Raises:
         ValueError: no arm, or an arm's seeds have no step in common.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    if not arms:
-        raise ValueError("no metrics log to plot")
-    colours = _colours(list(arms))
-    style = {"font.size": 9, "font.family": "DejaVu Sans", "text.color": INK, "axes.labelcolor": INK}
-    with plt.rc_context(style):
-        figure, axes = plt.subplots(2, 2, figsize=(9.2, 6.1), dpi=170, facecolor="white")
-        (entropy_axes, alpha_axes), (bucket_axes, accuracy_axes) = axes
-        for label, seeds in arms.items():
-            colour = colours[label]
-            _draw(entropy_axes, _first_trace(seeds, "aer/entropy", "actor/entropy"), colour)
-            _draw_target(entropy_axes, _first_trace(seeds, "aer/target"), colour)
-            _draw(alpha_axes, _first_trace(seeds, "aer/alpha"), colour)
-            for bucket, (line_style, _) in BUCKETS.items():
-                _draw_bucket(bucket_axes, _coefficient(seeds, bucket), colour, line_style)
-            _draw(accuracy_axes, _first_trace(seeds, "aer/accuracy/mean", "critic/score/mean"), colour)
-        if entropy_axes.has_data():
-            # Entropy has a floor that matters, collapse to 0; accuracy is read by its changes.
-            entropy_axes.set_ylim(bottom=0.0)
-        _label_axes(entropy_axes, "Policy entropy and its target (dashed)", "nats per token")
-        _label_axes(alpha_axes, "Coefficient α", "loss units per nat")
-        _label_axes(bucket_axes, "α · weight", "loss units per nat")
-        _label_axes(accuracy_axes, "Training accuracy", "share of rollouts right")
-        _legends(figure, bucket_axes, colours, arms)
+    with _style() as plt:
+        colours = arm_colours(arms)
+        figure, axes = plt.subplots(2, 2, figsize=(9.2, 6.1), dpi=DPI, facecolor="white")
+        for panel, panel_axes in zip(PANELS, axes.flat, strict=True):
+            panel(panel_axes, arms, colours)
+        _legend(figure, arms, colours)
         _caption(figure, command, title)
     return figure
+
+
+def plot_panels(arms: Mapping[str, Sequence[Seed]]) -> list[Figure]:
+    """The four panels as figures of their own, without a legend of the arms: for pages that lay them out.
+
+    Raises as ``plot_runs``.
+    """
+    figures = []
+    with _style() as plt:
+        colours = arm_colours(arms)
+        for panel in PANELS:
+            figure, axes = plt.subplots(figsize=(4.6, 3.1), dpi=DPI, facecolor="white")
+            panel(axes, arms, colours)
+            figure.tight_layout()
+            figures.append(figure)
+    return figures
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
@@ -105,13 +102,68 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     plt.close(figure)
 
 
-def _colours(labels: Sequence[str]) -> dict[str, str]:
+def arm_colours(arms: Iterable[str]) -> dict[str, str]:
+    """The colour of each label.
+
+    Raises:
+        ValueError: no label.
+    """
+    labels = list(arms)
+    if not labels:
+        raise ValueError("no metrics log to plot")
     taken = [COLOURS[label] for label in labels if label in COLOURS]
     spare = [colour for colour in SPARE_COLOURS if colour not in taken]
     others = [label for label in labels if label not in COLOURS]
     return {label: COLOURS[label] for label in labels if label in COLOURS} | {
         label: spare[index % len(spare)] for index, label in enumerate(others)
     }
+
+
+@contextmanager
+def _style() -> Iterator[ModuleType]:
+    """matplotlib.pyplot, drawing to memory in our style."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    style = {"font.size": 9, "font.family": "DejaVu Sans", "text.color": INK, "axes.labelcolor": INK}
+    with plt.rc_context(style):
+        yield plt
+
+
+def _draw_entropy(axes: Axes, arms: Mapping[str, Sequence[Seed]], colours: Mapping[str, str]) -> None:
+    for label, seeds in arms.items():
+        _draw(axes, _first_trace(seeds, "aer/entropy", "actor/entropy"), colours[label])
+        _draw_target(axes, _first_trace(seeds, "aer/target"), colours[label])
+    if axes.has_data():
+        # Entropy has a floor that matters, collapse to 0; accuracy is read by its changes.
+        axes.set_ylim(bottom=0.0)
+    _label_axes(axes, "Policy entropy and its target (dashed)", "nats per token")
+
+
+def _draw_alpha(axes: Axes, arms: Mapping[str, Sequence[Seed]], colours: Mapping[str, str]) -> None:
+    for label, seeds in arms.items():
+        _draw(axes, _first_trace(seeds, "aer/alpha"), colours[label])
+    _label_axes(axes, "Coefficient α", "loss units per nat")
+
+
+def _draw_buckets(axes: Axes, arms: Mapping[str, Sequence[Seed]], colours: Mapping[str, str]) -> None:
+    for label, seeds in arms.items():
+        for bucket, (line_style, _) in BUCKETS.items():
+            _draw_bucket(axes, _coefficient(seeds, bucket), colours[label], line_style)
+    _label_axes(axes, "α · weight", "loss units per nat")
+    if axes.lines:
+        _bucket_legend(axes)
+
+
+def _draw_accuracy(axes: Axes, arms: Mapping[str, Sequence[Seed]], colours: Mapping[str, str]) -> None:
+    for label, seeds in arms.items():
+        _draw(axes, _first_trace(seeds, "aer/accuracy/mean", "critic/score/mean"), colours[label])
+    _label_axes(axes, "Training accuracy", "share of rollouts right")
+
+
+PANELS = (_draw_entropy, _draw_alpha, _draw_buckets, _draw_accuracy)
 
 
 def _first_trace(seeds: Sequence[Seed], *names: str) -> Trace | None:
@@ -186,12 +238,10 @@ def _label_axes(axes: Axes, title: str, unit: str) -> None:
         axes.text(0.5, 0.5, "not in these logs", transform=axes.transAxes, ha="center", color=FAINT_INK)
 
 
-def _legends(
-    figure: Figure, bucket_axes: Axes, colours: Mapping[str, str], arms: Mapping[str, Sequence[object]]
-) -> None:
+def _legend(figure: Figure, arms: Mapping[str, Sequence[object]], colours: Mapping[str, str]) -> None:
     from matplotlib.lines import Line2D
 
-    names = [f"{label} ({len(arms[label])} seeds)" if len(arms[label]) > 1 else label for label in arms]
+    names = [arm_name(label, len(seeds)) for label, seeds in arms.items()]
     handles = [Line2D([], [], color=colours[label], linewidth=2.6) for label in arms]
     figure.legend(
         handles,
@@ -202,19 +252,32 @@ def _legends(
         frameon=False,
         fontsize=9.5,
     )
+
+
+def arm_name(label: str, seeds: int) -> str:
+    """What a legend calls an arm.
+
+    >>> arm_name("aer", 1), arm_name("aer", 3)
+    ('aer', 'aer (3 seeds)')
+    """
+    return f"{label} ({seeds} seeds)" if seeds > 1 else label
+
+
+def _bucket_legend(axes: Axes) -> None:
+    from matplotlib.lines import Line2D
+
     styles = [Line2D([], [], color=INK, linewidth=1.6, linestyle=style) for style, _ in BUCKETS.values()]
-    if bucket_axes.lines:
-        bucket_axes.legend(
-            styles,
-            [text for _, text in BUCKETS.values()],
-            loc="lower right",
-            bbox_to_anchor=(1.02, 0.99),
-            ncols=len(styles),
-            frameon=False,
-            fontsize=8,
-            handlelength=2.0,
-            columnspacing=1.0,
-        )
+    axes.legend(
+        styles,
+        [text for _, text in BUCKETS.values()],
+        loc="lower right",
+        bbox_to_anchor=(1.02, 0.99),
+        ncols=len(styles),
+        frameon=False,
+        fontsize=8,
+        handlelength=2.0,
+        columnspacing=1.0,
+    )
 
 
 def _caption(figure: Figure, command: str, title: str) -> None:

@@ -52,7 +52,8 @@ def test_the_page_is_whole_and_needs_nothing_beside_itself():
     assert parsed.fetched == []
     assert "<script" not in page
     assert 'name="viewport"' in page
-    assert len(re.findall("data:image/png;base64,", page)) == 1
+    assert len(re.findall("data:image/png;base64,", page)) == 4
+    assert "■</span> none" in page
     assert "verl-aer report &lt;log&gt;" in page
     assert "&quot;method&quot;: &quot;none&quot;" in page
 

@@ -2,9 +2,9 @@
 
     H_t          token-mean entropy of step t, nats per token
     H0           mean of H_t over the first anchor_steps steps ever observed
-    H*           level(H0)
+    H*           level(H0, smoothed H_t)
     a_{t+1}      next_alpha(a_t, smoothed H_t, H*, t)
-    alpha_{t+1}  damped(a_{t+1}, smoothed H_t, H*, t), a_{t+1} itself without damping
+    alpha_{t+1}  applied(a_{t+1}, smoothed H_t, H*, t), for most controllers a_{t+1} itself
 
 Read before update: step t trains with the alpha decided from the steps before t; ``observe`` is called once
 per global step, after the actor's update, and only then moves alpha.
@@ -100,11 +100,6 @@ class EntropyControl:
         """The coefficient that the coming step trains with."""
         return self._state.alpha
 
-    @property
-    def target(self) -> float | None:
-        """H* in nats per token; None where there is none, or H0 is not known yet."""
-        return self._target.level(self._state.initial_entropy)
-
     def observe(self, entropy: float, step: int) -> Decision:
         """Move alpha by the token-mean entropy (nats) of global step ``step``.
 
@@ -121,27 +116,28 @@ class EntropyControl:
         entropy = float(entropy)
         if not math.isfinite(entropy):
             self._state = replace(before, step=step, skipped_updates=before.skipped_updates + 1)
-            return self._decision(before, entropy, error=None, skipped=True, saturated=False)
+            target = self._target.level(before.initial_entropy, before.entropy_ema)
+            return self._decision(before, entropy, target, error=None, skipped=True, saturated=False)
 
         anchored = self._anchor(before, entropy)
-        target = self._target.level(anchored.initial_entropy)
         smoothed = self._controller.smooth(before.entropy_ema, entropy)
+        target = self._target.level(anchored.initial_entropy, smoothed)
         observed = replace(anchored, step=step, entropy_ema=smoothed)
         if target is None and self._controller.uses_target:
             self._state = observed
-            return self._decision(before, entropy, error=None, skipped=False, saturated=False)
+            return self._decision(before, entropy, target, error=None, skipped=False, saturated=False)
 
         saturated = self._controller.saturated(before.undamped_alpha, smoothed, target, step)
         undamped_alpha = self._controller.next_alpha(before.undamped_alpha, smoothed, target, step)
         self._state = replace(
             observed,
-            alpha=self._controller.damped(undamped_alpha, smoothed, target, step),
+            alpha=self._controller.applied(undamped_alpha, smoothed, target, step),
             undamped_alpha=undamped_alpha,
             updates=before.updates + 1,
             saturated_steps=before.saturated_steps + saturated,
         )
         error = None if target is None else target - smoothed
-        return self._decision(before, entropy, error=error, skipped=False, saturated=saturated)
+        return self._decision(before, entropy, target, error=error, skipped=False, saturated=saturated)
 
     def _anchor(self, state: ControlState, entropy: float) -> ControlState:
         """H0 := mean of the first anchor_steps entropies, then never again."""
@@ -152,13 +148,19 @@ class EntropyControl:
         return replace(state, anchor_sum=total, anchor_count=count, initial_entropy=initial_entropy)
 
     def _decision(
-        self, before: ControlState, entropy: float, error: float | None, skipped: bool, saturated: bool
+        self,
+        before: ControlState,
+        entropy: float,
+        target: float | None,
+        error: float | None,
+        skipped: bool,
+        saturated: bool,
     ) -> Decision:
         return Decision(
             alpha=before.alpha,
             next_alpha=self._state.alpha,
             entropy=entropy,
-            target=self.target,
+            target=target,
             initial_entropy=self._state.initial_entropy,
             error=error,
             skipped=skipped,

@@ -1,17 +1,19 @@
 """Controllers: how the global coefficient alpha moves when the entropy is off its target.
 
 Pure functions of their arguments; what has to be remembered between steps lives in ``control.ControlState``.
-alpha is in loss units per nat and never negative.
+alpha is in loss units per nat; below 0 it is a penalty on entropy, which only a schedule can ask for.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 from verl_aer.methods.registry import Part, register_controller
 
 UPDATE_RULES = ("proportional", "sign")
+SCHEDULES = ("cos_signed", "cos_half", "linear")
 
 
 class Controller(Part):
@@ -28,7 +30,7 @@ class Controller(Part):
         """alpha of step + 1, from alpha and the token-mean entropy (nats) of ``step``."""
         raise NotImplementedError
 
-    def damped(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
+    def applied(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
         """What step + 1 trains with, from what ``next_alpha`` just returned; the next rule starts from the latter."""
         return alpha
 
@@ -125,11 +127,7 @@ class Integral(Controller):
         ]
         if not 0 <= self.ema < 1:
             found.append(("ema", "in [0, 1)"))
-        if self.minimum > self.maximum:
-            found.append(("maximum", f">= minimum ({self.minimum:g})"))
-        elif not self.minimum <= self.initial <= self.maximum:
-            found.append(("initial", f"between minimum ({self.minimum:g}) and maximum ({self.maximum:g})"))
-        return found
+        return found + _bounds_problems(self.initial, self.minimum, self.maximum)
 
     def initial_alpha(self) -> float:
         return self.initial
@@ -137,7 +135,7 @@ class Integral(Controller):
     def next_alpha(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
         return self._clip(alpha + self._move(entropy, target, step))
 
-    def damped(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
+    def applied(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
         return self._clip(alpha + self._push(entropy, target, step))
 
     def allows(self, alpha: float) -> bool:
@@ -169,3 +167,128 @@ class Integral(Controller):
     def _counted_error(self, entropy: float, target: float, step: int) -> float:
         error = target - entropy
         return 0.0 if step <= self.warmup_steps or abs(error) <= self.dead_band else error
+
+
+@register_controller("dead_band")
+@dataclass
+class DeadBand(Integral):
+    """alpha_{t+1} = clip(alpha_t - eta * [min(0, H_t - low) + max(0, H_t - high)], minimum, maximum), target ``band``.
+
+    AEnt's controller (arXiv 2509.03493): alpha rests while H_t is in the band [low, high], and moves by the distance
+    outside it. As H* is the level of the band that is nearest to H_t, this is ``integral`` with AEnt's bounds: the
+    defaults are those of its code's dataclass.
+
+    >>> from verl_aer.target import Band
+    >>> band, controller = Band(low=0.25, high=0.5), DeadBand(eta=0.5, maximum=1.0)
+    >>> [controller.next_alpha(0.5, entropy, band.level(None, entropy), step=1) for entropy in (0.125, 0.375, 0.75)]
+    [0.5625, 0.5, 0.375]
+    """
+
+    eta: float = 1e-3
+    initial: float = 1e-3
+    minimum: float = 1e-5
+    maximum: float = 1e-2
+
+
+@register_controller("sign_gated")
+@dataclass
+class SignGated(Controller):
+    """c_{t+1} = clip(c_t + delta if H_t < H* else c_t - delta, minimum, maximum); alpha_{t+1} = c_{t+1} * 1[H_t < H*].
+
+    Skywork-OR1 (arXiv 2505.22312): the coefficient goes up and down by a constant, and above the target it is not
+    applied at all. The defaults are those of its released scripts.
+
+    Args:
+        delta: change of c in a step, loss units per nat, >= 0.
+        initial: c of the first step, which trains with it, within the bounds.
+        minimum: lower bound of c, >= 0.
+        maximum: upper bound of c.
+        gate: whether c is withheld while H_t >= H*; false trains with c always.
+
+    >>> controller = SignGated(delta=0.25, maximum=1.0)
+    >>> [controller.next_alpha(0.5, entropy, target=0.2, step=1) for entropy in (0.1, 0.2, 0.3)]
+    [0.75, 0.25, 0.25]
+    >>> [controller.applied(0.5, entropy, target=0.2, step=1) for entropy in (0.1, 0.2, 0.3)]
+    [0.5, 0.0, 0.0]
+    """
+
+    delta: float = 1e-4
+    initial: float = 0.0
+    minimum: float = 0.0
+    maximum: float = 0.005
+    gate: bool = True
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = [(name, ">= 0") for name in ("delta", "minimum") if getattr(self, name) < 0]
+        return found + _bounds_problems(self.initial, self.minimum, self.maximum)
+
+    def initial_alpha(self) -> float:
+        return self.initial
+
+    def next_alpha(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
+        return min(max(self._wanted(alpha, entropy, target), self.minimum), self.maximum)
+
+    def applied(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
+        return alpha if entropy < target or not self.gate else 0.0
+
+    def allows(self, alpha: float) -> bool:
+        return self.minimum <= alpha <= self.maximum or (self.gate and alpha == 0)
+
+    def saturated(self, alpha: float, entropy: float, target: float | None, step: int) -> bool:
+        wanted = self._wanted(alpha, entropy, target)
+        return wanted > self.maximum or (wanted < self.minimum and self.minimum > 0)
+
+    def _wanted(self, alpha: float, entropy: float, target: float) -> float:
+        return alpha + self.delta if entropy < target else alpha - self.delta
+
+
+@register_controller("schedule")
+@dataclass
+class Schedule(Controller):
+    """alpha_t = initial * s(x) with x = (t - 1) / total_steps, at most 1, whatever the entropy does:
+
+        cos_signed   s(x) = cos(pi x)       as CEEH (arXiv 2602.22642) prints it: below 0 in the second half
+        cos_half     s(x) = cos(pi x / 2)   what may have been meant: from 1 to 0
+        linear       s(x) = 1 - x
+
+    Below 0 the coefficient is a *penalty* on entropy, down to -initial at the end.
+
+    Args:
+        initial: alpha of the first step, loss units per nat, >= 0.
+        shape: one of SCHEDULES.
+        total_steps: global steps from the first to the last value, >= 1.
+
+    >>> [round(Schedule(1.0, total_steps=4).next_alpha(0.0, 0.3, None, step), 3) for step in (1, 2, 3, 4, 5)]
+    [0.707, 0.0, -0.707, -1.0, -1.0]
+    """
+
+    uses_target: ClassVar[bool] = False
+
+    initial: float = 1e-3
+    shape: str = "cos_signed"
+    total_steps: int = 500
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = [("initial", ">= 0")] if self.initial < 0 else []
+        if self.shape not in SCHEDULES:
+            found.append(("shape", f"one of {', '.join(SCHEDULES)}"))
+        return [*found, ("total_steps", ">= 1")] if self.total_steps < 1 else found
+
+    def initial_alpha(self) -> float:
+        return self.initial
+
+    def next_alpha(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
+        x = min(step / self.total_steps, 1.0)
+        share = {"cos_signed": math.cos(math.pi * x), "cos_half": math.cos(math.pi * x / 2), "linear": 1.0 - x}
+        return self.initial * share[self.shape]
+
+    def allows(self, alpha: float) -> bool:
+        return abs(alpha) <= self.initial
+
+
+def _bounds_problems(initial: float, minimum: float, maximum: float) -> list[tuple[str, str]]:
+    if minimum > maximum:
+        return [("maximum", f">= minimum ({minimum:g})")]
+    if not minimum <= initial <= maximum:
+        return [("initial", f"between minimum ({minimum:g}) and maximum ({maximum:g})")]
+    return []

@@ -1,4 +1,4 @@
-"""Targets: which token-mean entropy is wanted, in nats per token, or none."""
+"""Targets: which token-mean entropy is wanted, in nats per token: a level, a band, or none."""
 
 from __future__ import annotations
 
@@ -15,8 +15,14 @@ class Target(Part):
         """Whether H* is relative to H0; such a target has fields ``initial_entropy`` and ``anchor_steps``."""
         return False
 
-    def level(self, initial_entropy: float | None) -> float | None:
-        """H* in nats per token; None where there is none, or none yet."""
+    def level(self, initial_entropy: float | None, entropy: float | None) -> float | None:
+        """H* in nats per token: where an entropy should go. None where there is no target, or none yet.
+
+        Args:
+            initial_entropy: H0, nats per token; None until it is known.
+            entropy: H_t, nats per token; a target that is a band takes the level in it that is nearest. None before
+                the first.
+        """
         raise NotImplementedError
 
 
@@ -25,7 +31,7 @@ class Target(Part):
 class NoTarget(Target):
     """No level is wanted: for a coefficient that does not move."""
 
-    def level(self, initial_entropy: float | None) -> float | None:
+    def level(self, initial_entropy: float | None, entropy: float | None = None) -> float | None:
         return None
 
 
@@ -42,8 +48,31 @@ class Absolute(Target):
     def problems(self) -> list[tuple[str, str]]:
         return [("entropy", "> 0")] if self.entropy <= 0 else []
 
-    def level(self, initial_entropy: float | None) -> float | None:
+    def level(self, initial_entropy: float | None, entropy: float | None = None) -> float | None:
         return self.entropy
+
+
+@register_target("band")
+@dataclass
+class Band(Target):
+    """H* = clip(H_t, low, high): any entropy in the band is as good as another (AEnt, arXiv 2509.03493).
+
+    low, high: nats per token, 0 <= low <= high. 0.1 and 0.5 are the defaults of AEnt's code; its GSM8K example has
+    0.05 and 0.23, and says that the results are sensitive to these two alone.
+
+    >>> [Band(low=0.1, high=0.5).level(None, entropy) for entropy in (0.05, 0.3, 0.9)]
+    [0.1, 0.3, 0.5]
+    """
+
+    low: float = 0.1
+    high: float = 0.5
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = [("low", ">= 0")] if self.low < 0 else []
+        return [*found, ("high", f">= low ({self.low:g})")] if self.high < self.low else found
+
+    def level(self, initial_entropy: float | None, entropy: float | None = None) -> float | None:
+        return None if entropy is None else min(max(entropy, self.low), self.high)
 
 
 @register_target("anchored")
@@ -82,5 +111,5 @@ class Anchored(Target):
     def needs_anchor(self) -> bool:
         return True
 
-    def level(self, initial_entropy: float | None) -> float | None:
+    def level(self, initial_entropy: float | None, entropy: float | None = None) -> float | None:
         return None if initial_entropy is None else self.tau * initial_entropy

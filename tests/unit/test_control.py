@@ -110,9 +110,8 @@ def test_an_entropy_that_is_not_finite_is_counted_and_moves_nothing(entropy):
 
 def test_the_anchor_waits_for_finite_entropies():
     control = control_of(target={"tau": 0.5, "anchor_steps": 2}, controller={"initial": 0.05})
-    control.observe(math.nan, 1)
-    control.observe(1.0, 2)
-    assert control.target is None
+    assert control.observe(math.nan, 1).target is None
+    assert control.observe(1.0, 2).target is None
     control.observe(math.inf, 3)
     assert control.alpha == 0.05
     # H0 = (1.0 + 0.5) / 2, H* = 0.375; this step already moves alpha: 0.05 + 0.02 * (0.375 - 0.5)
@@ -130,9 +129,10 @@ def test_the_anchor_is_never_measured_again():
 
 def test_a_known_initial_entropy_is_used_from_the_first_step():
     control = control_of(target={"tau": 0.5, "initial_entropy": 0.8})
-    assert control.target == 0.4
+    decision = control.observe(0.1, 1)
+    assert decision.target == 0.4
     # 0.02 * (0.4 - 0.1)
-    assert control.observe(0.1, 1).next_alpha == pytest.approx(0.006, abs=1e-15)
+    assert decision.next_alpha == pytest.approx(0.006, abs=1e-15)
     assert control.state.initial_entropy == 0.8
     assert control.state.anchor_count == 0
 
@@ -147,8 +147,8 @@ def test_an_absolute_target_needs_no_anchor():
 def test_a_fixed_coefficient_only_counts():
     control = control_of(method="fixed", controller={"coefficient": 0.003})
     assert observe_all(control, [1.0, 0.0, math.nan, 5.0]) == [0.003] * 4
-    assert control.target is None
-    assert (control.state.updates, control.state.skipped_updates, control.state.saturated_steps) == (3, 1, 0)
+    assert control.observe(1.0, 5).target is None
+    assert (control.state.updates, control.state.skipped_updates, control.state.saturated_steps) == (4, 1, 0)
 
 
 def test_warm_up_holds_alpha_but_the_anchor_is_taken_at_the_first_step():
@@ -194,3 +194,28 @@ def test_steps_may_be_left_out():
     control.observe(1.0, step=11)
     assert control.state.step == 11
     assert control.state.initial_entropy == 1.0
+
+
+def test_in_a_band_the_target_is_where_the_entropy_is():
+    control = control_of(
+        target={"kind": "band", "low": 0.25, "high": 0.5},
+        controller={"kind": "dead_band", "eta": 0.5, "initial": 0.5, "maximum": 1.0},
+    )
+    decisions = [control.observe(entropy, step) for step, entropy in enumerate([0.375, 0.125, 0.75, math.nan], 1)]
+    assert [decision.target for decision in decisions] == [0.375, 0.25, 0.5, 0.5]
+    assert [decision.error for decision in decisions] == [0.0, 0.125, -0.25, None]
+    # 0.5, then + 0.5 * 0.125, then - 0.5 * 0.25; a skipped entropy moves nothing
+    assert [decision.next_alpha for decision in decisions] == [0.5, 0.5625, 0.4375, 0.4375]
+
+
+def test_a_gated_coefficient_is_withheld_and_not_lost():
+    node = {
+        "method": "aer_absolute_target",
+        "target": {"entropy": 0.25},
+        "controller": {"kind": "sign_gated", "delta": 0.5, "maximum": 2.0},
+    }
+    control = EntropyControl(parse_entropy_config(node))
+    decisions = [control.observe(entropy, step) for step, entropy in enumerate([0.125, 0.125, 0.375, 0.125], 1)]
+    # c: 0.5, 1.0, 0.5, 1.0; withheld where the entropy was above the target
+    assert [decision.next_alpha for decision in decisions] == [0.5, 1.0, 0.0, 1.0]
+    assert control.state.undamped_alpha == 1.0

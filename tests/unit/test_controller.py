@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from verl_aer.controller import Fixed, Integral
+from verl_aer.controller import DeadBand, Fixed, Integral, Schedule, SignGated
 
 
 def test_proportional_moves_by_eta_times_the_error():
@@ -49,9 +49,9 @@ def test_alpha_stays_through_the_warm_up_steps():
 
 def test_neither_warm_up_nor_dead_band_is_damped():
     controller = Integral(damping=1.0, warmup_steps=3, dead_band=0.125, maximum=1.0)
-    assert controller.damped(0.05, entropy=0.1, target=0.4, step=3) == 0.05
-    assert controller.damped(0.05, entropy=0.3, target=0.4, step=4) == 0.05
-    assert controller.damped(0.05, entropy=0.1, target=0.4, step=4) == pytest.approx(0.35, abs=1e-15)
+    assert controller.applied(0.05, entropy=0.1, target=0.4, step=3) == 0.05
+    assert controller.applied(0.05, entropy=0.3, target=0.4, step=4) == 0.05
+    assert controller.applied(0.05, entropy=0.1, target=0.4, step=4) == pytest.approx(0.35, abs=1e-15)
 
 
 def test_ema_weighs_the_past():
@@ -67,3 +67,66 @@ def test_fixed_never_moves():
     assert controller.initial_alpha() == 0.003
     assert controller.next_alpha(0.003, entropy=0.0, target=None, step=9) == 0.003
     assert not controller.saturated(0.003, entropy=0.0, target=None, step=9)
+
+
+def test_dead_band_moves_by_the_distance_outside_the_band():
+    controller = DeadBand(eta=0.5, maximum=1.0)
+    # The level of the band that is nearest is the target: 0.5 + 0.5 * (0.25 - 0.125), 0.5 - 0.5 * (0.75 - 0.5)
+    assert controller.next_alpha(0.5, entropy=0.125, target=0.25, step=1) == 0.5625
+    assert controller.next_alpha(0.5, entropy=0.375, target=0.375, step=1) == 0.5
+    assert controller.next_alpha(0.5, entropy=0.75, target=0.5, step=1) == 0.375
+    assert DeadBand().next_alpha(1e-5, entropy=0.9, target=0.5, step=1) == 1e-5
+    assert DeadBand().saturated(1e-5, entropy=0.9, target=0.5, step=1)
+
+
+def test_sign_gated_goes_down_at_the_target_and_is_withheld_there():
+    controller = SignGated(delta=0.125, maximum=1.0)
+    assert controller.next_alpha(0.5, entropy=0.1, target=0.2, step=1) == 0.625
+    assert controller.next_alpha(0.5, entropy=0.2, target=0.2, step=1) == 0.375
+    assert controller.applied(0.5, entropy=0.2, target=0.2, step=1) == 0.0
+    assert controller.applied(0.5, entropy=0.1, target=0.2, step=1) == 0.5
+    assert SignGated(gate=False).applied(0.5, entropy=0.9, target=0.2, step=1) == 0.5
+
+
+def test_sign_gated_stays_in_its_bounds_and_says_so():
+    controller = SignGated(delta=0.125, initial=0.25, minimum=0.25, maximum=0.5)
+    assert controller.next_alpha(0.5, entropy=0.1, target=0.2, step=1) == 0.5
+    assert controller.saturated(0.5, entropy=0.1, target=0.2, step=1)
+    assert controller.next_alpha(0.25, entropy=0.9, target=0.2, step=1) == 0.25
+    assert controller.saturated(0.25, entropy=0.9, target=0.2, step=1)
+    assert not SignGated().saturated(0.0, entropy=0.9, target=0.2, step=1)
+    assert [controller.allows(alpha) for alpha in (0.0, 0.125, 0.25, 0.5, 0.75)] == [True, False, True, True, False]
+    assert not SignGated(initial=0.25, minimum=0.25, maximum=0.5, gate=False).allows(0.0)
+
+
+@pytest.mark.parametrize(
+    ("shape", "shares"),
+    [
+        # Steps 2 to 6 of a schedule of 4: x = 1/4, 1/2, 3/4, 1, 1
+        ("cos_signed", [2**-0.5, 0.0, -(2**-0.5), -1.0, -1.0]),
+        ("cos_half", [0.92388, 2**-0.5, 0.38268, 0.0, 0.0]),
+        ("linear", [0.75, 0.5, 0.25, 0.0, 0.0]),
+    ],
+)
+def test_a_schedule_follows_its_shape_and_rests_at_its_end(shape, shares):
+    controller = Schedule(initial=0.5, shape=shape, total_steps=4)
+    assert controller.initial_alpha() == 0.5
+    found = [controller.next_alpha(99.0, entropy=0.3, target=None, step=step) for step in (1, 2, 3, 4, 5)]
+    assert found == pytest.approx([0.5 * share for share in shares], abs=1e-5)
+    assert all(controller.allows(alpha) for alpha in found)
+    assert not controller.allows(0.51)
+
+
+@pytest.mark.parametrize(
+    ("controller", "fields"),
+    [
+        (SignGated(delta=-1.0), ["delta"]),
+        (SignGated(minimum=0.1, maximum=0.01), ["maximum"]),
+        (SignGated(initial=0.1), ["initial"]),
+        (Schedule(initial=-1.0, shape="sine", total_steps=0), ["initial", "shape", "total_steps"]),
+        (DeadBand(eta=-1.0), ["eta"]),
+    ],
+)
+def test_bounds_of_the_settings(controller, fields):
+    assert [name for name, _ in controller.problems()] == fields
+    assert type(controller)().problems() == []

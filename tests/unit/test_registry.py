@@ -39,8 +39,8 @@ def test_the_methods_and_parts_that_ship():
     ]  # fmt: skip
     assert set(part_names("allocation")) >= {"difficulty", "uniform"}
     assert part_names("functional") == ["clamped", "full", "nucleus", "sampled"]
-    assert part_names("target") == ["absolute", "anchored", "none"]
-    assert part_names("controller") == ["fixed", "integral"]
+    assert part_names("target") == ["absolute", "anchored", "band", "none"]
+    assert part_names("controller") == ["dead_band", "fixed", "integral", "schedule", "sign_gated"]
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -109,7 +109,7 @@ def test_a_users_own_controller_and_target_steer_the_control(own_registry):
     @register_target("last_level")
     @dataclass
     class LastLevel(Target):
-        def level(self, initial_entropy):
+        def level(self, initial_entropy, entropy):
             return 0.5
 
     config = parse_entropy_config(
@@ -168,7 +168,7 @@ def test_loading_a_module_again_registers_its_parts_again(own_registry):
         @register_target("reloaded")
         @dataclass
         class Reloaded(Target):
-            def level(self, initial_entropy):
+            def level(self, initial_entropy, entropy):
                 return 0.5
 
         return Reloaded

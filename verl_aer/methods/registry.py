@@ -4,7 +4,7 @@ A *part* answers one question and is a plain dataclass whose fields are its sett
 
     allocation   which trajectory gets how much exploration?      weights(groups) -> (P,), >= 0
     functional   what entropy of a token's distribution?          entropy(logits (T, V)) -> (T,) nats
-    target       which level is wanted?                           level(initial_entropy) -> nats or None
+    target       which level is wanted?                           level(initial_entropy, entropy) -> nats or None
     controller   how does the global coefficient alpha move?      next_alpha(alpha, entropy, target, step)
 
 A *method* names four parts with its own defaults, and its source. Adding a part is one decorator:
@@ -87,7 +87,7 @@ _REQUIRED = {
     "allocation": ("weights", "uses_accuracy"),
     "functional": ("entropy",),
     "target": ("level", "needs_anchor"),
-    "controller": ("initial_alpha", "next_alpha", "damped", "allows", "smooth", "saturated", "uses_target"),
+    "controller": ("initial_alpha", "next_alpha", "applied", "allows", "smooth", "saturated", "uses_target"),
 }
 
 _parts: dict[str, dict[str, type]] = {kind: {} for kind in PART_KINDS}

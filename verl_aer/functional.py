@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -14,6 +14,9 @@ from verl_aer.methods.registry import Part, register_functional
 
 class Functional(Part):
     """Base of functionals: from logits to one entropy per token."""
+
+    of_sample: ClassVar[bool] = False
+    """Whether it depends on the sampled token's probability alone: the log-probs that veRL has are then enough."""
 
     def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Entropy of each token's distribution, nats, differentiable.
@@ -112,6 +115,8 @@ class Sampled(Functional):
     Its mean is H only where the token was drawn from this very policy, at this temperature and without top-p. Its
     gradient is that of the log-likelihood and not of the entropy: pushing it up makes the sampled tokens less likely.
     """
+
+    of_sample: ClassVar[bool] = True
 
     def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """H^ >= 0.

@@ -12,6 +12,7 @@ from verl_aer.functional import Functional
 from verl_aer.methods import (
     aer,
     baselines,
+    feedback,
 )
 from verl_aer.methods.registry import (
     Method,

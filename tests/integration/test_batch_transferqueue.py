@@ -93,6 +93,15 @@ def test_without_acc_the_threshold_on_the_reward_decides(transfer_queue):
         read.groups(CORRECTNESS)
 
 
+def test_of_sample_reads_the_old_log_probs(transfer_queue):
+    rows = [row(1.0, 1.0, [9.0, 9.0, 9.0], mask=[1, 0, 1]), row(0.0, 0.0, [9.0])]
+    for fields, log_probs in zip(rows, [[-0.5, float("nan"), -0.25], [-2.0]], strict=True):
+        fields["old_log_probs"] = torch.tensor(log_probs)
+    read = read_rows(put(["s_0_0", "s_1_0"], rows), CORRECTNESS, of_sample=True)
+    assert read.entropy_nats.tolist() == [0.75, 2.0]
+    assert read.tokens.tolist() == [2, 1]
+
+
 def test_acc_on_some_rows_only_is_an_error(transfer_queue):
     batch = put(["d_0_0", "d_1_0"], [row(1.0, 1.0, [0.1, 0.1]), row(None, 1.0, [0.1])])
     with pytest.raises(CorrectnessError, match="row 1"):

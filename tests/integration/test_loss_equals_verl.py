@@ -208,6 +208,30 @@ def test_gradient_of_the_entropy_term_alone_by_hand():
     assert (gradient - table.grad).abs().max() <= 1e-5 * table.grad.abs().max()
 
 
+def test_of_sample_takes_the_log_probs_of_the_sampled_tokens_for_their_entropy():
+    rows = make_rows(padding_rows=4)
+    for row in rows:
+        row["advantages"] = torch.zeros_like(row["advantages"])
+    loss = partial(entropy_loss, actor_config("token-mean", entropy_coeff=0.0), "token-mean", of_sample=True)
+    _, gradient, metrics = train(loss, rows, dp_size=2, splits=2)
+
+    table = initial_table().requires_grad_()
+    real = rows[: len(LENGTHS)]
+    log_probs = [table.log_softmax(-1)[row["input_ids"][:-1], row["input_ids"][1:]] for row in real]
+    sampled = -torch.cat([row[len(ids["prompts"]) - 1 :] for row, ids in zip(log_probs, real, strict=True)])
+    (-COEFFICIENT * sampled.mean()).backward()
+    assert metrics[UPDATE_ENTROPY_NATS] / metrics[UPDATE_TOKENS] == pytest.approx(sampled.mean().item(), rel=1e-6)
+    assert (gradient - table.grad).abs().max() <= 1e-5 * table.grad.abs().max()
+
+
+def test_of_sample_needs_no_entropy_from_the_engine():
+    data = micro_batch(make_rows(padding_rows=0), dp_size=1, tokens=30, total=8)
+    output = Policy(initial_table().requires_grad_())(data["input_ids"])
+    del output["entropy"]
+    loss, _ = entropy_loss(actor_config("token-mean", 0.0), "token-mean", output, data, of_sample=True)
+    assert loss.isfinite()
+
+
 def test_sizes_of_both_gradients_by_hand():
     weights = [1.0, 1.0, 0.0, 0.0, 0.5, 0.5, 0.25, 0.25]
     rows = make_rows(padding_rows=4, weights=weights)

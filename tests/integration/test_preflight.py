@@ -160,6 +160,12 @@ def test_a_functional_that_the_engine_does_not_compute_is_refused(files, monkeyp
     assert "neither measured nor pushed" in found["entropy.functional.kind"]
 
 
+def test_functionals_of_the_logits_are_refused_until_an_engine_computes_them(files):
+    assert problems_of(files, "entropy=skywork") == {}
+    for kind in ("clamped", "nucleus"):
+        assert "neither measured" in problems_of(files, f"entropy.functional.kind={kind}")["entropy.functional.kind"]
+
+
 def test_group_of_one_is_fine_where_difficulty_is_not_asked(files):
     assert problems_of(files, "entropy=aer_no_allocation", "actor_rollout_ref.rollout.n=1") == {}
 

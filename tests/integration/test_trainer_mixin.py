@@ -81,7 +81,7 @@ def make(monkeypatch):
     def build(*overrides: str, queue: list[BatchRows]):
         trainer = Trainer(composed(*overrides))
         trainer.weights = []
-        monkeypatch.setattr(module, "read_rows", lambda batch, correctness: queue.pop(0))
+        monkeypatch.setattr(module, "read_rows", lambda batch, correctness, of_sample: queue.pop(0))
 
         def attach(batch, weights):
             trainer.weights.append(weights)

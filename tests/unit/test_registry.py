@@ -35,7 +35,7 @@ def own_registry(monkeypatch):
 
 def test_the_methods_and_parts_that_ship():
     assert method_names() == [
-        "aer", "aer_absolute_target", "aer_allocation_only", "aer_no_allocation", "fixed", "none",
+        "aer", "aer_absolute_target", "aer_allocation_only", "aer_no_allocation", "fixed", "none", "skywork",
     ]  # fmt: skip
     assert set(part_names("allocation")) >= {"difficulty", "uniform"}
     assert part_names("functional") == ["clamped", "full", "nucleus", "sampled"]

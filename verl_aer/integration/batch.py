@@ -31,8 +31,8 @@ class BatchRows:
     uid: prompt of each row, ``(N,)``; session, index: ``(N,)`` int; is_padding: ``(N,)`` bool.
     reward: ``(N,)`` float64, the reward before any KL penalty. acc: ``(N,)`` float64, or None where the
     reward reports no correctness.
-    entropy_nats: ``(N,)`` float64, entropies under the policy of the old log-probs, added up over the
-    response's tokens; None where veRL does not compute them (bypass mode). tokens: ``(N,)`` float64.
+    entropy_nats: ``(N,)`` float64, the functional under the policy of the old log-probs, added up over the
+    response's tokens; None where veRL does not compute it (bypass mode). tokens: ``(N,)`` float64.
     """
 
     uid: list[str]
@@ -54,13 +54,15 @@ class BatchRows:
         return group_rows(self.uid, self.session, self.index, correct, self.is_padding)
 
 
-def read_rows(batch: KVBatchMeta, correctness: CorrectnessConfig) -> BatchRows:
+def read_rows(batch: KVBatchMeta, correctness: CorrectnessConfig, of_sample: bool = False) -> BatchRows:
     """Fetch what the allocation and the controller need of ``batch``.
+
+    of_sample: take -log π of the sampled tokens for their entropy, in place of what veRL calls entropy.
 
     Call it before veRL computes advantages: rollout correction rewrites ``response_mask`` there, and the controlled
     entropy is that of all response tokens.
     """
-    fields = ["rm_scores", "response_mask", "extra_fields", "entropy"]
+    fields = ["rm_scores", "response_mask", "extra_fields", "old_log_probs" if of_sample else "entropy"]
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
     uid, session, index = zip(*(_parse_key(key) for key in batch.keys), strict=True)
     is_padding = np.array([bool(tag.get("is_padding", False)) for tag in batch.tags])
@@ -72,7 +74,7 @@ def read_rows(batch: KVBatchMeta, correctness: CorrectnessConfig) -> BatchRows:
         is_padding=is_padding,
         reward=np.array([row.double().sum().item() for row in _rows_of(data["rm_scores"])]),
         acc=_read_acc(data, correctness.key, is_padding),
-        entropy_nats=_masked_sums(_rows_of(data["entropy"]), mask) if "entropy" in data else None,
+        entropy_nats=_entropy_nats(data, mask, of_sample),
         tokens=np.array([row.double().sum().item() for row in mask]),
     )
 
@@ -105,6 +107,12 @@ def _masked_sums(values: Sequence[torch.Tensor], mask: Sequence[torch.Tensor]) -
         # A token outside the mask may hold anything, a NaN too: it is left out, not multiplied by zero.
         [value.double()[row.bool()].sum().item() for value, row in zip(values, mask, strict=True)]
     )
+
+
+def _entropy_nats(data: TensorDict, mask: Sequence[torch.Tensor], of_sample: bool) -> np.ndarray | None:
+    if of_sample:
+        return -_masked_sums(_rows_of(data["old_log_probs"]), mask)
+    return _masked_sums(_rows_of(data["entropy"]), mask) if "entropy" in data else None
 
 
 def _read_acc(data: TensorDict, key: str, is_padding: np.ndarray) -> np.ndarray | None:

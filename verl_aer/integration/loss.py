@@ -36,6 +36,8 @@ def entropy_loss(
     model_output: dict[str, torch.Tensor],
     data: TensorDict,
     dp_group: Any = None,
+    *,
+    of_sample: bool = False,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """L = L_ppo − α · agg(w · H), in veRL's loss-function contract.
 
@@ -47,6 +49,7 @@ def entropy_loss(
         model_output: ``log_probs`` and ``entropy`` of this micro-batch, as the engine returns them.
         data: the micro-batch, with ``entropy_weight`` ``(N,)`` and the number ``entropy_alpha``.
         dp_group: data-parallel group, unused: veRL's ``agg_loss`` normalises by global counts.
+        of_sample: H is −log π of the sampled token, in place of the entropy of its distribution.
 
     Returns:
         The loss (scalar, with gradient) and metrics, each a sum over micro-batches.
@@ -56,11 +59,9 @@ def entropy_loss(
     """
     alpha = _required_alpha(data)
     weight = _required_weight(data)
-    if "entropy" not in model_output:
-        raise KeyError("the actor returned no token entropy: set actor_rollout_ref.actor.calculate_entropy=true")
     policy_loss, metrics = ppo_loss(config=config, model_output=model_output, data=data, dp_group=dp_group)
 
-    entropy = no_padding_2_padding(model_output["entropy"], data)  # (N, T)
+    entropy = _token_entropy(model_output, data, of_sample)  # (N, T)
     mask = data.select("response_mask").to_padded_tensor()["response_mask"].to(bool)  # (N, T)
     mode = config.loss_agg_mode if aggregation == "policy" else "token-mean"
     # ppo_loss has just filled global_batch_info: the same global counts that normalise the policy loss.
@@ -98,6 +99,15 @@ def _required_weight(data: TensorDict) -> torch.Tensor:
     if weight.numel() != data.batch_size[0]:
         raise ValueError(f"{weight.numel()} entropy weights for {data.batch_size[0]} rows")
     return weight.reshape(-1, 1)
+
+
+def _token_entropy(model_output: dict[str, torch.Tensor], data: TensorDict, of_sample: bool) -> torch.Tensor:
+    """H of each response token, ``(N, T)`` nats with gradient."""
+    if of_sample:
+        return -no_padding_2_padding(model_output["log_probs"], data)
+    if "entropy" not in model_output:
+        raise KeyError("the actor returned no token entropy: set actor_rollout_ref.actor.calculate_entropy=true")
+    return no_padding_2_padding(model_output["entropy"], data)
 
 
 def _gradient_size(policy_loss: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:

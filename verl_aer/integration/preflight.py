@@ -206,12 +206,12 @@ def _groups_are_groups(config: DictConfig, entropy: EntropyConfig) -> Iterator[P
 
 
 def _functional_is_computed(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
-    if entropy.functional.kind != "full":
+    if entropy.functional.kind != "full" and not entropy.functional.of_sample:
         yield Problem(
             "entropy.functional.kind",
             f"veRL's engines, with fused kernels or without, compute the entropy of the whole vocabulary, and "
             f"{entropy.functional.kind!r} would be neither measured nor pushed",
-            "Set entropy.functional.kind=full.",
+            "Set entropy.functional.kind to full or sampled.",
         )
 
 

@@ -97,7 +97,9 @@ class EntropyTrainerMixin:
     def _setup(self) -> None:
         super()._setup()
         actor_config = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
-        self.actor_rollout_wg.set_loss_fn(partial(entropy_loss, actor_config, self.entropy_config.aggregation))
+        of_sample = self.entropy_config.functional.of_sample
+        loss = partial(entropy_loss, actor_config, self.entropy_config.aggregation, of_sample=of_sample)
+        self.actor_rollout_wg.set_loss_fn(loss)
 
     def fit(self, agent_loop_manager: AgentLoopManager) -> None:
         for line in stack_report(self, agent_loop_manager):
@@ -136,7 +138,7 @@ class EntropyTrainerMixin:
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         with self._step_record.timed():
-            rows = read_rows(batch, self.entropy_config.correctness)
+            rows = read_rows(batch, self.entropy_config.correctness, self.entropy_config.functional.of_sample)
             weights = self._weigh(rows)
         batch = super()._compute_advantage(batch, metrics=metrics)
         with self._step_record.timed():

@@ -85,7 +85,7 @@ class Method:
 # What the trainer and the controller call on each part, beside `problems`.
 _REQUIRED = {
     "allocation": ("weights", "uses_accuracy"),
-    "functional": ("entropy",),
+    "functional": ("entropy", "of_sample"),
     "target": ("level", "needs_anchor"),
     "controller": ("initial_alpha", "next_alpha", "applied", "allows", "smooth", "saturated", "uses_target"),
 }

@@ -91,8 +91,9 @@ MUTANTS = [
     ),
     Mutant("controller.py", "return min(max(alpha, self.minimum), self.maximum)", "return max(alpha, self.minimum)"),
     Mutant("controller.py", "return min(max(alpha, self.minimum), self.maximum)", "return min(alpha, self.maximum)"),
-    Mutant("controller.py", "max(wanted) > self.maximum or", "max(wanted) >= self.maximum or"),
-    Mutant("controller.py", "and self.minimum > 0)", "and self.minimum >= 0)"),
+    Mutant("controller.py", "highest > maximum or", "highest >= maximum or"),
+    Mutant("controller.py", "lowest < minimum and", "lowest <= minimum and"),
+    Mutant("controller.py", "and minimum > 0)", "and minimum >= 0)"),
     # Control
     Mutant("control.py", "next_alpha(before.undamped_alpha, smoothed", "next_alpha(before.alpha, smoothed"),
     Mutant(

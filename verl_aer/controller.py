@@ -147,8 +147,7 @@ class Integral(Controller):
     def saturated(self, alpha: float, entropy: float, target: float | None, step: int) -> bool:
         integral = alpha + self._move(entropy, target, step)
         wanted = (integral, self._clip(integral) + self._push(entropy, target, step))
-        # Held at alpha = 0 the controller is idle by design, not at the end of its reach.
-        return max(wanted) > self.maximum or (min(wanted) < self.minimum and self.minimum > 0)
+        return _held_back(min(wanted), max(wanted), self.minimum, self.maximum)
 
     def _clip(self, alpha: float) -> float:
         return min(max(alpha, self.minimum), self.maximum)
@@ -236,7 +235,7 @@ class SignGated(Controller):
 
     def saturated(self, alpha: float, entropy: float, target: float | None, step: int) -> bool:
         wanted = self._wanted(alpha, entropy, target)
-        return wanted > self.maximum or (wanted < self.minimum and self.minimum > 0)
+        return _held_back(wanted, wanted, self.minimum, self.maximum)
 
     def _wanted(self, alpha: float, entropy: float, target: float) -> float:
         return alpha + self.delta if entropy < target else alpha - self.delta
@@ -284,6 +283,12 @@ class Schedule(Controller):
 
     def allows(self, alpha: float) -> bool:
         return abs(alpha) <= self.initial
+
+
+def _held_back(lowest: float, highest: float, minimum: float, maximum: float) -> bool:
+    """Whether a bound keeps alpha from the lowest or the highest that the rule asks for."""
+    # Held at alpha = 0 a controller is idle by design, not at the end of its reach.
+    return highest > maximum or (lowest < minimum and minimum > 0)
 
 
 def _bounds_problems(initial: float, minimum: float, maximum: float) -> list[tuple[str, str]]:

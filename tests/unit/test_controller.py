@@ -28,8 +28,10 @@ def test_alpha_is_clipped_to_its_bounds_and_says_so():
     assert not controller.saturated(0.02, entropy=0.4, target=0.4, step=1)
 
 
-def test_resting_at_zero_is_not_saturation():
+def test_resting_at_zero_or_arriving_at_a_bound_is_not_saturation():
     assert not Integral(minimum=0.0).saturated(0.0, entropy=0.9, target=0.4, step=1)
+    assert not Integral(maximum=0.25).saturated(0.25, entropy=0.4, target=0.4, step=1)
+    assert not Integral(minimum=0.25, initial=0.25, maximum=0.5).saturated(0.25, entropy=0.4, target=0.4, step=1)
 
 
 def test_nothing_moves_inside_the_dead_band_and_its_edge_is_inside():

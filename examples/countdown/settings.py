@@ -20,13 +20,14 @@ TEST_SAMPLES = 8
 """Rollouts a held-out prompt, at the temperature of training."""
 AER_OVERRIDES = [
     "entropy.target.tau=0.6",
+    "entropy.controller.eta=0.02",
     "entropy.controller.damping=1.5",
-    "entropy.controller.ema=0.8",
+    "entropy.controller.ema=0.5",
     "entropy.controller.maximum=0.5",
 ]
 """For `entropy=aer`. tau: the steps are too few to fall to the default target, 0.4 of the start, and stay there.
 damping: at this learning rate entropy moves fast, and an integral alone would swing far around the target.
-ema: 15 prompts a step are few, and damping would pass the noise of their entropy on to the coefficient.
+eta, ema: 15 prompts a step are few; the coefficient should follow the entropy and not the noise of its measurement.
 maximum: room for the damping's pushes."""
 
 

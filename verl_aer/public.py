@@ -10,6 +10,7 @@ from verl_aer.controller import Controller
 from verl_aer.correctness import CorrectnessError, Groups, group_rows, trajectory_correctness
 from verl_aer.functional import Functional
 from verl_aer.methods import (
+    aent,
     aer,
     baselines,
     feedback,

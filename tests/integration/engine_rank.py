@@ -24,10 +24,13 @@ from verl.workers.engine.fsdp import transformer_impl
 from verl.workers.engine_workers import TrainingWorker
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
+from verl_aer.functional import Clamped, Full, Functional, Nucleus
 from verl_aer.integration.batch import WEIGHT_FIELD
+from verl_aer.integration.functional_request import FUNCTIONAL_KEY, request_of
 from verl_aer.integration.loss import ALPHA_KEY, entropy_loss
 
 ALPHA = 0.05
+TEMPERATURE = 0.7
 VOCABULARY = 19
 # Prompt and response lengths of eight rollouts; unequal on purpose, so that a mean of means shows.
 LENGTHS = [(3, 5), (2, 1), (4, 6), (3, 2), (2, 4), (5, 3), (2, 6), (3, 3)]
@@ -43,6 +46,7 @@ class Case(NamedTuple):
     """Rows; None: veRL's dynamic batching, by tokens."""
     order: tuple[int, ...] = tuple(range(len(LENGTHS)))
     lora_rank: int = 0
+    functional: Functional = Full()
 
 
 CASES = {
@@ -54,6 +58,10 @@ CASES = {
     "two ranks, dynamic batches": Case(ranks=2, micro_batch=None),
     "two ranks, rows in another order": Case(ranks=2, micro_batch=2, order=(6, 1, 4, 3, 0, 5, 7, 2)),
     "two ranks, FSDP 1": Case(ranks=2, strategy="fsdp", micro_batch=2),
+    "clamped": Case(ranks=1, micro_batch=8, functional=Clamped(p=0.4)),
+    "clamped, two ranks, dynamic batches": Case(ranks=2, micro_batch=None, functional=Clamped(p=0.4)),
+    "nucleus": Case(ranks=1, micro_batch=8, functional=Nucleus(p=0.6)),
+    "nucleus, two ranks": Case(ranks=2, micro_batch=2, functional=Nucleus(p=0.6)),
     "LoRA": Case(ranks=1, micro_batch=8, lora_rank=4),
     "LoRA, two ranks, dynamic batches": Case(ranks=2, micro_batch=None, lora_rank=4),
 }
@@ -101,7 +109,10 @@ def rank_batch(case: Case, rank: int) -> TensorDict:
     fields = {name: nested([row[name] for row in mine]) for name in mine[0] if name not in scalars}
     fields |= {name: torch.stack([row[name] for row in mine]) for name in scalars}
     data = TensorDict(fields, batch_size=len(mine))
-    tu.assign_non_tensor(data, temperature=1.0, calculate_entropy=True, **{ALPHA_KEY: ALPHA})
+    tu.assign_non_tensor(data, temperature=TEMPERATURE, calculate_entropy=True, **{ALPHA_KEY: ALPHA})
+    request = request_of(case.functional)
+    if request is not None:
+        tu.assign_non_tensor(data, **{FUNCTIONAL_KEY: request})
     return data
 
 

@@ -11,13 +11,30 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from tensordict import TensorDict
+from transformers import AutoModelForCausalLM
+from verl.utils import tensordict_utils as tu
+from verl.workers.config import FSDPEngineConfig
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from examples.countdown.model import build_model, build_tokenizer, save
-from tests.integration.engine_rank import ALPHA, CASES, LENGTHS, VOCABULARY, WEIGHTS
+from tests.integration.engine_rank import (
+    ALPHA,
+    CASES,
+    LENGTHS,
+    TEMPERATURE,
+    VOCABULARY,
+    WEIGHTS,
+    make_rows,
+    nested,
+)
+from verl_aer.functional import Clamped, Functional, Nucleus
+from verl_aer.integration.engine import FunctionalEntropyEngine
+from verl_aer.integration.functional_request import DONE_KEY, FUNCTIONAL_KEY, request_of, require_done
 from verl_aer.integration.loss import UPDATE_ENTROPY_NATS, UPDATE_TOKENS
 
 RELATIVE = 1e-5
@@ -45,16 +62,22 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
-    """Case -> what each of its ranks found."""
-    out = tmp_path_factory.mktemp("engines")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("engines") / "model"
     tokenizer = build_tokenizer()
     assert len(tokenizer) == VOCABULARY
-    save(build_model(tokenizer, seed=0), tokenizer, out / "model")
+    save(build_model(tokenizer, seed=0), tokenizer, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def found(model: Path) -> dict[str, list[dict]]:
+    """Case -> what each of its ranks found."""
+    out = model.parent
     results: dict[str, list[dict]] = {}
     for ranks in sorted({case.ranks for case in CASES.values()}):
         port = free_port()
-        running = [start_rank(ranks, rank, port, out / "model", out) for rank in range(ranks)]
+        running = [start_rank(ranks, rank, port, model, out) for rank in range(ranks)]
         try:
             for rank, process in enumerate(running):
                 assert process.wait(300) == 0, (out / f"{ranks}-{rank}.log").read_text()[-3000:]
@@ -72,17 +95,39 @@ def entropy_of_rows(ranks: list[dict]) -> dict[int, torch.Tensor]:
     return {row: entropy for rank in ranks for row, entropy in rank["entropy"].items()}
 
 
+def logits_of(model: Path, row: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What transformers computes for one row without any engine, ``(S, V)``."""
+    with torch.no_grad():
+        return AutoModelForCausalLM.from_pretrained(model)(row["input_ids"][None]).logits[0] / TEMPERATURE
+
+
+@pytest.mark.parametrize("name", ["whole", "clamped", "nucleus"])
+def test_entropies_are_the_functional_of_the_models_logits(found, model, name):
+    entropy = entropy_of_rows(found[name])
+    for number, row in enumerate(make_rows()):
+        expected = CASES[name].functional.entropy(logits_of(model, row))
+        torch.testing.assert_close(entropy[number], expected, rtol=RELATIVE, atol=0)
+
+
+def test_the_functionals_differ_here(found):
+    rows = [torch.cat(list(entropy_of_rows(found[name]).values())) for name in ("whole", "clamped", "nucleus")]
+    assert (rows[0] > rows[1] + 0.1).all()
+    assert (rows[1] > rows[2]).all()
+
+
 def reduced(value: object) -> float:
     """A metric as the trainer reduces it over the mini-batches of a step; here there is one."""
     (number,) = value if isinstance(value, list) else [value]
     return float(number)
 
 
-OTHERS = sorted(name for name in CASES if name not in ("whole", "LoRA"))
+REFERENCES = ("whole", "clamped", "nucleus", "LoRA")
+"""One rank, one micro-batch."""
+OTHERS = sorted(name for name in CASES if name not in REFERENCES)
 
 
 def reference(name: str) -> str:
-    return "LoRA" if CASES[name].lora_rank else "whole"
+    return next((other for other in REFERENCES if name.startswith(other)), "whole")
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -116,9 +161,10 @@ def test_gradients_do_not_depend_on_the_cut(found, name):
         assert (gradient - expected[parameter]).abs().max() <= RELATIVE * scale, parameter
 
 
-def test_what_is_compared_is_the_entropy_control(found):
-    whole = found["whole"][0]
-    entropy = entropy_of_rows(found["whole"])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_what_is_compared_is_the_entropy_control(found, name):
+    whole = found[name][0]
+    entropy = entropy_of_rows(found[name])
     tokens = sum(response for _, response in LENGTHS)
     # Response token t was drawn from the distribution at the token before it.
     nats = {row: entropy[row][prompt - 1 : -1].sum().item() for row, (prompt, _) in enumerate(LENGTHS)}
@@ -127,7 +173,89 @@ def test_what_is_compared_is_the_entropy_control(found):
     assert metrics[UPDATE_ENTROPY_NATS] == pytest.approx(sum(nats.values()), rel=RELATIVE)
     weighted = sum(WEIGHTS[row] * nats[row] for row in nats)
     assert metrics["actor/aer/entropy_term"] == pytest.approx(ALPHA * weighted / tokens, rel=RELATIVE)
-    # LoRA trains its adapters and nothing else.
+
+
+def test_lora_trains_its_adapters_and_nothing_else(found):
     moved = {name for name, gradient in found["LoRA"][0]["gradient"].items() if gradient.any()}
     assert moved
     assert all("lora_" in name for name in moved)
+
+
+# ------------------------------------------------------------------ packed and padded
+
+
+def outputs(
+    functional: Functional, packed: bool, logits: list[torch.Tensor], vocabulary: int | None = None, **config: object
+) -> tuple[dict[str, torch.Tensor], TensorDict]:
+    """What the engine makes of the model's logits, given a row at a time as ``(s_i, V)``."""
+    engine = object.__new__(FunctionalEntropyEngine)
+    engine.engine_config = FSDPEngineConfig(use_torch_compile=False, **config)
+    engine.use_ulysses_sp = False
+    engine.compute_entropy_from_logits = None
+    tokens = {str(token): token for token in range(vocabulary or 0)}
+    tokenizer = SimpleNamespace(get_vocab=lambda: tokens) if vocabulary else None
+    engine.model_config = SimpleNamespace(tokenizer=tokenizer)
+
+    lengths = [len(row) for row in logits]
+    ids = nested([torch.arange(length) for length in lengths])
+    data = TensorDict({"input_ids": ids}, batch_size=len(logits))
+    tu.assign_non_tensor(
+        data, calculate_entropy=True, use_remove_padding=packed, **{FUNCTIONAL_KEY: request_of(functional)}
+    )
+    temperature = torch.linspace(0.5, 1.5, len(logits))
+    arguments = {"input_ids_rmpad_rolled": ids.values().roll(-1), "temperature_is_one": False}
+    if packed:
+        whole = torch.cat(logits)[None]
+        arguments |= {"temperature_rmpad": temperature.repeat_interleave(torch.tensor(lengths)), "pad_size": 0}
+    else:
+        whole = torch.nn.utils.rnn.pad_sequence(logits, batch_first=True)
+        arguments |= {"temperature": temperature}
+    return engine.prepare_model_outputs(SimpleNamespace(logits=whole), arguments, data, None), data
+
+
+def random_logits(vocabulary: int) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(length, vocabulary, generator=generator).requires_grad_() for length in (3, 7, 1)]
+
+
+@pytest.mark.parametrize("functional", [Clamped(p=0.3), Nucleus(p=0.7)], ids=repr)
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"entropy_checkpointing": True},
+        {"entropy_from_logits_with_chunking": True, "entropy_from_logits_chunk_size": 4},
+    ],
+    ids=["plain", "checkpointing", "chunks"],
+)
+@pytest.mark.filterwarnings("ignore:torch.utils.checkpoint:UserWarning")  # veRL's own call, in its packed path
+def test_packed_and_padded_paths_agree_in_value_and_gradient(functional, config):
+    gradients = []
+    for packed in (True, False):
+        logits = random_logits(vocabulary=11)
+        found, data = outputs(functional, packed, logits, **config)
+        for number, row in enumerate(found["entropy"].unbind()):
+            temperature = [0.5, 1.0, 1.5][number]
+            torch.testing.assert_close(row, functional.entropy(logits[number] / temperature), rtol=1e-6, atol=1e-7)
+        assert tu.get_non_tensor_data(data, DONE_KEY, default=False)
+        assert tu.get_non_tensor_data(data, "calculate_entropy", default=False)
+        (found["entropy"].values().sum() + found["log_probs"].values().sum()).backward()
+        gradients.append(torch.cat([row.grad for row in logits]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-7)
+    assert gradients[0].abs().sum() > 0
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_padded_columns_of_the_vocabulary_belong_to_no_set(packed):
+    logits = random_logits(vocabulary=16)
+    found, _ = outputs(Clamped(p=0.5), packed, logits, vocabulary=10)
+    for number, row in enumerate(found["entropy"].unbind()):
+        expected = Clamped(p=0.5).entropy(logits[number][:, :10] / [0.5, 1.0, 1.5][number])
+        torch.testing.assert_close(row, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_an_engine_that_ignores_the_request_is_found_out():
+    data = TensorDict({}, batch_size=1)
+    tu.assign_non_tensor(data, **{FUNCTIONAL_KEY: request_of(Clamped())})
+    with pytest.raises(RuntimeError, match="ignored the functional"):
+        require_done(data)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,11 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer import EntropyControl, load_state, parse_entropy_config, save_state
-from verl_aer.functional import Full
 from verl_aer.integration.checkpoint import conditions, resume_warnings
 from verl_aer.integration.preflight import preflight
-from verl_aer.methods import registry
-from verl_aer.methods.registry import register_functional
 
 REWARD = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):
@@ -145,25 +141,18 @@ def test_all_problems_are_reported_together(files):
 
 
 @pytest.mark.guards("bug 9")
-@pytest.mark.parametrize("fused", [False, True])
-def test_a_functional_that_the_engine_does_not_compute_is_refused(files, monkeypatch, fused):
-    monkeypatch.setattr(registry, "_parts", {kind: dict(parts) for kind, parts in registry._parts.items()})
-
-    @register_functional("halved")
-    @dataclass
-    class Halved(Full):
-        pass
-
-    overrides = [f"actor_rollout_ref.model.use_fused_kernels={fused}"]
-    assert problems_of(files, *overrides) == {}
-    found = problems_of(files, *overrides, "entropy.functional.kind=halved")
-    assert "neither measured nor pushed" in found["entropy.functional.kind"]
+@pytest.mark.parametrize("kind", ["clamped", "nucleus"])
+def test_a_functional_of_the_logits_is_refused_where_no_engine_has_them(files, kind):
+    functional, fused = f"entropy.functional.kind={kind}", "actor_rollout_ref.model.use_fused_kernels=true"
+    assert problems_of(files, functional) == {}
+    assert problems_of(files, fused) == {}
+    assert "fused kernels" in problems_of(files, functional, fused)["entropy.functional.kind"]
+    other = problems_of(files, functional, "actor_rollout_ref.actor.strategy=veomni")
+    assert "'veomni'" in other["entropy.functional.kind"]
 
 
-def test_functionals_of_the_logits_are_refused_until_an_engine_computes_them(files):
-    assert problems_of(files, "entropy=skywork") == {}
-    for kind in ("clamped", "nucleus"):
-        assert "neither measured" in problems_of(files, f"entropy.functional.kind={kind}")["entropy.functional.kind"]
+def test_a_functional_of_the_sample_needs_no_logits(files):
+    assert problems_of(files, "entropy=skywork", "actor_rollout_ref.model.use_fused_kernels=true") == {}
 
 
 def test_group_of_one_is_fine_where_difficulty_is_not_asked(files):

@@ -14,6 +14,7 @@ from verl.trainer.ppo.v1 import get_trainer_cls
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer.integration import trainer as module
 from verl_aer.integration.batch import BatchRows
+from verl_aer.integration.functional_request import FUNCTIONAL_KEY
 from verl_aer.integration.loss import ALPHA_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS
 
 
@@ -50,10 +51,16 @@ class Base:
 
     def step(self, metrics: dict, timing_raw: dict):
         for _ in range(self.local_updates):
-            batch = self._compute_advantage(SimpleNamespace(extra_info={}), metrics=metrics)
+            batch = self._compute_old_log_prob(SimpleNamespace(extra_info={}), metrics=metrics)
+            batch = self._compute_advantage(batch, metrics=metrics)
             if self.update_actor:
                 batch = self._update_actor(batch, metrics=metrics)
         return batch
+
+    def _compute_old_log_prob(self, batch, metrics: dict):
+        self.measured_with = batch.extra_info.get(FUNCTIONAL_KEY)
+        # veRL's trainer hands a batch with other extra information on.
+        return SimpleNamespace(extra_info={})
 
     def _validate(self):
         """veRL's validation generates and scores; it neither computes advantages nor updates."""
@@ -65,6 +72,7 @@ class Base:
     def _update_actor(self, batch, metrics: dict):
         assert len(batch.weights), "the batch that came back with the weights must go on"
         self.sent.append(batch.extra_info[ALPHA_KEY])
+        self.pushed_with = batch.extra_info.get(FUNCTIONAL_KEY)
         metrics.update({UPDATE_ENTROPY_NATS: 6.0, UPDATE_TOKENS: 8.0})
         return batch
 
@@ -113,6 +121,15 @@ def test_alpha_goes_out_before_it_moves(make):
     assert [metrics["aer/alpha"] for metrics in seen] == trainer.sent
     assert [metrics["aer/entropy"] for metrics in seen] == [1.0, 0.25, 0.25]
     assert seen[2]["aer/alpha_next"] == 0.05
+
+
+def test_what_is_measured_is_what_is_pushed(make):
+    trainer = make("entropy=aent", "entropy.functional.p=0.3", queue=[rows(1.0)])
+    run_step(trainer)
+    assert trainer.measured_with == trainer.pushed_with == '{"kind": "clamped", "p": 0.3}'
+    plain = make("entropy=aer", queue=[rows(1.0)])
+    run_step(plain)
+    assert (plain.measured_with, plain.pushed_with) == (None, None)
 
 
 def test_hard_prompts_get_the_weight_and_padding_gets_none(make):

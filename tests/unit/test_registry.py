@@ -35,7 +35,7 @@ def own_registry(monkeypatch):
 
 def test_the_methods_and_parts_that_ship():
     assert method_names() == [
-        "aer", "aer_absolute_target", "aer_allocation_only", "aer_no_allocation", "fixed", "none", "skywork",
+        "aent", "aer", "aer_absolute_target", "aer_allocation_only", "aer_no_allocation", "fixed", "none", "skywork",
     ]  # fmt: skip
     assert set(part_names("allocation")) >= {"difficulty", "uniform"}
     assert part_names("functional") == ["clamped", "full", "nucleus", "sampled"]
@@ -72,7 +72,7 @@ def test_each_ablation_changes_one_thing_of_aer():
 
 
 def test_an_unknown_name_lists_the_known_ones():
-    with pytest.raises(UnknownNameError, match=r"no method is named 'ear'.*known: aer, "):
+    with pytest.raises(UnknownNameError, match=r"no method is named 'ear'.*known: aent, aer, "):
         get_method("ear")
     with pytest.raises(UnknownNameError, match=r"no controller is named 'integrall' \(did you mean 'integral'\?\)"):
         get_part("controller", "integrall")

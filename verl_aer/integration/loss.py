@@ -21,6 +21,7 @@ from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
 from verl_aer.integration.batch import WEIGHT_FIELD
+from verl_aer.integration.functional_request import require_done
 
 ALPHA_KEY = "entropy_alpha"
 """Batch-level number that carries α from the driver to every worker."""
@@ -56,6 +57,7 @@ def entropy_loss(
 
     Raises:
         KeyError: when the entropy, the weights or α are absent. Absent is never taken for zero.
+        RuntimeError: when the engine ignored the functional that the batch asks for.
     """
     alpha = _required_alpha(data)
     weight = _required_weight(data)
@@ -107,6 +109,7 @@ def _token_entropy(model_output: dict[str, torch.Tensor], data: TensorDict, of_s
         return -no_padding_2_padding(model_output["log_probs"], data)
     if "entropy" not in model_output:
         raise KeyError("the actor returned no token entropy: set actor_rollout_ref.actor.calculate_entropy=true")
+    require_done(data)
     return no_padding_2_padding(model_output["entropy"], data)
 
 

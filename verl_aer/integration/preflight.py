@@ -20,6 +20,7 @@ from verl.trainer.ppo.reward import get_custom_reward_fn
 from verl_aer.config.schema import ConfigError, EntropyConfig, Problem, parse_entropy_config
 from verl_aer.integration.checkpoint import STATE_FILE, read_resumed_state
 from verl_aer.integration.data_files import data_files
+from verl_aer.integration.functional_request import BACKENDS, request_of
 from verl_aer.integration.modes import TRAINER_MODES
 from verl_aer.state import StateError
 
@@ -206,12 +207,22 @@ def _groups_are_groups(config: DictConfig, entropy: EntropyConfig) -> Iterator[P
 
 
 def _functional_is_computed(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
-    if entropy.functional.kind != "full" and not entropy.functional.of_sample:
+    if request_of(entropy.functional) is None:
+        return
+    kind, actor = entropy.functional.kind, config.actor_rollout_ref.actor
+    if actor.strategy not in BACKENDS:
         yield Problem(
             "entropy.functional.kind",
-            f"veRL's engines, with fused kernels or without, compute the entropy of the whole vocabulary, and "
-            f"{entropy.functional.kind!r} would be neither measured nor pushed",
-            "Set entropy.functional.kind to full or sampled.",
+            f"the training engine {actor.strategy!r} computes the entropy of the whole vocabulary, and {kind!r} would "
+            "be neither measured nor pushed",
+            f"Set {ACTOR}.strategy to {' or '.join(BACKENDS)}, or entropy.functional.kind=full.",
+        )
+    if config.actor_rollout_ref.model.use_fused_kernels:
+        yield Problem(
+            "entropy.functional.kind",
+            f"fused kernels never have a whole row of logits, and {kind!r} needs one: it would be neither measured nor "
+            "pushed",
+            "Set actor_rollout_ref.model.use_fused_kernels=false, or entropy.functional.kind=full.",
         )
 
 

@@ -31,6 +31,7 @@ from verl_aer.control import Decision, EntropyControl
 from verl_aer.files import write_text_atomically
 from verl_aer.integration.batch import BatchRows, attach_weights, read_rows
 from verl_aer.integration.checkpoint import conditions, read_resumed_state, resume_warnings, state_path
+from verl_aer.integration.functional_request import FUNCTIONAL_KEY, request_of
 from verl_aer.integration.loss import ALPHA_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS, entropy_loss
 from verl_aer.integration.modes import TRAINER_MODES
 from verl_aer.integration.preflight import preflight, read_entropy_config
@@ -136,6 +137,16 @@ class EntropyTrainerMixin:
             )
         return decision
 
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        self._request_functional(batch)
+        return super()._compute_old_log_prob(batch, metrics=metrics)
+
+    def _request_functional(self, batch: KVBatchMeta) -> None:
+        """Measured and pushed is one functional: both passes of the workers are asked for it."""
+        request = request_of(self.entropy_config.functional)
+        if request is not None:
+            batch.extra_info[FUNCTIONAL_KEY] = request
+
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         with self._step_record.timed():
             rows = read_rows(batch, self.entropy_config.correctness, self.entropy_config.functional.of_sample)
@@ -156,6 +167,7 @@ class EntropyTrainerMixin:
         return weights
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
+        self._request_functional(batch)
         batch.extra_info[ALPHA_KEY] = self.entropy_control.alpha
         batch = super()._update_actor(batch, metrics=metrics)
         nats, tokens = metrics.pop(UPDATE_ENTROPY_NATS), metrics.pop(UPDATE_TOKENS)

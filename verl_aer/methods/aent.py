@@ -1,0 +1,29 @@
+"""AEnt, clamped entropy with a dead-band controller (arXiv 2509.03493)."""
+
+from __future__ import annotations
+
+from verl_aer.allocation import Uniform
+from verl_aer.controller import DeadBand
+from verl_aer.functional import Clamped
+from verl_aer.methods.registry import Method, register_method
+from verl_aer.target import Band
+
+
+@register_method("aent")
+def aent() -> Method:
+    """L = L_policy - alpha * mean(H~), alpha -= eta * [min(0, H~ - low) + max(0, H~ - high)], clipped. AEnt.
+
+    H~ is the clamped entropy, which alone is measured and pushed. The defaults are those of the dataclass in the
+    authors' code, with one difference: there the controller is off unless asked for, here it is on;
+    entropy.controller.eta=0 leaves alpha where it starts. The GSM8K example of that code has p = 0.4, the band
+    [0.05, 0.23], alpha from 2e-4 within [1e-5, 3e-3] and 29 steps of warm-up.
+    """
+    return Method(
+        allocation=Uniform(),
+        functional=Clamped(),
+        target=Band(),
+        controller=DeadBand(),
+        standing="published",
+        source="arXiv 2509.03493",
+        summary="AEnt: entropy without the least likely tokens, kept in a band",
+    )

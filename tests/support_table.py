@@ -33,8 +33,8 @@ KINDS = {
     "test_every_engine_calls_the_loss_by_the_same_three_names": "contract of Megatron, VeOmni, TorchTitan, Automodel",
     "test_killed_run_resumes_bit_for_bit_and_leaves_nothing_behind": "real run: sync, two ranks, save, kill, resume",
     "test_colocate_async_with_two_ranks_and_filtered_groups": "real run: colocate_async, two ranks, DAPO's filtering",
-    "test_separate_async_with_local_updates_and_a_critic": "real run: separate_async, two local updates, PPO's critic",
-    "test_sync_with_lora_a_reference_and_rollout_correction": "real run: sync, LoRA, KL loss, two epochs, correction",
+    "test_separate_async_with_local_updates_a_critic_and_skywork": "real run: separate_async, local updates, critic",
+    "test_sync_with_lora_a_reference_rollout_correction_and_aent": "real run: sync, LoRA, KL loss, correction",
 }
 """What each test is about; its parameter, if it has one, is the name."""
 

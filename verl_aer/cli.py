@@ -317,6 +317,10 @@ def _explain_method(name: str) -> None:
             print(f"    {line}".rstrip())
         for field in dataclasses.fields(part):
             print(f"  entropy.{kind}.{field.name}={getattr(part, field.name)}")
+    if method.verl:
+        print("\nveRL's own settings, which the preset makes")
+        for key, value in method.verl.items():
+            print(f"  {key}={value}")
     print(f"\nuse it: hydra.searchpath=[pkg://verl_aer.config] +entropy={name}")
 
 

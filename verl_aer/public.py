@@ -14,6 +14,7 @@ from verl_aer.methods import (
     aer,
     baselines,
     feedback,
+    verls_own,
 )
 from verl_aer.methods.registry import (
     Method,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -61,10 +62,10 @@ def test_colocate_async_with_two_ranks_and_filtered_groups(train, reward):
 
 
 @pytest.mark.timeout(900)
-def test_separate_async_with_local_updates_and_a_critic(train, reward, inputs):
+def test_separate_async_with_local_updates_a_critic_and_skywork(train, reward, inputs):
     training = train(
         "separate",
-        "aer",
+        "skywork",
         reward,
         "trainer.v1.trainer_mode=aer_separate_async",
         "trainer.v1.separate_async.parameter_sync_step=2",
@@ -74,20 +75,22 @@ def test_separate_async_with_local_updates_and_a_critic(train, reward, inputs):
         "algorithm.adv_estimator=gae",
         f"critic.model.path={inputs.model}",
         "critic.ppo_micro_batch_size_per_gpu=4",
-        "entropy.target.tau=1.0",
+        "entropy.target.entropy=10.0",
         steps=3,
     )
     assert_clean(training, steps=3)
+    # The target is out of reach: the coefficient goes up by delta in every step.
+    assert [step["aer/alpha"] for step in training.steps] == pytest.approx([0.0, 1e-4, 2e-4])
     for step in training.steps:
         assert step["critic/vf_loss"] > 0
         assert step["actor/aer/policy_gradient"] > 0
 
 
 @pytest.mark.timeout(900)
-def test_sync_with_lora_a_reference_and_rollout_correction(train, reward):
+def test_sync_with_lora_a_reference_rollout_correction_and_aent(train, reward):
     training = train(
         "lora",
-        "aer",
+        "aent",
         reward,
         "actor_rollout_ref.model.lora_rank=8",
         "actor_rollout_ref.model.lora_alpha=16",
@@ -95,13 +98,16 @@ def test_sync_with_lora_a_reference_and_rollout_correction(train, reward):
         "actor_rollout_ref.actor.use_kl_loss=true",
         "actor_rollout_ref.actor.ppo_epochs=2",
         "algorithm.rollout_correction.rollout_is=token",
-        "entropy.target.tau=1.0",
+        "entropy.target.low=5.0",
+        "entropy.target.high=6.0",
         steps=3,
     )
     assert_clean(training, steps=3)
     for step in training.steps:
         assert step["actor/aer/policy_gradient"] > 0
-        assert step["aer/weight/positive_share"] > 0
+        # Without its least likely fifth, an untrained policy's vocabulary of 19 tokens has 16: the engine was asked.
+        assert math.log(16) - 0.2 < step["aer/entropy"] < math.log(16)
+        assert step["aer/alpha_next"] > step["aer/alpha"]
     # The reference is the model without its adapters: it is equal at the first update and not after it.
     assert training.steps[-1]["actor/kl_loss"] > 0
     # What vLLM samples with is what was trained, adapters included.

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
-from verl_aer import EntropyControl, load_state, parse_entropy_config, save_state
+from verl_aer import EntropyControl, load_state, method_names, parse_entropy_config, save_state
 from verl_aer.integration.checkpoint import conditions, resume_warnings
 from verl_aer.integration.preflight import preflight
 
@@ -66,7 +66,7 @@ def test_a_good_config_has_no_problem(files):
     assert problems_of(files) == {}
 
 
-@pytest.mark.parametrize("method", ["aer", "fixed", "none", "aer_no_allocation", "aer_allocation_only"])
+@pytest.mark.parametrize("method", method_names())
 def test_every_preset_runs_on_the_same_settings(files, method):
     assert problems_of(files, f"entropy={method}") == {}
 
@@ -138,6 +138,13 @@ def test_a_bad_setting_is_named_with_its_fix(files, overrides, key, said):
 def test_all_problems_are_reported_together(files):
     found = problems_of(files, "entropy.target.tau=2", "entropy.allocation.rho=-1", "trainer.device=cuda")
     assert {"entropy.target.tau", "entropy.allocation.rho", "trainer.device"} <= set(found)
+
+
+def test_a_method_that_is_a_policy_loss_needs_that_loss(files):
+    key = "actor_rollout_ref.actor.policy_loss.loss_mode"
+    assert "'vanilla'" in problems_of(files, "entropy=clip_cov", f"{key}=vanilla")[key]
+    # Its numbers may be tuned.
+    assert problems_of(files, "entropy=clip_cov", "actor_rollout_ref.actor.policy_loss.clip_cov_ratio=0.001") == {}
 
 
 @pytest.mark.guards("bug 9")

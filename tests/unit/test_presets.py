@@ -5,7 +5,7 @@ from importlib import resources
 import pytest
 from omegaconf import OmegaConf
 
-from verl_aer import method_names, parse_entropy_config, to_mapping
+from verl_aer import get_method, method_names, parse_entropy_config, to_mapping
 
 PRESETS = {
     path.name.removesuffix(".yaml"): path
@@ -18,9 +18,17 @@ def load(name: str) -> dict:
     return OmegaConf.to_container(OmegaConf.create(PRESETS[name].read_text(encoding="utf-8")))
 
 
+def leaves(node: dict, prefix: str = "") -> dict:
+    """Full key -> value."""
+    found = {}
+    for key, value in node.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
 def test_there_is_one_preset_for_each_method():
     assert sorted(PRESETS) == method_names()
-    assert len(PRESETS) == 8
+    assert len(PRESETS) == 11
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
@@ -33,7 +41,8 @@ def test_a_preset_sets_what_the_entropy_control_needs_of_verl(name):
     preset = load(name)
     assert PRESETS[name].read_text(encoding="utf-8").startswith("# @package _global_\n")
     assert set(preset) == {"entropy", "actor_rollout_ref", "trainer", "hydra"}
-    assert preset["actor_rollout_ref"] == {"actor": {"calculate_entropy": True, "entropy_coeff": 0}}
+    needed = {"actor_rollout_ref.actor.calculate_entropy": True, "actor_rollout_ref.actor.entropy_coeff": 0}
+    assert leaves({"actor_rollout_ref": preset["actor_rollout_ref"]}) == {**needed, **get_method(name).verl}
     assert preset["trainer"] == {"v1": {"trainer_mode": "aer_sync"}}
     assert preset["hydra"]["callbacks"] == {"verl_aer": {"_target_": "verl_aer.integration.callback.RunCallback"}}
 

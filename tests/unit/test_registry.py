@@ -35,7 +35,8 @@ def own_registry(monkeypatch):
 
 def test_the_methods_and_parts_that_ship():
     assert method_names() == [
-        "aent", "aer", "aer_absolute_target", "aer_allocation_only", "aer_no_allocation", "fixed", "none", "skywork",
+        "aent", "aer", "aer_absolute_target", "aer_allocation_only", "aer_no_allocation", "clip_cov", "clip_higher",
+        "fixed", "kl_cov", "none", "skywork",
     ]  # fmt: skip
     assert set(part_names("allocation")) >= {"difficulty", "uniform"}
     assert part_names("functional") == ["clamped", "full", "nucleus", "sampled"]

@@ -22,6 +22,7 @@ from verl_aer.integration.checkpoint import STATE_FILE, read_resumed_state
 from verl_aer.integration.data_files import data_files
 from verl_aer.integration.functional_request import BACKENDS, request_of
 from verl_aer.integration.modes import TRAINER_MODES
+from verl_aer.methods.registry import get_method
 from verl_aer.state import StateError
 
 ACTOR = "actor_rollout_ref.actor"
@@ -206,6 +207,14 @@ def _groups_are_groups(config: DictConfig, entropy: EntropyConfig) -> Iterator[P
         )
 
 
+def _verls_own_part_is_chosen(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
+    """A method that is a policy loss of veRL's does nothing beside another one. Numbers may be tuned, names not."""
+    for key, value in get_method(entropy.method).verl.items():
+        found = OmegaConf.select(config, key)
+        if isinstance(value, str) and found != value:
+            yield Problem(key, f"is {found!r}, and {entropy.method!r} is {value!r}", f"Set {key}={value}.")
+
+
 def _functional_is_computed(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
     if request_of(entropy.functional) is None:
         return
@@ -276,4 +285,10 @@ def _state_can_be_resumed(config: DictConfig, entropy: EntropyConfig) -> Iterato
         yield Problem(STATE_FILE, str(error), "")
 
 
-ENTROPY_CHECKS = [_groups_are_groups, _functional_is_computed, _reward_reports_correctness, _state_can_be_resumed]
+ENTROPY_CHECKS = [
+    _groups_are_groups,
+    _verls_own_part_is_chosen,
+    _functional_is_computed,
+    _reward_reports_correctness,
+    _state_can_be_resumed,
+]

@@ -27,8 +27,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
 PART_KINDS = ("allocation", "functional", "target", "controller")
@@ -66,6 +66,7 @@ class Method:
         summary: one line for listings.
         aggregation: ``token-mean`` divides the entropy term by all response tokens of the global mini-batch
             whatever the policy loss does; ``policy`` follows the policy loss's own mode.
+        verl: settings of veRL's own that belong to the method, by full key; its preset sets them.
     """
 
     allocation: Any
@@ -76,6 +77,7 @@ class Method:
     source: str
     summary: str
     aggregation: str = "token-mean"
+    verl: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.standing not in STANDINGS:

@@ -1,0 +1,75 @@
+"""What veRL itself has against the collapse, as methods: no entropy term of ours, and veRL's own settings.
+
+Measured and logged like every other method, so that a comparison changes one word.
+"""
+
+from __future__ import annotations
+
+from verl_aer.allocation import Uniform
+from verl_aer.controller import Fixed
+from verl_aer.functional import Full
+from verl_aer.methods.registry import Method, register_method
+from verl_aer.target import NoTarget
+
+ACTOR = "actor_rollout_ref.actor"
+
+
+def _without_a_term(source: str, summary: str, verl: dict[str, float | str]) -> Method:
+    return Method(
+        allocation=Uniform(),
+        functional=Full(),
+        target=NoTarget(),
+        controller=Fixed(coefficient=0.0),
+        standing="published",
+        source=source,
+        summary=summary,
+        verl=verl,
+    )
+
+
+@register_method("clip_higher")
+def clip_higher() -> Method:
+    """L = -min(r A, clip(r, 1 - 0.2, 1 + 0.28) A): DAPO's asymmetric clip, room for unlikely tokens to grow."""
+    return _without_a_term(
+        "arXiv 2503.14476",
+        "DAPO's asymmetric clip; no entropy term",
+        {f"{ACTOR}.clip_ratio_low": 0.2, f"{ACTOR}.clip_ratio_high": 0.28},
+    )
+
+
+@register_method("clip_cov")
+def clip_cov() -> Method:
+    """cov = (A - mean A)(log pi - mean log pi); of the tokens with 1 < cov < 5 a random few get no gradient.
+
+    The values are those of the authors' recipe for 7B, whose clip of the ratio is off (1 on both sides).
+    """
+    return _without_a_term(
+        "arXiv 2505.22617",
+        "Clip-Cov: no gradient for a few tokens of high covariance; no entropy term",
+        {
+            f"{ACTOR}.policy_loss.loss_mode": "clip_cov",
+            f"{ACTOR}.policy_loss.clip_cov_ratio": 0.0002,
+            f"{ACTOR}.policy_loss.clip_cov_lb": 1.0,
+            f"{ACTOR}.policy_loss.clip_cov_ub": 5.0,
+            f"{ACTOR}.clip_ratio_low": 1.0,
+            f"{ACTOR}.clip_ratio_high": 1.0,
+        },
+    )
+
+
+@register_method("kl_cov")
+def kl_cov() -> Method:
+    """L = -A r + ppo_kl_coef * abs(log pi - log pi_old) on the tokens of highest covariance, -A r on the others.
+
+    The values are those of the authors' recipe for 7B. With a single mini-batch a step the log-ratio is 0, and so is
+    the penalty.
+    """
+    return _without_a_term(
+        "arXiv 2505.22617",
+        "KL-Cov: a KL penalty on the tokens of highest covariance; no entropy term",
+        {
+            f"{ACTOR}.policy_loss.loss_mode": "kl_cov",
+            f"{ACTOR}.policy_loss.kl_cov_ratio": 0.002,
+            f"{ACTOR}.policy_loss.ppo_kl_coef": 1.0,
+        },
+    )

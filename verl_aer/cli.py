@@ -137,6 +137,7 @@ def _parser() -> argparse.ArgumentParser:
         "methods aer",
     )
     methods.add_argument("name", nargs="?", help="the method to explain")
+    methods.add_argument("--markdown", action="store_true", help="print the page docs/methods.md")
 
     passes = _add(
         commands,
@@ -288,40 +289,15 @@ def _save_plot(arms: Mapping[str, Sequence[Sequence[MetricsRow]]], command: str,
 
 
 def _methods(args: argparse.Namespace) -> int:
-    from verl_aer import get_method, method_names
+    from verl_aer.method_pages import explanation, method_table, methods_page
 
-    if args.name is None:
-        names = method_names()
-        width = max(map(len, names))
-        for name in names:
-            print(f"{name:<{width}}  {get_method(name).summary} ({get_method(name).standing})")
-        return OK
-    _explain_method(args.name)
+    if args.name is not None:
+        print(explanation(args.name), end="")
+    elif args.markdown:
+        print(methods_page(), end="")
+    else:
+        _print_table(method_table(), markdown=False)
     return OK
-
-
-def _explain_method(name: str) -> None:
-    import dataclasses
-    import inspect
-
-    from verl_aer import get_method
-    from verl_aer.methods.registry import PART_KINDS
-
-    method = get_method(name)
-    print(f"{name}: {method.summary}\nstanding: {method.standing}\nsource: {method.source}")
-    print(f"aggregation: {method.aggregation}")
-    for kind in PART_KINDS:
-        part = getattr(method, kind)
-        print(f"\n{kind}: {part.kind}")
-        for line in (inspect.getdoc(type(part)) or "").split("\n\n>>>")[0].splitlines():
-            print(f"    {line}".rstrip())
-        for field in dataclasses.fields(part):
-            print(f"  entropy.{kind}.{field.name}={getattr(part, field.name)}")
-    if method.verl:
-        print("\nveRL's own settings, which the preset makes")
-        for key, value in method.verl.items():
-            print(f"  {key}={value}")
-    print(f"\nuse it: hydra.searchpath=[pkg://verl_aer.config] +entropy={name}")
 
 
 def _pass_at_k(args: argparse.Namespace) -> int:

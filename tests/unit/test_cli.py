@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,10 @@ import pytest
 
 from verl_aer import get_method, method_names, parse_entropy_config, to_mapping
 from verl_aer.cli import BAD_INPUT, OK, PROBLEM, main, sparkline
+from verl_aer.methods.registry import method_builder
 from verl_aer.simulate import Plant, simulate
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_log(path: Path, tamper: dict[int, float] | None = None) -> Path:
@@ -38,9 +42,23 @@ def write_dump(path: Path, correct: list[bool]) -> Path:
 
 def test_methods_are_listed_with_their_standing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == OK
-    lines = capsys.readouterr().out.splitlines()
+    _title, header, _rule, *lines = capsys.readouterr().out.splitlines()
+    assert header.split()[:5] == ["method", "allocation", "functional", "target", "controller"]
     assert [line.split()[0] for line in lines] == method_names()
-    assert all(get_method(line.split()[0]).standing in line for line in lines)
+    for line in lines:
+        method = get_method(line.split()[0])
+        assert line.split()[1:5] == [
+            part.kind for part in (method.allocation, method.functional, method.target, method.controller)
+        ]
+        assert method.standing in line
+        assert method.summary in line
+
+
+def test_the_page_of_the_methods_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "--markdown"]) == OK
+    page = capsys.readouterr().out
+    assert page == (ROOT / "docs" / "methods.md").read_text(), "run `verl-aer methods --markdown > docs/methods.md`"
+    assert re.findall(r"^## (\w+)$", page, flags=re.MULTILINE) == method_names()
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -52,7 +70,12 @@ def test_a_method_is_explained_with_every_setting(name: str, capsys: pytest.Capt
         assert f"{part}: {config[part].pop('kind')}" in output
         for key, value in config[part].items():
             assert f"entropy.{part}.{key}={value}\n" in output
-    assert get_method(name).source in output
+    method = get_method(name)
+    assert method.source in output
+    assert f"\nwatch: {method.watch}\n" in output
+    assert method_builder(name).__doc__.splitlines()[0] in output
+    for key, value in method.verl.items():
+        assert f"{key}={value}\n" in output
 
 
 def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,4 +26,5 @@ def aent() -> Method:
         standing="published",
         source="arXiv 2509.03493",
         summary="AEnt: entropy without the least likely tokens, kept in a band",
+        watch="aer/entropy, here the clamped one, stays in the band; aer/alpha rests while it is in it",
     )

@@ -32,6 +32,7 @@ def aer() -> Method:
         standing="our reading",
         source=SOURCE,
         summary="harder prompts get more entropy bonus; alpha holds the entropy at tau * H0",
+        watch="aer/entropy comes down to aer/target and stays; aer/saturated_steps stays 0; aer/weight/positive_share",
     )
 
 
@@ -46,6 +47,7 @@ def aer_allocation_only() -> Method:
         standing="ablation",
         source=SOURCE,
         summary="AER's allocation with a fixed alpha: no target, no controller",
+        watch="aer/entropy: nothing holds it; aer/entropy/hard against aer/entropy/easy",
     )
 
 
@@ -60,6 +62,7 @@ def aer_no_allocation() -> Method:
         standing="ablation",
         source=SOURCE,
         summary="AER without its allocation: every trajectory gets alpha",
+        watch="aer/entropy comes down to aer/target and stays; aer/saturated_steps stays 0",
     )
 
 
@@ -74,4 +77,5 @@ def aer_absolute_target() -> Method:
         standing="ablation",
         source=SOURCE,
         summary="AER with a given level of nats in place of tau * H0",
+        watch="aer/entropy against aer/target, which does not follow the model; aer/saturated_steps stays 0",
     )

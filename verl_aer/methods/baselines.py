@@ -21,6 +21,7 @@ def fixed() -> Method:
         source="veRL 0.9.1, actor.entropy_coeff",
         summary="a constant entropy bonus for every trajectory, equal to veRL's entropy_coeff",
         aggregation="policy",
+        watch="aer/entropy: it collapses or explodes where the coefficient does not fit",
     )
 
 
@@ -35,4 +36,5 @@ def none() -> Method:
         standing="baseline",
         source="veRL 0.9.1",
         summary="no entropy bonus: plain veRL with this package's metrics",
+        watch="aer/entropy: how fast it falls without any help",
     )

@@ -25,4 +25,5 @@ def skywork() -> Method:
         standing="published",
         source="arXiv 2505.22312",
         summary="Skywork-OR1: the coefficient steps up below a level of nats, and is withheld above it",
+        watch="aer/entropy falls to aer/target; aer/alpha is 0 in the steps after one above it",
     )

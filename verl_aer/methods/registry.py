@@ -67,6 +67,7 @@ class Method:
         aggregation: ``token-mean`` divides the entropy term by all response tokens of the global mini-batch
             whatever the policy loss does; ``policy`` follows the policy loss's own mode.
         verl: settings of veRL's own that belong to the method, by full key; its preset sets them.
+        watch: which metrics tell whether it works.
     """
 
     allocation: Any
@@ -78,6 +79,7 @@ class Method:
     summary: str
     aggregation: str = "token-mean"
     verl: Mapping[str, Any] = field(default_factory=dict)
+    watch: str = ""
 
     def __post_init__(self) -> None:
         if self.standing not in STANDINGS:
@@ -168,8 +170,13 @@ def part_names(part: str) -> list[str]:
 
 def get_method(name: str) -> Method:
     """A fresh copy of the method registered as ``name``; UnknownNameError lists the known ones."""
+    return method_builder(name)()
+
+
+def method_builder(name: str) -> Callable[[], Method]:
+    """The function registered as ``name``: its docstring is the method's formula and source."""
     _register_own()
-    return _look_up(_methods, "method", name)()
+    return _look_up(_methods, "method", name)
 
 
 def method_names() -> list[str]:

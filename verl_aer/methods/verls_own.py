@@ -24,6 +24,7 @@ def _without_a_term(source: str, summary: str, verl: dict[str, float | str]) -> 
         source=source,
         summary=summary,
         verl=verl,
+        watch="actor/pg_clipfrac and aer/entropy: nothing here looks at the entropy itself",
     )
 
 

@@ -9,7 +9,7 @@ nothing of veRL. Letters and units used throughout:
     V      vocabulary
     g      group accuracy, (P,) in [0, 1]: share of a prompt's rollouts that are correct
     w      allocation weight, (P,) or (N,), >= 0, no unit: a trajectory's share of alpha
-    alpha  global coefficient, >= 0, loss units per nat
+    alpha  global coefficient, loss units per nat; >= 0 but for a schedule that says otherwise
     H      entropy of a token's distribution at the sampling temperature, nats; H_t its token mean in step t
     H0     token-mean entropy of the initial policy, nats per token
     H*     target level of H_t, nats per token

@@ -12,6 +12,8 @@ PRESETS = {
     for path in resources.files("verl_aer.config").joinpath("entropy").iterdir()
     if path.name.endswith(".yaml")
 }
+OWN = PRESETS.pop("own")
+"""The one preset without a method of ours."""
 
 
 def load(name: str) -> dict:
@@ -54,3 +56,11 @@ def test_a_preset_has_a_comment_above_each_field(name):
     uncommented = [lines[number].strip() for number in keys if not lines[number - 1].strip().startswith("#")]
     # The callback's only entry says what it is in its own line.
     assert uncommented == ["_target_: verl_aer.integration.callback.RunCallback"]
+
+
+def test_the_preset_for_methods_of_users_leaves_all_parts_to_the_method():
+    own = OmegaConf.to_container(OmegaConf.create(OWN.read_text(encoding="utf-8")))
+    none = load("none")
+    assert own.pop("entropy") == {"method": "???"}
+    none.pop("entropy")
+    assert own == none

@@ -34,8 +34,8 @@ from typing import Any, ClassVar, TypeVar
 PART_KINDS = ("allocation", "functional", "target", "controller")
 """The four questions, in the order in which a config names them."""
 
-STANDINGS = ("published", "our reading", "baseline", "ablation")
-"""How far a method's definition can be traced to its source."""
+STANDINGS = ("published", "our reading", "baseline", "ablation", "own")
+"""How far a method's definition can be traced to its source; "own" is for those of users."""
 
 
 class UnknownNameError(ValueError):

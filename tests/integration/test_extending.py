@@ -1,0 +1,70 @@
+"""The guide's example, from outside the package: loaded by veRL's switch, checked, explained and simulated."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), flags=re.DOTALL).group(1)
+
+COMPOSE = """
+import sys
+from hydra import compose, initialize_config_module
+import verl
+from verl_aer.integration.preflight import read_entropy_config
+with initialize_config_module("verl_aer.config", version_base=None):
+    config = compose("aer_trainer", overrides=["hardware=cpu", "entropy=own", *sys.argv[1:]])
+entropy = read_entropy_config(config)
+print(config.trainer.v1.trainer_mode, entropy.allocation, entropy.target.kind, entropy.controller.kind)
+"""
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> dict[str, str]:
+    """The environment of a user whose module lies in a folder of its own."""
+    (tmp_path / "my_entropy.py").write_text(EXAMPLE)
+    return {**os.environ, "VERL_USE_EXTERNAL_MODULES": "my_entropy", "PYTHONPATH": str(tmp_path)}
+
+
+def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_example_is_under_thirty_lines():
+    assert len(EXAMPLE.splitlines()) < 30
+
+
+def test_the_example_runs_from_outside_the_package(outside):
+    found = run(outside, "-c", COMPOSE, "entropy.method=aer_quadratic", "+entropy.allocation.scale=0.5")
+    assert found.stdout.split("\n")[-2] == "aer_sync Quadratic(scale=0.5) anchored integral", found.stderr
+
+
+def test_its_settings_are_checked(outside):
+    found = run(outside, "-c", COMPOSE, "entropy.method=aer_quadratic", "+entropy.allocation.scale=-1")
+    assert "entropy.allocation.scale: must be > 0, got -1" in found.stderr
+
+
+def test_a_preset_without_a_method_asks_for_one(outside):
+    found = run(outside, "-c", COMPOSE)
+    assert "entropy.method" in found.stderr
+    assert "aer_quadratic" in found.stderr
+
+
+def test_it_is_explained_and_weighs_as_written(outside):
+    code = """
+import my_entropy, numpy as np
+from verl_aer import Groups, allocate, get_method
+from verl_aer.cli import main
+groups = Groups(np.array([0.0, 0.5, 1.0]), size=np.full(3, 4), prompt_of_row=np.arange(3))
+print(allocate(get_method("aer_quadratic").allocation, groups).tolist())
+main(["methods", "aer_quadratic"])
+"""
+    found = run(outside, "-c", code)
+    assert found.stdout.startswith("[1.0, 0.25, 0.0]\naer_quadratic: AER with a quadratic allocation\nstanding: own\n")

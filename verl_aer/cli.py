@@ -206,6 +206,7 @@ def _simulate(args: argparse.Namespace) -> int:
     from verl_aer.metrics_log import series
     from verl_aer.simulate import Plant, simulate
 
+    _import_modules_of_the_user()
     rows = simulate(_entropy_config(args.method, args.set), Plant(noise=args.noise, seed=args.seed), args.steps)
     print(f"{args.method} around a synthetic plant, {args.steps} steps: a picture of the control, not of a model")
     for name, text in (("aer/entropy", "entropy, nats/token"), ("aer/alpha", "alpha, loss/nat")):
@@ -288,9 +289,22 @@ def _save_plot(arms: Mapping[str, Sequence[Sequence[MetricsRow]]], command: str,
     print(f"figure: {path}")
 
 
+def _import_modules_of_the_user() -> None:
+    """What veRL imports at its start: modules that may register methods and parts."""
+    import importlib
+    import os
+
+    for name in filter(None, os.environ.get("VERL_USE_EXTERNAL_MODULES", "").replace(" ", "").split(",")):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise ValueError(f"VERL_USE_EXTERNAL_MODULES names {name}, which cannot be imported: {error}") from error
+
+
 def _methods(args: argparse.Namespace) -> int:
     from verl_aer.method_pages import explanation, method_table, methods_page
 
+    _import_modules_of_the_user()
     if args.name is not None:
         print(explanation(args.name), end="")
     elif args.markdown:

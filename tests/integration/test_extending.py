@@ -57,14 +57,21 @@ def test_a_preset_without_a_method_asks_for_one(outside):
     assert "aer_quadratic" in found.stderr
 
 
-def test_it_is_explained_and_weighs_as_written(outside):
+def test_it_weighs_as_written(outside):
     code = """
 import my_entropy, numpy as np
 from verl_aer import Groups, allocate, get_method
-from verl_aer.cli import main
 groups = Groups(np.array([0.0, 0.5, 1.0]), size=np.full(3, 4), prompt_of_row=np.arange(3))
 print(allocate(get_method("aer_quadratic").allocation, groups).tolist())
-main(["methods", "aer_quadratic"])
 """
-    found = run(outside, "-c", code)
-    assert found.stdout.startswith("[1.0, 0.25, 0.0]\naer_quadratic: AER with a quadratic allocation\nstanding: own\n")
+    assert run(outside, "-c", code).stdout == "[1.0, 0.25, 0.0]\n"
+
+
+def test_the_command_line_knows_it(outside):
+    found = run(outside, "-m", "verl_aer.cli", "methods", "aer_quadratic")
+    assert found.stdout.startswith("aer_quadratic: AER with a quadratic allocation\nstanding: own\n"), found.stderr
+    found = run(outside, "-m", "verl_aer.cli", "simulate", "--method", "aer_quadratic", "--steps", "20")
+    assert found.stdout.startswith("aer_quadratic around a synthetic plant"), found.stderr
+    found = run({**outside, "VERL_USE_EXTERNAL_MODULES": "nowhere"}, "-m", "verl_aer.cli", "methods")
+    assert found.returncode == 2
+    assert "VERL_USE_EXTERNAL_MODULES names nowhere" in found.stderr

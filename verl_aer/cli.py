@@ -72,15 +72,18 @@ def _parser() -> argparse.ArgumentParser:
         _simulate,
         "simulate",
         "simulate --method aer --set controller.eta=0.1 --steps 300 --out plant.png",
+        "simulate --method none fixed aer aer_absolute_target --steps 400 --out methods.png",
         "simulate --replay runs/aer/metrics.jsonl",
     )
-    simulate.add_argument("--method", default="aer", help="as `verl-aer methods` lists them (default aer)")
+    simulate.add_argument(
+        "--method", nargs="+", default=["aer"], help="one or several, as `verl-aer methods` lists them (default aer)"
+    )
     simulate.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a key below `entropy`, such as target.tau=0.6; may be repeated",
+        help="a key below `entropy`, such as target.tau=0.6, for each method; may be repeated",
     )
     simulate.add_argument("--steps", type=int, default=200, help="global steps (default 200)")
     simulate.add_argument("--noise", type=float, default=0.01, help="of the measured entropy, nats (default 0.01)")
@@ -207,16 +210,18 @@ def _simulate(args: argparse.Namespace) -> int:
     from verl_aer.simulate import Plant, simulate
 
     _import_modules_of_the_user()
-    rows = simulate(_entropy_config(args.method, args.set), Plant(noise=args.noise, seed=args.seed), args.steps)
-    print(f"{args.method} around a synthetic plant, {args.steps} steps: a picture of the control, not of a model")
-    for name, text in (("aer/entropy", "entropy, nats/token"), ("aer/alpha", "alpha, loss/nat")):
-        _, values = series(rows, name)
-        print(f"{text:>20}  {sparkline(values)}  {values[0]:.3f} → {values[-1]:.3f}")
-    _, targets = series(rows, "aer/target")
-    if len(targets):
-        print(f"{'target, nats/token':>20}  {targets[-1]:.3f}")
+    plant = Plant(noise=args.noise, seed=args.seed)
+    runs = {name: simulate(_entropy_config(name, args.set), plant, args.steps) for name in args.method}
+    for name, rows in runs.items():
+        print(f"{name} around a synthetic plant, {args.steps} steps: a picture of the control, not of a model")
+        for metric, text in (("aer/entropy", "entropy, nats/token"), ("aer/alpha", "alpha, loss/nat")):
+            _, values = series(rows, metric)
+            print(f"{text:>20}  {sparkline(values)}  {values[0]:.3f} → {values[-1]:.3f}")
+        _, targets = series(rows, "aer/target")
+        if len(targets):
+            print(f"{'target, nats/token':>20}  {targets[-1]:.3f}")
     if args.out is not None:
-        _save_plot({args.method: [rows]}, args.command_line, "Synthetic plant", args.out)
+        _save_plot({name: [rows] for name, rows in runs.items()}, args.command_line, "Synthetic plant", args.out)
     return OK
 
 

@@ -20,8 +20,8 @@ TEST_SAMPLES = 8
 """Rollouts a held-out prompt, at the temperature of training."""
 AER_OVERRIDES = [
     "entropy.target.tau=0.6",
-    "entropy.controller.eta=0.02",
-    "entropy.controller.damping=1.5",
+    "entropy.controller.eta=0.04",
+    "entropy.controller.damping=2.0",
     "entropy.controller.ema=0.5",
     "entropy.controller.maximum=0.5",
 ]

@@ -96,6 +96,7 @@ def test_sync_with_lora_a_reference_rollout_correction_and_aent(train, reward):
         "actor_rollout_ref.model.lora_alpha=16",
         "actor_rollout_ref.rollout.load_format=safetensors",
         "actor_rollout_ref.actor.use_kl_loss=true",
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu=4",
         "actor_rollout_ref.actor.ppo_epochs=2",
         "algorithm.rollout_correction.rollout_is=token",
         "entropy.target.low=5.0",

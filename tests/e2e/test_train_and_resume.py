@@ -20,11 +20,13 @@ TWO_RANKS = [
     "trainer.n_gpus_per_node=2",
     "entropy.target.tau=1.0",
     "entropy.controller.initial=0.01",
+    "entropy.controller.eta=0.05",
     "entropy.controller.damping=0.02",
+    "entropy.controller.ema=0.5",
     "entropy.controller.maximum=0.2",
     "trainer.save_freq=3",
 ]
-ETA, DAMPING, LARGEST_ALPHA = 0.05, 0.02, 0.2
+ETA, DAMPING, EMA, LARGEST_ALPHA = 0.05, 0.02, 0.5, 0.2
 
 TRAINING_SECONDS = 15
 """After these, nothing that trains, generates or holds memory may live on."""
@@ -35,6 +37,10 @@ RAY_AGENTS_SECONDS = 90
 
 def saved_state(checkpoints: Path, step: int) -> dict:
     return json.loads((checkpoints / f"global_step_{step}" / "aer_state.json").read_text())["state"]
+
+
+def smooth(previous: float | None, entropy: float) -> float:
+    return entropy if previous is None else EMA * previous + (1 - EMA) * entropy
 
 
 def next_alpha(undamped: float, error: float) -> tuple[float, float]:
@@ -75,10 +81,13 @@ def test_killed_run_resumes_bit_for_bit_and_leaves_nothing_behind(train, tmp_pat
     h0 = steps[0]["aer/entropy"]
     assert [step["aer/initial_entropy"] for step in steps] == [h0] * 3
     undamped = alpha = 0.01
+    smoothed = None
     for step in steps:
         assert step["aer/alpha"] == alpha
-        undamped, alpha = next_alpha(undamped, h0 - step["aer/entropy"])
+        smoothed = smooth(smoothed, step["aer/entropy"])
+        undamped, alpha = next_alpha(undamped, h0 - smoothed)
     saved = saved_state(checkpoints, 3)
+    assert saved["entropy_ema"] == smoothed
     assert (saved["alpha"], saved["undamped_alpha"]) == (alpha, undamped)
     assert (saved["initial_entropy"], saved["step"]) == (h0, 3)
     assert not {alpha, undamped} & {0.0, 0.01, LARGEST_ALPHA}
@@ -90,7 +99,7 @@ def test_killed_run_resumes_bit_for_bit_and_leaves_nothing_behind(train, tmp_pat
     assert f"[verl_aer] resumed after step 3: alpha {alpha!r}, initial entropy {h0!r}" in second.log
     (step,) = second.steps
     assert (step["training/global_step"], step["aer/alpha"], step["aer/initial_entropy"]) == (4, alpha, h0)
-    _, following = next_alpha(undamped, h0 - step["aer/entropy"])
+    _, following = next_alpha(undamped, h0 - smooth(smoothed, step["aer/entropy"]))
     assert step["aer/alpha_next"] == following
     resumed = saved_state(checkpoints, 4)
     assert (resumed["alpha"], resumed["step"], resumed["updates"]) == (following, 4, 4)

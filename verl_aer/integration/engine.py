@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ class FunctionalEntropyEngine(FSDPEngineWithLMHead):
 
     def _over_real_tokens(self, functional: Functional) -> Entropy:
         """The functional without the padded columns of the vocabulary, which no tokenizer produces."""
-        vocabulary = self._real_vocabulary()
+        vocabulary = self._real_vocabulary
 
         def entropy(logits: torch.Tensor, chunk_size: int | None = None) -> torch.Tensor:
             chunks = logits[..., :vocabulary].split(chunk_size or max(len(logits), 1))
@@ -53,6 +54,7 @@ class FunctionalEntropyEngine(FSDPEngineWithLMHead):
 
         return entropy
 
+    @cached_property
     def _real_vocabulary(self) -> int | None:
         """Columns of the logits up to the tokenizer's last token; None, which means all, without a tokenizer."""
         tokenizer = self.model_config.tokenizer

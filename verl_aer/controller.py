@@ -150,7 +150,7 @@ class Integral(Controller):
         return _held_back(min(wanted), max(wanted), self.minimum, self.maximum)
 
     def _clip(self, alpha: float) -> float:
-        return min(max(alpha, self.minimum), self.maximum)
+        return _clip(alpha, self.minimum, self.maximum)
 
     def _move(self, entropy: float, target: float, step: int) -> float:
         """eta * (H* - H_t), or eta * sign(H* - H_t)."""
@@ -225,7 +225,7 @@ class SignGated(Controller):
         return self.initial
 
     def next_alpha(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
-        return min(max(self._wanted(alpha, entropy, target), self.minimum), self.maximum)
+        return _clip(self._wanted(alpha, entropy, target), self.minimum, self.maximum)
 
     def applied(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
         return alpha if entropy < target or not self.gate else 0.0
@@ -283,6 +283,10 @@ class Schedule(Controller):
 
     def allows(self, alpha: float) -> bool:
         return abs(alpha) <= self.initial
+
+
+def _clip(alpha: float, minimum: float, maximum: float) -> float:
+    return min(max(alpha, minimum), maximum)
 
 
 def _held_back(lowest: float, highest: float, minimum: float, maximum: float) -> bool:

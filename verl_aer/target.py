@@ -31,7 +31,7 @@ class Target(Part):
 class NoTarget(Target):
     """No level is wanted: for a coefficient that does not move."""
 
-    def level(self, initial_entropy: float | None, entropy: float | None = None) -> float | None:
+    def level(self, initial_entropy: float | None, entropy: float | None) -> float | None:
         return None
 
 
@@ -48,7 +48,7 @@ class Absolute(Target):
     def problems(self) -> list[tuple[str, str]]:
         return [("entropy", "> 0")] if self.entropy <= 0 else []
 
-    def level(self, initial_entropy: float | None, entropy: float | None = None) -> float | None:
+    def level(self, initial_entropy: float | None, entropy: float | None) -> float | None:
         return self.entropy
 
 
@@ -71,7 +71,7 @@ class Band(Target):
         found = [("low", ">= 0")] if self.low < 0 else []
         return [*found, ("high", f">= low ({self.low:g})")] if self.high < self.low else found
 
-    def level(self, initial_entropy: float | None, entropy: float | None = None) -> float | None:
+    def level(self, initial_entropy: float | None, entropy: float | None) -> float | None:
         return None if entropy is None else min(max(entropy, self.low), self.high)
 
 
@@ -89,7 +89,7 @@ class Anchored(Target):
         initial_entropy: H0 in nats per token if already known; None measures it.
         anchor_steps: average H0 over this many first steps; alpha does not move before they are over.
 
-    >>> Anchored(tau=0.4).level(initial_entropy=0.5)
+    >>> Anchored(tau=0.4).level(initial_entropy=0.5, entropy=0.3)
     0.2
     """
 
@@ -111,5 +111,5 @@ class Anchored(Target):
     def needs_anchor(self) -> bool:
         return True
 
-    def level(self, initial_entropy: float | None, entropy: float | None = None) -> float | None:
+    def level(self, initial_entropy: float | None, entropy: float | None) -> float | None:
         return None if initial_entropy is None else self.tau * initial_entropy

@@ -7,6 +7,7 @@ Runs every case of `CASES` that has this world size on the same global batch, an
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,8 @@ from verl.workers.engine.fsdp import transformer_impl
 from verl.workers.engine_workers import TrainingWorker
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
+from tests.integration.test_loss_equals_verl import LENGTHS, nested
+from tests.integration.test_loss_equals_verl import make_rows as make_loss_rows
 from verl_aer.functional import Clamped, Full, Functional, Nucleus
 from verl_aer.integration.batch import WEIGHT_FIELD
 from verl_aer.integration.functional_request import FUNCTIONAL_KEY, request_of
@@ -32,8 +35,6 @@ from verl_aer.integration.loss import ALPHA_KEY, entropy_loss
 ALPHA = 0.05
 TEMPERATURE = 0.7
 VOCABULARY = 19
-# Prompt and response lengths of eight rollouts; unequal on purpose, so that a mean of means shows.
-LENGTHS = [(3, 5), (2, 1), (4, 6), (3, 2), (2, 4), (5, 3), (2, 6), (3, 3)]
 WEIGHTS = [1.0, 1.0, 0.0, 0.0, 0.5, 0.5, 0.25, 0.25]
 
 
@@ -74,29 +75,11 @@ class FSDP1WithoutAccelerator(transformer_impl.FSDP):
         super().__init__(*args, **{**kwargs, "sync_module_states": False, "device_id": torch.device("cpu")})
 
 
-def nested(rows: list[torch.Tensor]) -> torch.Tensor:
-    return torch.nested.as_nested_tensor(rows, layout=torch.jagged)
-
-
 def make_rows() -> list[dict[str, torch.Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-    rows = []
-    for number, (prompt, response) in enumerate(LENGTHS):
-        ids = torch.randint(3, VOCABULARY, (prompt + response,), generator=generator)
-        rows.append(
-            {
-                "input_ids": ids,
-                "position_ids": torch.arange(len(ids)),
-                "prompts": ids[:prompt],
-                "responses": ids[prompt:],
-                "response_mask": torch.ones(response),
-                "loss_mask": torch.cat([torch.zeros(prompt), torch.ones(response)]),
-                "old_log_probs": -torch.rand(response, generator=generator) * 3,
-                "advantages": torch.randn((), generator=generator).expand(response),
-                "row": torch.tensor(number),
-                WEIGHT_FIELD: torch.tensor(WEIGHTS[number]),
-            }
-        )
+    """The rollouts of the loss's own tests, with what an engine needs besides."""
+    rows = make_loss_rows(padding_rows=0, weights=WEIGHTS)
+    for number, row in enumerate(rows):
+        row |= {"position_ids": torch.arange(len(row["input_ids"])), "row": torch.tensor(number)}
     return rows
 
 
@@ -189,9 +172,7 @@ def main(model: str, out: str) -> None:
     EngineRegistry.register(model_type="language_model", backend="fsdp", device="cpu")(
         transformer_impl.FSDPEngineWithLMHead
     )
-    from os import environ
-
-    ranks, rank = int(environ["WORLD_SIZE"]), int(environ["RANK"])
+    ranks, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     found = {name: run(case, model) for name, case in CASES.items() if case.ranks == ranks}
     torch.save(found, Path(out) / f"{ranks}-{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -22,16 +22,8 @@ from verl.workers.config import FSDPEngineConfig
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from examples.countdown.model import build_model, build_tokenizer, save
-from tests.integration.engine_rank import (
-    ALPHA,
-    CASES,
-    LENGTHS,
-    TEMPERATURE,
-    VOCABULARY,
-    WEIGHTS,
-    make_rows,
-    nested,
-)
+from tests.integration.engine_rank import ALPHA, CASES, TEMPERATURE, VOCABULARY, WEIGHTS, make_rows
+from tests.integration.test_loss_equals_verl import LENGTHS, nested
 from verl_aer.functional import Clamped, Functional, Nucleus
 from verl_aer.integration.engine import FunctionalEntropyEngine
 from verl_aer.integration.functional_request import DONE_KEY, FUNCTIONAL_KEY, request_of, require_done
@@ -95,18 +87,14 @@ def entropy_of_rows(ranks: list[dict]) -> dict[int, torch.Tensor]:
     return {row: entropy for rank in ranks for row, entropy in rank["entropy"].items()}
 
 
-def logits_of(model: Path, row: dict[str, torch.Tensor]) -> torch.Tensor:
-    """What transformers computes for one row without any engine, ``(S, V)``."""
-    with torch.no_grad():
-        return AutoModelForCausalLM.from_pretrained(model)(row["input_ids"][None]).logits[0] / TEMPERATURE
-
-
 @pytest.mark.parametrize("name", ["whole", "clamped", "nucleus"])
 def test_entropies_are_the_functional_of_the_models_logits(found, model, name):
     entropy = entropy_of_rows(found[name])
+    policy = AutoModelForCausalLM.from_pretrained(model)
     for number, row in enumerate(make_rows()):
-        expected = CASES[name].functional.entropy(logits_of(model, row))
-        torch.testing.assert_close(entropy[number], expected, rtol=RELATIVE, atol=0)
+        with torch.no_grad():
+            logits = policy(row["input_ids"][None]).logits[0] / TEMPERATURE
+        torch.testing.assert_close(entropy[number], CASES[name].functional.entropy(logits), rtol=RELATIVE, atol=0)
 
 
 def test_the_functionals_differ_here(found):

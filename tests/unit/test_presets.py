@@ -5,6 +5,7 @@ from importlib import resources
 import pytest
 from omegaconf import OmegaConf
 
+from tests.unit.test_readme import leaves
 from verl_aer import get_method, method_names, parse_entropy_config, to_mapping
 
 PRESETS = {
@@ -18,14 +19,6 @@ OWN = PRESETS.pop("own")
 
 def load(name: str) -> dict:
     return OmegaConf.to_container(OmegaConf.create(PRESETS[name].read_text(encoding="utf-8")))
-
-
-def leaves(node: dict, prefix: str = "") -> dict:
-    """Full key -> value."""
-    found = {}
-    for key, value in node.items():
-        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
 
 
 def test_there_is_one_preset_for_each_method():

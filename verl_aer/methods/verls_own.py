@@ -5,21 +5,17 @@ Measured and logged like every other method, so that a comparison changes one wo
 
 from __future__ import annotations
 
-from verl_aer.allocation import Uniform
-from verl_aer.controller import Fixed
-from verl_aer.functional import Full
+from dataclasses import replace
+
+from verl_aer.methods.baselines import none
 from verl_aer.methods.registry import Method, register_method
-from verl_aer.target import NoTarget
 
 ACTOR = "actor_rollout_ref.actor"
 
 
 def _without_a_term(source: str, summary: str, verl: dict[str, float | str]) -> Method:
-    return Method(
-        allocation=Uniform(),
-        functional=Full(),
-        target=NoTarget(),
-        controller=Fixed(coefficient=0.0),
+    return replace(
+        none(),
         standing="published",
         source=source,
         summary=summary,

@@ -29,6 +29,9 @@ class Allocation(Part):
     uses_accuracy: ClassVar[bool] = True
     """Whether the weights depend on group accuracy; without it a group of one rollout is enough."""
 
+    uses_questions: ClassVar[bool] = False
+    """Whether ``groups`` has to hold what is remembered of each question."""
+
     def weights(self, groups: Groups) -> np.ndarray:
         """Weight of each prompt, ``(P,)`` float64, finite and >= 0."""
         raise NotImplementedError
@@ -114,6 +117,33 @@ class Difficulty(Allocation):
         if self.mean_normalize and weights.any():
             weights = weights / weights.mean()
         return weights
+
+
+@register_allocation("historical")
+@dataclass
+class Historical(Allocation):
+    """w(q) = hard_weight if Acc_h(q) < mean of Acc_h over all questions else easy_weight (CEEH, arXiv 2602.22642).
+
+    Acc_h is the question's accuracy in the steps in which it came up, an average that rises faster than it falls
+    (entropy.memory.rise and fall); the threshold moves with the policy. Both include this step: that is our reading.
+
+    hard_weight, easy_weight: >= 0; with 5 and 1 alpha is CEEH-ME's lambda_0.
+
+    >>> groups = Groups(np.zeros(2), np.full(2, 8), np.arange(2), history=np.array([0.2, 0.6]), history_mean=0.5)
+    >>> Historical().weights(groups)
+    array([5., 1.])
+    """
+
+    uses_questions: ClassVar[bool] = True
+
+    hard_weight: float = 5.0
+    easy_weight: float = 1.0
+
+    def problems(self) -> list[tuple[str, str]]:
+        return [(name, ">= 0") for name in ("hard_weight", "easy_weight") if getattr(self, name) < 0]
+
+    def weights(self, groups: Groups) -> np.ndarray:
+        return np.where(groups.history < groups.history_mean, self.hard_weight, self.easy_weight)
 
 
 def allocate(allocation: Any, groups: Groups) -> np.ndarray:

@@ -2,7 +2,8 @@
 
     H_t          token-mean entropy of step t, nats per token
     H0           mean of H_t over the first anchor_steps steps ever observed
-    H*           level(H0, smoothed H_t)
+    H_W          mean of H_s over all steps s < t
+    H*           level(H0, H_W, smoothed H_t)
     a_{t+1}      next_alpha(a_t, smoothed H_t, H*, t)
     alpha_{t+1}  applied(a_{t+1}, smoothed H_t, H*, t), for most controllers a_{t+1} itself
 
@@ -13,8 +14,11 @@ per global step, after the actor's update, and only then moves alpha.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+import torch
 
 from verl_aer.config.schema import EntropyConfig
 
@@ -27,8 +31,8 @@ class ControlState:
         alpha: coefficient of the next step, loss units per nat.
         undamped_alpha: what the controller's rule goes on from, loss units per nat.
         initial_entropy: H0, nats per token; None until it is known.
-        anchor_sum: entropies added up for H0, nats per token.
-        anchor_count: how many they are.
+        entropy_sum: all finite entropies added up, for H0 and H_W, nats per token.
+        entropy_count: how many they are.
         entropy_ema: last smoothed entropy, nats per token; None before the first.
         step: last global step observed, 0 for none.
         updates: times the controller's rule was applied.
@@ -39,13 +43,18 @@ class ControlState:
     alpha: float
     undamped_alpha: float
     initial_entropy: float | None = None
-    anchor_sum: float = 0.0
-    anchor_count: int = 0
+    entropy_sum: float = 0.0
+    entropy_count: int = 0
     entropy_ema: float | None = None
     step: int = 0
     updates: int = 0
     skipped_updates: int = 0
     saturated_steps: int = 0
+
+    @property
+    def history(self) -> float | None:
+        """H_W of the coming step: the mean of the entropies so far, nats per token; None before the first."""
+        return self.entropy_sum / self.entropy_count if self.entropy_count else None
 
 
 class Decision(NamedTuple):
@@ -89,6 +98,7 @@ class EntropyControl:
     def __init__(self, config: EntropyConfig, state: ControlState | None = None) -> None:
         self._target = config.target
         self._controller = config.controller
+        self._penalty = config.penalty
         self._state = state if state is not None else _fresh_state(config)
 
     @property
@@ -99,6 +109,20 @@ class EntropyControl:
     def alpha(self) -> float:
         """The coefficient that the coming step trains with."""
         return self._state.alpha
+
+    def signal(self, entropy: float, step: int) -> dict[str, float]:
+        """What the penalty needs of the driver in global step ``step``, before its update.
+
+        ``entropy``: H_t of the rollouts that the step trains on, nats per token; where it is not finite (not measured
+        before the update, or not a number), the one of the step before takes its place.
+        """
+        known = entropy if math.isfinite(entropy) else self._state.entropy_ema
+        bounds = self._target.bounds(self._state.initial_entropy, self._state.history)
+        return self._penalty.signal(known, bounds, step)
+
+    def push(self, entropy: float, signal: Mapping[str, float]) -> float:
+        """d value(H) / dH at ``entropy`` (nats per token): what alpha is multiplied by there; 1 for a plain bonus."""
+        return float(self._penalty.slope(torch.tensor(entropy, dtype=torch.float64), signal))
 
     def observe(self, entropy: float, step: int) -> Decision:
         """Move alpha by the token-mean entropy (nats) of global step ``step``.
@@ -116,12 +140,12 @@ class EntropyControl:
         entropy = float(entropy)
         if not math.isfinite(entropy):
             self._state = replace(before, step=step, skipped_updates=before.skipped_updates + 1)
-            target = self._target.level(before.initial_entropy, before.entropy_ema)
+            target = self._target.level(before.initial_entropy, before.history, before.entropy_ema)
             return self._decision(before, entropy, target, error=None, skipped=True, saturated=False)
 
         anchored = self._anchor(before, entropy)
         smoothed = self._controller.smooth(before.entropy_ema, entropy)
-        target = self._target.level(anchored.initial_entropy, smoothed)
+        target = self._target.level(anchored.initial_entropy, before.history, smoothed)
         observed = replace(anchored, step=step, entropy_ema=smoothed)
         if target is None and self._controller.uses_target:
             self._state = observed
@@ -141,11 +165,11 @@ class EntropyControl:
 
     def _anchor(self, state: ControlState, entropy: float) -> ControlState:
         """H0 := mean of the first anchor_steps entropies, then never again."""
-        if not self._target.needs_anchor or state.initial_entropy is not None:
-            return state
-        total, count = state.anchor_sum + entropy, state.anchor_count + 1
-        initial_entropy = total / count if count >= self._target.anchor_steps else None
-        return replace(state, anchor_sum=total, anchor_count=count, initial_entropy=initial_entropy)
+        total, count = state.entropy_sum + entropy, state.entropy_count + 1
+        initial_entropy = state.initial_entropy
+        if self._target.needs_anchor and initial_entropy is None and count >= self._target.anchor_steps:
+            initial_entropy = total / count
+        return replace(state, entropy_sum=total, entropy_count=count, initial_entropy=initial_entropy)
 
     def _decision(
         self,

@@ -1,7 +1,8 @@
 """Controllers: how the global coefficient alpha moves when the entropy is off its target.
 
 Pure functions of their arguments; what has to be remembered between steps lives in ``control.ControlState``.
-alpha is in loss units per nat; below 0 it is a penalty on entropy, which only a schedule can ask for.
+alpha is in loss units per nat; below 0 it is a penalty on entropy, which only ``schedule`` and
+``proportional_integral`` can ask for.
 """
 
 from __future__ import annotations
@@ -106,6 +107,9 @@ class Integral(Controller):
     0.012
     """
 
+    two_sided: ClassVar[bool] = False
+    """Whether alpha may be below 0."""
+
     update_rule: str = "proportional"
     eta: float = 0.05
     initial: float = 0.0
@@ -123,7 +127,7 @@ class Integral(Controller):
         found += [
             (name, ">= 0")
             for name in ("eta", "minimum", "warmup_steps", "dead_band", "damping")
-            if getattr(self, name) < 0
+            if getattr(self, name) < 0 and not (name == "minimum" and self.two_sided)
         ]
         if not 0 <= self.ema < 1:
             found.append(("ema", "in [0, 1)"))
@@ -168,6 +172,26 @@ class Integral(Controller):
         return 0.0 if step <= self.warmup_steps or abs(error) <= self.dead_band else error
 
 
+@register_controller("proportional_integral")
+@dataclass
+class ProportionalIntegral(Integral):
+    """alpha_{t+1} = clip(I_{t+1} + damping * (H* - H_t)), I_{t+1} = clip(I_t + eta * (H* - H_t)), on both sides of 0.
+
+    ``integral`` with both of its parts. As EntroPIC's controller (arXiv 2511.15248), whose coefficient is -alpha, eta
+    is its K_i and damping its K_p; the defaults are its code's. There it moves once a micro-batch and rank, and its
+    integral has no bound of its own.
+
+    >>> ProportionalIntegral().applied(alpha=0.01, entropy=0.05, target=0.1, step=1)
+    0.060000000000000005
+    """
+
+    eta: float = 0.01
+    minimum: float = -1.0
+    maximum: float = 1.0
+    damping: float = 1.0
+    two_sided: ClassVar[bool] = True
+
+
 @register_controller("dead_band")
 @dataclass
 class DeadBand(Integral):
@@ -179,7 +203,8 @@ class DeadBand(Integral):
 
     >>> from verl_aer.target import Band
     >>> band, controller = Band(low=0.25, high=0.5), DeadBand(eta=0.5, maximum=1.0)
-    >>> [controller.next_alpha(0.5, entropy, band.level(None, entropy), step=1) for entropy in (0.125, 0.375, 0.75)]
+    >>> levels = [(entropy, band.level(None, None, entropy)) for entropy in (0.125, 0.375, 0.75)]
+    >>> [controller.next_alpha(0.5, entropy, level, step=1) for entropy, level in levels]
     [0.5625, 0.5, 0.375]
     """
 
@@ -255,7 +280,7 @@ class Schedule(Controller):
     Args:
         initial: alpha of the first step, loss units per nat, >= 0.
         shape: one of SCHEDULES.
-        total_steps: global steps from the first to the last value, >= 1.
+        total_steps: global steps from the first to the last value, >= 1; None takes the run's own.
 
     >>> [round(Schedule(1.0, total_steps=4).next_alpha(0.0, 0.3, None, step), 3) for step in (1, 2, 3, 4, 5)]
     [0.707, 0.0, -0.707, -1.0, -1.0]
@@ -265,18 +290,22 @@ class Schedule(Controller):
 
     initial: float = 1e-3
     shape: str = "cos_signed"
-    total_steps: int = 500
+    total_steps: int | None = None
 
     def problems(self) -> list[tuple[str, str]]:
         found = [("initial", ">= 0")] if self.initial < 0 else []
         if self.shape not in SCHEDULES:
             found.append(("shape", f"one of {', '.join(SCHEDULES)}"))
-        return [*found, ("total_steps", ">= 1")] if self.total_steps < 1 else found
+        if self.total_steps is not None and self.total_steps < 1:
+            found.append(("total_steps", "null (the run's own) or >= 1"))
+        return found
 
     def initial_alpha(self) -> float:
         return self.initial
 
     def next_alpha(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
+        if self.total_steps is None:
+            raise ValueError("entropy.controller.total_steps is not known: set it to the run's number of steps")
         x = min(step / self.total_steps, 1.0)
         share = {"cos_signed": math.cos(math.pi * x), "cos_half": math.cos(math.pi * x / 2), "linear": 1.0 - x}
         return self.initial * share[self.shape]
@@ -292,7 +321,7 @@ def _clip(alpha: float, minimum: float, maximum: float) -> float:
 def _held_back(lowest: float, highest: float, minimum: float, maximum: float) -> bool:
     """Whether a bound keeps alpha from the lowest or the highest that the rule asks for."""
     # Held at alpha = 0 a controller is idle by design, not at the end of its reach.
-    return highest > maximum or (lowest < minimum and minimum > 0)
+    return highest > maximum or (lowest < minimum and minimum != 0)
 
 
 def _bounds_problems(initial: float, minimum: float, maximum: float) -> list[tuple[str, str]]:

@@ -38,11 +38,18 @@ class Groups:
 
     accuracy: ``(P,)`` float64 in [0, 1], mean correctness of the prompt's rollouts. size: ``(P,)`` int64,
     rollouts of the prompt. prompt_of_row: ``(N,)`` int64, the prompt of each row, -1 on padding.
+
+    Where a part of the method asks for the memory of questions (``verl_aer.questions``), and None elsewhere:
+    history: ``(P,)`` float64, Acc_h of the prompt's question after this step. history_mean: Acc_h over all questions.
+    shortest: ``(P,)`` float64, L_x in tokens, NaN where no correct response is known.
     """
 
     accuracy: np.ndarray
     size: np.ndarray
     prompt_of_row: np.ndarray
+    history: np.ndarray | None = None
+    history_mean: float | None = None
+    shortest: np.ndarray | None = None
 
 
 def trajectory_correctness(reward: np.ndarray | None, acc: np.ndarray | None, threshold: float | None) -> np.ndarray:

@@ -4,34 +4,93 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from verl_aer.methods.registry import PART_KINDS, Method, get_method, method_builder, method_names
+from verl_aer.methods.registry import NEUTRAL, PART_KINDS, Method, get_method, method_builder, method_names
 from verl_aer.tables import Table, as_markdown
 
 HEADER = """# The methods
 
 Written by `verl-aer methods --markdown`. *standing* says how far a definition can be traced: *published* is what the
 paper or the authors' code says, with the differences named; *our reading* is a method whose body we did not have.
-Choose one with `entropy=NAME`, see [the README](../README.md#your-own-run).
+Choose one with `entropy=NAME`, see [the README](../README.md#your-own-run). A part that a row does not name is
+`selection: all`, `penalty: bonus`, and no shaping of rewards or advantages.
 """
+
+LEFT_OUT = Table(
+    "Neighbours that are not here",
+    ["method", "source", "why"],
+    [
+        [
+            "ACPO",
+            "arXiv 2510.08899",
+            "Credits the steps of a response that a segmentation by meaning finds, by an estimate of mutual "
+            "information. Neither the segmentation nor the estimate is known to us beyond the abstract.",
+        ],
+        [
+            "ETPO",
+            "arXiv 2402.06700",
+            "Another algorithm: a critic of Q-values over the whole vocabulary, trained by a soft Bellman update "
+            "inside each action. No shaping of veRL's advantages equals it; veRL's critic has one value a token.",
+        ],
+        [
+            "ReLaX",
+            "arXiv 2512.07558",
+            "Acts on hidden states: the spread of a Koopman operator's spectrum, fitted with a learned dictionary. "
+            "veRL's loss function gets log-probs and entropies; the authors' repository has no code yet.",
+        ],
+        [
+            "AEPO (arbitrary entropy)",
+            "arXiv 2510.08141",
+            "Replaces rollouts by others that are drawn at another temperature: it acts on sampling, before advantages "
+            "and loss.",
+        ],
+        [
+            "Repository rule of EPO",
+            "arXiv 2509.22576",
+            "Adds a constant where a token's entropy is outside its band. A constant has no gradient: it moves the "
+            "logged loss and nothing else. `epo` is the paper's hinge.",
+        ],
+    ],
+)
+"""What was looked at and left out, with the reason."""
 
 
 def method_table() -> Table:
     """One row a method: its parts, standing, source and what it does."""
-    header = ["method", *PART_KINDS, "standing", "source", "in short"]
+    methods = {name: get_method(name) for name in method_names()}
+    rows = [
+        [name, " × ".join(_named_parts(method)), method.standing, method.source, method.summary]
+        for name, method in methods.items()
+    ]
+    return Table("methods, each a composition of parts", ["method", "parts", "standing", "source", "in short"], rows)
+
+
+def source_table() -> Table:
+    """One row a published or read method: what its source says, and where ours is another."""
     rows = []
     for name in method_names():
         method = get_method(name)
-        parts = [getattr(method, kind).kind for kind in PART_KINDS]
-        rows.append([name, *parts, method.standing, method.source, method.summary])
-    return Table("methods, each a composition of four parts", header, rows)
+        if method.standing in ("published", "our reading"):
+            agrees = "differs" if method.differences else "agrees"
+            rows.append([name, method.source, agrees, method.differences or "As published."])
+    return Table("Ours against the source", ["method", "source", "", "where and why"], rows)
+
+
+def _named_parts(method: Method) -> Iterator[str]:
+    for part in PART_KINDS:
+        kind = getattr(method, part).kind
+        if kind != NEUTRAL.get(part):
+            yield f"no {part}" if kind == "none" else kind
 
 
 def methods_page() -> str:
     """All methods as Markdown: the table, then each in full."""
     sections = [HEADER, as_markdown(method_table())]
+    for table in (source_table(), LEFT_OUT):
+        sections.append(f"## {table.title}\n\n{as_markdown(table)}")
     for name in method_names():
         sections.append(f"## {name}\n\n```\n{explanation(name)}```\n")
     return "\n".join(sections)
@@ -47,8 +106,11 @@ def explanation(name: str) -> str:
     lines = [f"{name}: {method.summary}", f"standing: {method.standing}", f"source: {method.source}", ""]
     lines += (inspect.getdoc(method_builder(name)) or "").splitlines()
     for kind in PART_KINDS:
-        lines += ["", *_part_lines(kind, getattr(method, kind))]
+        if getattr(method, kind).kind != NEUTRAL.get(kind):
+            lines += ["", *_part_lines(kind, getattr(method, kind))]
     lines += ["", f"entropy.aggregation={method.aggregation}", *_verl_lines(method)]
+    if method.differences:
+        lines += ["", "against the source:", *(f"    {line}" for line in textwrap.wrap(method.differences, 112))]
     if method.watch:
         lines += ["", f"watch: {method.watch}"]
     lines += ["", f"use it: hydra.searchpath=[pkg://verl_aer.config] +entropy={name}"]

@@ -74,6 +74,20 @@ METRICS = [
         "absent in a step without such prompts",
     ),
     MetricSpec("aer/entropy/easy", "nats/token", f"token mean of H, {_EASY}", "may fall: easy prompts get no bonus"),
+    MetricSpec(
+        "aer/push",
+        "1",
+        "d value(H)/dH at H_t",
+        "what a nat more is worth to the penalty, times alpha to the loss; below 0 the entropy is pushed down",
+    ),
+    MetricSpec("aer/reward_change", "reward", "mean_i R'_i - R_i", "what reward shaping adds to a rollout"),
+    MetricSpec(
+        "aer/advantage_change",
+        "advantage",
+        "mean_{i,t} abs(A' - A)",
+        "how far advantage shaping moves a token; compare it with critic/advantages",
+    ),
+    MetricSpec("aer/questions", "questions", "questions remembered", "at entropy.memory.capacity: some are forgotten"),
     MetricSpec("aer/seconds", "s", "wall time", "time this package took in the step, on the driver"),
     MetricSpec(
         "actor/aer/entropy",
@@ -81,7 +95,7 @@ METRICS = [
         "Σ_{i,t} m·H / Σ_{i,t} m",
         "exact token mean under the policy being updated, over ranks, micro- and mini-batches",
     ),
-    MetricSpec("actor/aer/entropy_term", "loss", "alpha * agg(w·H)", "what is taken off the policy loss"),
+    MetricSpec("actor/aer/entropy_term", "loss", "alpha * agg(w·s·value(H))", "what is taken off the policy loss"),
     MetricSpec("actor/aer/policy_loss", "loss", "L_policy", "veRL's own loss, before the entropy term"),
     MetricSpec(
         "actor/aer/policy_gradient",
@@ -92,7 +106,7 @@ METRICS = [
     MetricSpec(
         "actor/aer/entropy_gradient",
         "loss/nat",
-        "Σ_{i,t} abs(∂(alpha * agg(w·H))/∂H)",
+        "Σ_{i,t} abs(∂(alpha * agg(w·s·value(H)))/∂H)",
         "how hard the entropy term pulls at the entropies; far above the policy's: entropy rules the update",
     ),
 ]

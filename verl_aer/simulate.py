@@ -1,6 +1,6 @@
 """A synthetic entropy plant, the loop closed around it, and the replay of a real run's loop from its log.
 
-    H_{t+1} = clip(H_t - decay * H_t + gain * alpha_t, 0, ceiling)          the plant
+    H_{t+1} = clip(H_t - decay * H_t + gain * alpha_t * push_t, 0, ceiling) the plant
     alpha_{t+1} = next_alpha(alpha_t, H_t, H*, t)                           the control, unchanged
 
 The plant is the simplest that has both failures of a constant coefficient: too small a one lets the
@@ -65,7 +65,8 @@ def simulate(
     """The control of ``config`` around ``plant``, as the rows that a run would log.
 
     Args:
-        config: the entropy control; its allocation does not act on the plant.
+        config: the entropy control; its allocation, its reward shaping and all of its advantage shaping that alpha
+            has no part in do not act on the plant.
         plant: what it steers.
         steps: global steps, from 1 on.
         shocks: nats added to the entropy before a step is measured, by step: a collapse or an explosion.
@@ -75,15 +76,18 @@ def simulate(
     >>> round(rows[-1].data["aer/target"], 4), round(rows[-1].data["aer/entropy"], 4)
     (0.32, 0.32)
     """
+    config = config.over(steps)
     control = EntropyControl(config)
     noise = np.random.default_rng(plant.seed)
     entropy, rows = plant.initial, []
     for step in range(1, steps + 1):
         entropy = plant.bounded(entropy + (shocks or {}).get(step, 0.0))
-        decision = control.observe(entropy + plant.noise * noise.standard_normal(), step)
-        rows.append(MetricsRow(step, decision_metrics(decision, control.state)))
+        measured = entropy + plant.noise * noise.standard_normal()
+        push = control.push(measured, control.signal(measured, step)) + config.advantage_shaping.steers
+        decision = control.observe(measured, step)
+        rows.append(MetricsRow(step, {**decision_metrics(decision, control.state), "aer/push": push}))
         # The step trained with the alpha from before its own observation.
-        entropy = plant.next_entropy(entropy, decision.alpha)
+        entropy = plant.next_entropy(entropy, decision.alpha * push)
     return rows
 
 

@@ -1,7 +1,7 @@
 """The controller's state as a file beside veRL's checkpoint: versioned, exact, whole or absent.
 
-    {"format": "verl_aer.entropy_control", "version": 2, "config": {...}, "state": {...}, "conditions": {...},
-     "sha256": "..."}
+    {"format": "verl_aer.entropy_control", "version": 3, "config": {...}, "state": {...}, "memory": {...},
+     "conditions": {...}, "sha256": "..."}
 
 Floats are written so that they read back bit for bit. The state belongs to the settings it was made with: H0
 and the smoothed entropy mean nothing for another functional, alpha nothing for another controller.
@@ -19,20 +19,30 @@ import math
 import os
 import typing
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from verl_aer.config.schema import EntropyConfig, to_mapping
 from verl_aer.control import ControlState
 from verl_aer.files import write_text_atomically
+from verl_aer.questions import Question, QuestionMemory
 
 FORMAT = "verl_aer.entropy_control"
-VERSION = 2
+VERSION = 3
 
-BOUND_PARTS = ("functional", "target", "controller")
+BOUND_PARTS = ("functional", "selection", "target", "controller")
 """Parts whose settings give the state its meaning; a state is refused for others."""
 
 _SWITCH = "To start the controller afresh, set entropy.on_missing_state=restart."
+
+
+@dataclass(frozen=True)
+class RunMemory:
+    """What a run remembers beside the control: of its questions, and what its reward shaping asked to keep."""
+
+    questions: QuestionMemory = field(default_factory=QuestionMemory)
+    reward_shaping: Mapping[str, float] = field(default_factory=dict)
 
 
 class StateError(ValueError):
@@ -49,16 +59,22 @@ def save_state(
     state: ControlState,
     config: EntropyConfig,
     conditions: Mapping[str, Any] | None = None,
+    memory: RunMemory | None = None,
 ) -> None:
     """Write the state whole: a crash leaves the previous file or none, never half of one.
 
     conditions: settings outside the entropy control under which these entropies were measured, by config key.
     """
+    memory = memory if memory is not None else RunMemory()
     document = {
         "format": FORMAT,
         "version": VERSION,
         "config": to_mapping(config),
         "state": dataclasses.asdict(state),
+        "memory": {
+            "questions": {name: list(question) for name, question in memory.questions.questions.items()},
+            "reward_shaping": dict(memory.reward_shaping),
+        },
         "conditions": dict(conditions or {}),
     }
     document["sha256"] = _digest(document)
@@ -66,24 +82,33 @@ def save_state(
 
 
 def load_state(path: str | os.PathLike[str], config: EntropyConfig) -> ControlState:
-    """The state that ``save_state`` wrote, bit for bit.
+    """The control's state that ``save_state`` wrote, bit for bit.
 
     Raises:
-        StateError: the file is missing, is not whole, is of another format or a newer version, has other
-            keys or types, holds impossible or changed values, or belongs to other settings of functional,
-            target or controller.
+        StateError: the file is missing, is not whole, is of another format or version, has other keys or types,
+            holds impossible or changed values, or belongs to other settings of functional, selection, target or
+            controller.
     """
+    return load_run(path, config)[0]
+
+
+def load_run(path: str | os.PathLike[str], config: EntropyConfig) -> tuple[ControlState, RunMemory]:
+    """Like ``load_state``, with what the run remembers beside the control."""
     document = _read(path)
-    _require_keys(path, "the file", document, {"format", "version", "config", "state", "conditions", "sha256"})
+    if isinstance(document, dict) and document.get("format") == FORMAT and "version" in document:
+        # Before the keys: another version has others.
+        _require_version(path, document["version"])
+    keys = {"format", "version", "config", "state", "memory", "conditions", "sha256"}
+    _require_keys(path, "the file", document, keys)
     if document["format"] != FORMAT:
         raise StateError(path, f"its format is {document['format']!r}, not {FORMAT!r}: it is some other file")
-    _require_version(path, document["version"])
     _require_same_settings(path, document["config"], to_mapping(config))
     state = _read_state(path, document["state"], config)
+    memory = _read_memory(path, document["memory"])
     # Last: what can be named is named above; this finds the digit that a damaged disk or an editor changed.
     if document["sha256"] != _digest(document):
         raise StateError(path, "its contents do not match their sha256: they were changed after it was written")
-    return state
+    return state, memory
 
 
 def changed_conditions(path: str | os.PathLike[str], current: Mapping[str, Any]) -> list[str]:
@@ -97,7 +122,7 @@ def changed_conditions(path: str | os.PathLike[str], current: Mapping[str, Any])
 
 
 def _digest(document: dict[str, Any]) -> str:
-    contents = json.dumps([document[part] for part in ("config", "state", "conditions")], sort_keys=True)
+    contents = json.dumps([document[part] for part in ("config", "state", "memory", "conditions")], sort_keys=True)
     return hashlib.sha256(contents.encode()).hexdigest()
 
 
@@ -128,6 +153,13 @@ def _require_version(path: str | os.PathLike[str], version: Any) -> None:
             f"its version {version} is newer than {VERSION}, the newest this verl_aer reads; install the "
             "verl_aer that wrote it to go on from it",
         )
+    if version < VERSION:
+        raise StateError(
+            path,
+            f"its version {version} is older than {VERSION}, which this verl_aer reads; go on from it with the "
+            "verl_aer that wrote it, or restart with entropy.controller.initial and entropy.target.initial_entropy set "
+            "to the values in the file",
+        )
 
 
 def _require_same_settings(path: str | os.PathLike[str], saved: Any, current: dict[str, Any]) -> None:
@@ -157,13 +189,30 @@ def _read_state(path: str | os.PathLike[str], found: Any, config: EntropyConfig)
     return state
 
 
+def _read_memory(path: str | os.PathLike[str], found: Any) -> RunMemory:
+    _require_keys(path, "its memory", found, {"questions", "reward_shaping"})
+    questions, shaping = found["questions"], found["reward_shaping"]
+    for name, value in shaping.items():
+        _require_value(path, f"memory.reward_shaping.{name}", value, float, may_be_null=False)
+    for name, question in questions.items():
+        if not (isinstance(question, list) and len(question) == len(Question._fields)):
+            raise StateError(path, f"its memory of the question {name!r} is {question!r}")
+        accuracy, shortest, step = question
+        _require_value(path, f"memory.questions.{name}.accuracy", accuracy, float, may_be_null=False)
+        _require_value(path, f"memory.questions.{name}.shortest", shortest, int, may_be_null=True)
+        _require_value(path, f"memory.questions.{name}.step", step, int, may_be_null=False)
+        if not 0 <= accuracy <= 1:
+            raise StateError(path, f"its memory of the question {name!r} has accuracy={accuracy!r}, not in [0, 1]")
+    return RunMemory(QuestionMemory({name: Question(*question) for name, question in questions.items()}), shaping)
+
+
 def _state_fields() -> list[tuple[dataclasses.Field, tuple[type, bool]]]:
     """Each field of ControlState with its number type and whether it may be null."""
     hints = typing.get_type_hints(ControlState)
     result = []
-    for field in dataclasses.fields(ControlState):
-        options = typing.get_args(hints[field.name]) or (hints[field.name],)
-        result.append((field, (options[0], type(None) in options)))
+    for of_state in dataclasses.fields(ControlState):
+        options = typing.get_args(hints[of_state.name]) or (hints[of_state.name],)
+        result.append((of_state, (options[0], type(None) in options)))
     return result
 
 
@@ -177,7 +226,7 @@ def _require_value(path: str | os.PathLike[str], name: str, value: Any, wanted: 
 
 
 def _require_possible(path: str | os.PathLike[str], state: ControlState, config: EntropyConfig) -> None:
-    for name in ("anchor_count", "step", "updates", "skipped_updates", "saturated_steps"):
+    for name in ("entropy_count", "step", "updates", "skipped_updates", "saturated_steps"):
         if getattr(state, name) < 0:
             raise StateError(path, f"its state has {name}={getattr(state, name)!r}, which is negative")
     for name in ("alpha", "undamped_alpha"):

@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from verl_aer.methods.registry import Part, register_target
 
 
+class Bounds(NamedTuple):
+    """The wanted entropies, nats per token; both ends are equal where a single level is wanted."""
+
+    low: float
+    high: float
+
+
 class Target(Part):
-    """Base of targets: a level H*, possibly relative to the initial entropy H0."""
+    """Base of targets: a level H* or a band of them, possibly relative to entropies seen before."""
 
     @property
     def needs_anchor(self) -> bool:
-        """Whether H* is relative to H0; such a target has fields ``initial_entropy`` and ``anchor_steps``."""
+        """Whether the target is relative to H0; it then has fields ``initial_entropy`` and ``anchor_steps``."""
         return False
 
-    def level(self, initial_entropy: float | None, entropy: float | None) -> float | None:
-        """H* in nats per token: where an entropy should go. None where there is no target, or none yet.
+    def bounds(self, initial_entropy: float | None, history: float | None) -> Bounds | None:
+        """The wanted entropies; None where there is no target, or none yet.
 
         Args:
             initial_entropy: H0, nats per token; None until it is known.
-            entropy: H_t, nats per token; a target that is a band takes the level in it that is nearest. None before
-                the first.
+            history: mean of the entropies of all earlier steps, nats per token; None in the first step.
         """
         raise NotImplementedError
+
+    def level(self, initial_entropy: float | None, history: float | None, entropy: float | None) -> float | None:
+        """H* = clip(H_t, low, high) in nats per token: where an entropy should go. None where ``bounds`` is.
+
+        ``entropy``: H_t, nats per token; None before the first, and then a band has no level.
+        """
+        bounds = self.bounds(initial_entropy, history)
+        if bounds is None:
+            return None
+        if bounds.low == bounds.high:
+            return bounds.low
+        return None if entropy is None else min(max(entropy, bounds.low), bounds.high)
 
 
 @register_target("none")
@@ -31,7 +50,7 @@ class Target(Part):
 class NoTarget(Target):
     """No level is wanted: for a coefficient that does not move."""
 
-    def level(self, initial_entropy: float | None, entropy: float | None) -> float | None:
+    def bounds(self, initial_entropy: float | None, history: float | None) -> None:
         return None
 
 
@@ -48,8 +67,8 @@ class Absolute(Target):
     def problems(self) -> list[tuple[str, str]]:
         return [("entropy", "> 0")] if self.entropy <= 0 else []
 
-    def level(self, initial_entropy: float | None, entropy: float | None) -> float | None:
-        return self.entropy
+    def bounds(self, initial_entropy: float | None, history: float | None) -> Bounds:
+        return Bounds(self.entropy, self.entropy)
 
 
 @register_target("band")
@@ -60,7 +79,7 @@ class Band(Target):
     low, high: nats per token, 0 <= low <= high. 0.1 and 0.5 are the defaults of AEnt's code; its GSM8K example has
     0.05 and 0.23, and says that the results are sensitive to these two alone.
 
-    >>> [Band(low=0.1, high=0.5).level(None, entropy) for entropy in (0.05, 0.3, 0.9)]
+    >>> [Band(low=0.1, high=0.5).level(None, None, entropy) for entropy in (0.05, 0.3, 0.9)]
     [0.1, 0.3, 0.5]
     """
 
@@ -68,11 +87,10 @@ class Band(Target):
     high: float = 0.5
 
     def problems(self) -> list[tuple[str, str]]:
-        found = [("low", ">= 0")] if self.low < 0 else []
-        return [*found, ("high", f">= low ({self.low:g})")] if self.high < self.low else found
+        return _ordered_problems(self.low, self.high, "low", "high")
 
-    def level(self, initial_entropy: float | None, entropy: float | None) -> float | None:
-        return None if entropy is None else min(max(entropy, self.low), self.high)
+    def bounds(self, initial_entropy: float | None, history: float | None) -> Bounds:
+        return Bounds(self.low, self.high)
 
 
 @register_target("anchored")
@@ -89,7 +107,7 @@ class Anchored(Target):
         initial_entropy: H0 in nats per token if already known; None measures it.
         anchor_steps: average H0 over this many first steps; alpha does not move before they are over.
 
-    >>> Anchored(tau=0.4).level(initial_entropy=0.5, entropy=0.3)
+    >>> Anchored(tau=0.4).level(initial_entropy=0.5, history=None, entropy=0.3)
     0.2
     """
 
@@ -111,5 +129,34 @@ class Anchored(Target):
     def needs_anchor(self) -> bool:
         return True
 
-    def level(self, initial_entropy: float | None, entropy: float | None) -> float | None:
-        return None if initial_entropy is None else self.tau * initial_entropy
+    def bounds(self, initial_entropy: float | None, history: float | None) -> Bounds | None:
+        return None if initial_entropy is None else Bounds(self.tau * initial_entropy, self.tau * initial_entropy)
+
+
+@register_target("history")
+@dataclass
+class History(Target):
+    """H* = clip(H_t, kappa_low * H_W, kappa_high * H_W), H_W the mean entropy of all earlier steps (EPO).
+
+    The mean is over the whole run and not over a window, so that the band moves less and less. There is none in the
+    first step. Source: arXiv 2509.22576, with 0 and 2 in its tables: entropies are then only kept from above.
+
+    kappa_low, kappa_high: shares of H_W, 0 <= kappa_low <= kappa_high.
+
+    >>> History(kappa_low=0.5, kappa_high=2.0).bounds(initial_entropy=None, history=0.25)
+    Bounds(low=0.125, high=0.5)
+    """
+
+    kappa_low: float = 0.0
+    kappa_high: float = 2.0
+
+    def problems(self) -> list[tuple[str, str]]:
+        return _ordered_problems(self.kappa_low, self.kappa_high, "kappa_low", "kappa_high")
+
+    def bounds(self, initial_entropy: float | None, history: float | None) -> Bounds | None:
+        return None if history is None else Bounds(self.kappa_low * history, self.kappa_high * history)
+
+
+def _ordered_problems(low: float, high: float, low_name: str, high_name: str) -> list[tuple[str, str]]:
+    found = [(low_name, ">= 0")] if low < 0 else []
+    return [*found, (high_name, f">= {low_name} ({low:g})")] if high < low else found

@@ -12,9 +12,17 @@ from transfer_queue import KVBatchMeta
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
+from verl_aer import parse_entropy_config
 from verl_aer.config.schema import CorrectnessConfig
 from verl_aer.correctness import CorrectnessError
-from verl_aer.integration.batch import WEIGHT_FIELD, attach_weights, read_rows
+from verl_aer.integration.batch import (
+    WEIGHT_FIELD,
+    add_rewards,
+    attach_weights,
+    read_rows,
+    read_tokens,
+    write_advantages,
+)
 
 pytestmark = [
     pytest.mark.e2e,
@@ -55,7 +63,8 @@ def put(keys, rows, padding=()):
     return KVBatchMeta(keys=keys, tags=tags, partition_id="train")
 
 
-CORRECTNESS = CorrectnessConfig()
+AER = parse_entropy_config({"method": "aer"})
+CORRECTNESS = AER.correctness
 
 
 @pytest.mark.guards("T9", "T10")
@@ -71,7 +80,7 @@ def test_rows_and_groups_from_a_real_queue(transfer_queue):
         row(1.0, 0.0, [0.5, 0.5], mask=[0, 0]),
     ]
     batch = put(keys, rows, padding={"pad7_0_0"})
-    read = read_rows(batch, CORRECTNESS)
+    read = read_rows(batch, AER)
 
     assert read.uid == ["a", "a", "a", "b_x", "pad7"]
     assert read.tokens.tolist() == [2, 3, 1, 1, 0]
@@ -86,7 +95,7 @@ def test_rows_and_groups_from_a_real_queue(transfer_queue):
 @pytest.mark.guards("T11")
 def test_without_acc_the_threshold_on_the_reward_decides(transfer_queue):
     batch = put(["c_0_0", "c_1_0"], [row(None, -1.0, [0.1, 0.1]), row(None, 1.0, [0.1])])
-    read = read_rows(batch, CORRECTNESS)
+    read = read_rows(batch, AER)
     assert read.acc is None
     assert read.groups(CorrectnessConfig(threshold=0.0)).accuracy.tolist() == [0.5]
     with pytest.raises(CorrectnessError, match=r"entropy\.correctness\.threshold"):
@@ -97,7 +106,7 @@ def test_of_sample_reads_the_old_log_probs(transfer_queue):
     rows = [row(1.0, 1.0, [9.0, 9.0, 9.0], mask=[1, 0, 1]), row(0.0, 0.0, [9.0])]
     for fields, log_probs in zip(rows, [[-0.5, float("nan"), -0.25], [-2.0]], strict=True):
         fields["old_log_probs"] = torch.tensor(log_probs)
-    read = read_rows(put(["s_0_0", "s_1_0"], rows), CORRECTNESS, of_sample=True)
+    read = read_rows(put(["s_0_0", "s_1_0"], rows), parse_entropy_config({"method": "skywork"}))
     assert read.entropy_nats.tolist() == [0.75, 2.0]
     assert read.tokens.tolist() == [2, 1]
 
@@ -105,12 +114,13 @@ def test_of_sample_reads_the_old_log_probs(transfer_queue):
 def test_acc_on_some_rows_only_is_an_error(transfer_queue):
     batch = put(["d_0_0", "d_1_0"], [row(1.0, 1.0, [0.1, 0.1]), row(None, 1.0, [0.1])])
     with pytest.raises(CorrectnessError, match="row 1"):
-        read_rows(batch, CORRECTNESS)
+        read_rows(batch, AER)
 
 
 def test_correctness_key_is_the_configured_one(transfer_queue):
     batch = put(["e_0_0"], [row(1.0, 1.0, [0.1, 0.1], extra={"solved": 0.0})])
-    assert read_rows(batch, CorrectnessConfig(key="solved")).acc.tolist() == [0.0]
+    config = parse_entropy_config({"method": "aer", "correctness": {"key": "solved"}})
+    assert read_rows(batch, config).acc.tolist() == [0.0]
 
 
 @pytest.mark.guards("T6")
@@ -132,3 +142,63 @@ def test_one_weight_for_every_row_or_none_is_sent(transfer_queue):
     batch = put(["g_0_0", "g_1_0"], [row(1.0, 1.0, [0.1]), row(1.0, 1.0, [0.1, 0.2])])
     with pytest.raises(ValueError, match="1 entropy weights for 2 rows"):
         attach_weights(batch, np.ones(1, dtype=np.float32))
+
+
+def test_questions_are_known_by_the_data_sets_id_or_by_what_was_asked(transfer_queue):
+    def asked(text: str, extra_info: dict | None):
+        fields = row(1.0, 1.0, [0.1, 0.1])
+        return {
+            **fields,
+            "data_source": "math",
+            "raw_prompt": [{"role": "user", "content": text}],
+            "extra_info": extra_info,
+        }
+
+    rows = [asked("1 + 1?", {"question_id": "q7"}), asked("1 + 1?", {}), asked("1 + 1?", {}), asked("1 + 2?", {})]
+    read = read_rows(put(["h_0_0", "i_0_0", "j_0_0", "k_0_0"], rows), parse_entropy_config({"method": "ceeh_ea"}))
+    assert read.question[0] == "q7"
+    # Two prompts of one step that ask the same are one question.
+    assert read.question[1] == read.question[2] != read.question[3]
+    assert read.question_of_prompt(read.groups(CORRECTNESS)) == read.question
+    # Nobody asked: nothing is fetched.
+    assert read_rows(put(["l_0_0"], [row(1.0, 1.0, [0.1])]), AER).question is None
+
+
+def test_a_rollout_of_several_outputs_is_one(transfer_queue):
+    keys = ["m_0_0", "m_0_1", "m_1_0", "pad1_0_0"]
+    rows = [row(1.0, 1.0, [0.1] * n) for n in (2, 3, 4, 5)]
+    rollouts = read_rows(put(keys, rows, padding={"pad1_0_0"}), AER).rollouts(CORRECTNESS)
+    assert rollouts.tokens.tolist() == [5, 5, 4, 5]
+    assert rollouts.is_last.tolist() == [False, True, True, False]
+    assert rollouts.shortest_correct().tolist() == [4]
+
+
+def test_a_selection_is_measured_as_it_is_pushed(transfer_queue):
+    batch = put(["n_0_0"], [row(1.0, 1.0, [0.1, 0.5, 0.2, 0.4, 9.0], mask=[1, 1, 1, 1, 0])])
+    config = parse_entropy_config({"method": "siren", "selection": {"quantile": 0.5}})
+    # Of four tokens the two most uncertain count, for four: 2 * (0.5 + 0.4).
+    assert read_rows(batch, config).entropy_nats == pytest.approx([1.8])
+
+
+def test_rewards_are_added_at_the_last_token(transfer_queue):
+    batch = add_rewards(put(["o_0_0", "o_1_0"], [row(1.0, 1.0, [0.1] * n) for n in (2, 3)]), np.array([-0.25, 0.5]))
+    scores = tq.kv_batch_get(keys=batch.keys, partition_id="train", select_fields=["rm_scores"])["rm_scores"]
+    assert [part.tolist() for part in scores.unbind()] == [[0.0, 0.75], [0.0, 0.0, 1.5]]
+    # The group's accuracy is what it was.
+    assert read_rows(batch, AER).acc.tolist() == [1.0, 1.0]
+
+
+def test_advantages_come_back_in_the_shape_they_had(transfer_queue):
+    rows = [row(1.0, 1.0, [0.5] * n) for n in (1, 3)]
+    for fields in rows:
+        fields["advantages"] = torch.ones(len(fields["entropy"]))
+        fields["old_log_probs"] = -torch.arange(len(fields["entropy"])).float()
+    batch = put(["p_0_0", "p_1_0"], rows)
+    tokens = read_tokens(batch, of_sample=False, with_entropy=True)
+    assert tokens.mask.tolist() == [[True, False, False], [True, True, True]]
+    assert tokens.entropy[1].tolist() == [0.5, 0.5, 0.5]
+    assert read_tokens(batch, of_sample=True, with_entropy=True).entropy[1].tolist() == [0.0, 1.0, 2.0]
+    written = write_advantages(batch, tokens.advantages * torch.tensor([[2.0], [3.0]]))
+    data = tq.kv_batch_get(keys=written.keys, partition_id="train", select_fields=["advantages"])["advantages"]
+    assert [part.tolist() for part in data.unbind()] == [[2.0], [3.0, 3.0, 3.0]]
+    assert "advantages" in written.fields

@@ -209,7 +209,7 @@ def test_a_damaged_state_is_refused_with_its_path_and_the_switch(files, damage):
     damaged = {
         "truncated": text[: len(text) // 2],
         "corrupted": text.replace('"step": 3', '"step": 4'),
-        "newer": text.replace('"version": 2', '"version": 3'),
+        "newer": text.replace('"version": 3', '"version": 4'),
     }
     if damage == "missing":
         path.unlink()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hydra import compose, initialize_config_module
 from verl.trainer.ppo.v1 import get_trainer_cls
 
@@ -15,7 +18,8 @@ import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer.integration import trainer as module
 from verl_aer.integration.batch import BatchRows
 from verl_aer.integration.functional_request import FUNCTIONAL_KEY
-from verl_aer.integration.loss import ALPHA_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS
+from verl_aer.integration.loss import ALPHA_KEY, SIGNAL_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS
+from verl_aer.rollouts import Tokens
 
 
 def composed(*overrides: str):
@@ -48,6 +52,7 @@ class Base:
         self.config = config
         self.global_steps = 0
         self.sent: list[float] = []
+        self.signals: list[str] = []
 
     def step(self, metrics: dict, timing_raw: dict):
         for _ in range(self.local_updates):
@@ -72,6 +77,7 @@ class Base:
     def _update_actor(self, batch, metrics: dict):
         assert len(batch.weights), "the batch that came back with the weights must go on"
         self.sent.append(batch.extra_info[ALPHA_KEY])
+        self.signals.append(batch.extra_info[SIGNAL_KEY])
         self.pushed_with = batch.extra_info.get(FUNCTIONAL_KEY)
         metrics.update({UPDATE_ENTROPY_NATS: 6.0, UPDATE_TOKENS: 8.0})
         return batch
@@ -89,7 +95,7 @@ def make(monkeypatch):
     def build(*overrides: str, queue: list[BatchRows]):
         trainer = Trainer(composed(*overrides))
         trainer.weights = []
-        monkeypatch.setattr(module, "read_rows", lambda batch, correctness, of_sample: queue.pop(0))
+        monkeypatch.setattr(module, "read_rows", lambda batch, config: queue.pop(0))
 
         def attach(batch, weights):
             trainer.weights.append(weights)
@@ -110,6 +116,7 @@ def run_step(trainer) -> dict[str, float]:
 
 MODES = [("sync", 1), ("colocate_async", 1), ("separate_async", 3)]
 """veRL's trainer modes, each with the local updates of a step that it is tried with."""
+PLAIN_REWARD = ["entropy.reward_shaping.kind=none", "~entropy.reward_shaping.beta"]
 HALF = ["entropy.target.tau=0.5", "entropy.controller.eta=0.1"]
 
 
@@ -160,6 +167,62 @@ def test_metrics_by_difficulty_are_of_all_local_updates(make):
     # Prompt "a" is hard and "b" easy in both: 2 · 4 tokens of 1.0 nat and 2 · 12 tokens of 0.5 each.
     assert metrics["aer/entropy/hard"] == metrics["aer/entropy/easy"] == pytest.approx(0.625, abs=1e-15)
     assert metrics["aer/weight/mean"] == 0.5
+
+
+def test_the_penaltys_numbers_are_of_this_steps_entropy(make):
+    trainer = make("entropy=siren", queue=[rows(1.0), rows(0.75)])
+    first, second = run_step(trainer), run_step(trainer)
+    # The first step is the anchor; the second is a quarter below it.
+    assert [json.loads(signal) for signal in trainer.signals] == [{"pull": 0.0}, {"pull": 0.5}]
+    assert (first["aer/push"], second["aer/push"]) == (0.0, 0.5)
+
+
+def test_questions_are_remembered_between_steps_and_weigh(make):
+    asked = [replace(rows(1.0), question=names) for names in (["x", "x", "y", "y", "x"], ["x", "x", "z", "z", "x"])]
+    trainer = make("entropy=ceeh_me", "entropy.controller.total_steps=9", *PLAIN_REWARD, queue=asked)
+    metrics = run_step(trainer)
+    # x was never solved and is below the mean of the two, y is not; padding is a copy of x and gets nothing.
+    assert trainer.weights[0].tolist() == [5.0, 5.0, 1.0, 1.0, 0.0]
+    assert metrics["aer/questions"] == 2
+    run_step(trainer)
+    assert trainer.entropy_memory.questions.questions["x"].step == 2
+    assert set(trainer.entropy_memory.questions.questions) == {"x", "y", "z"}
+
+
+def test_rewards_are_shaped_before_and_advantages_after_verls_estimator(make, monkeypatch):
+    order = []
+    trainer = make("entropy=ceeh_ea", queue=[replace(rows(1.0), question=["x", "x", "y", "y", "x"])])
+    monkeypatch.setattr(Base, "_compute_advantage", lambda self, batch, metrics: order.append("veRL") or batch)
+    monkeypatch.setattr(module, "add_rewards", lambda batch, change: order.append("rewards") or batch)
+    ones = torch.ones(5, 4)
+    tokens = Tokens(ones, ones.bool(), -ones, ones)
+    monkeypatch.setattr(module, "read_tokens", lambda *args: tokens)
+    written = []
+    monkeypatch.setattr(
+        module, "write_advantages", lambda batch, shaped: written.append(shaped) or order.append("advantages") or batch
+    )
+    metrics = run_step(trainer)
+    assert order == ["rewards", "veRL", "advantages"]
+    # Only the hard question's rows: 1 + min(0.4 * 1, 1 / 2).
+    assert written[0][:, 0].tolist() == pytest.approx([1.4, 1.4, 1.0, 1.0, 1.0])
+    assert metrics["aer/advantage_change"] == pytest.approx(0.4 * 2 / 5)
+    assert metrics["aer/reward_change"] == 0.0
+
+
+def test_a_token_outside_the_mask_keeps_its_advantage(make, monkeypatch):
+    trainer = make("entropy=steer", queue=[rows(1.0)])
+    advantages = torch.ones(5, 4)
+    mask = torch.ones(5, 4).bool()
+    mask[0, 2:] = False
+    tokens = Tokens(
+        advantages, mask, -torch.ones(5, 4), torch.full((5, 4), float("nan")).where(~mask, torch.ones(5, 4))
+    )
+    monkeypatch.setattr(module, "read_tokens", lambda *args: tokens)
+    written = []
+    monkeypatch.setattr(module, "write_advantages", lambda batch, shaped: written.append(shaped) or batch)
+    run_step(trainer)
+    assert written[0][0, 2:].tolist() == [1.0, 1.0]
+    assert torch.isfinite(written[0]).all()
 
 
 def test_without_an_actor_update_nothing_is_observed(make):

@@ -92,14 +92,14 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
 @given(st.floats(0, 0.2), finite, finite, finite)
-def test_a_saved_state_comes_back_bit_for_bit(alpha, initial_entropy, anchor_sum, entropy_ema):
+def test_a_saved_state_comes_back_bit_for_bit(alpha, initial_entropy, entropy_sum, entropy_ema):
     config = parse_entropy_config({"method": "aer"})
-    state = ControlState(alpha, alpha, initial_entropy, anchor_sum, 3, entropy_ema, step=9, updates=4)
+    state = ControlState(alpha, alpha, initial_entropy, entropy_sum, 3, entropy_ema, step=9, updates=4)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "aer_state.json"
         save_state(path, state, config)
         loaded = load_state(path, config)
-    for name in ("alpha", "undamped_alpha", "initial_entropy", "anchor_sum", "entropy_ema"):
+    for name in ("alpha", "undamped_alpha", "initial_entropy", "entropy_sum", "entropy_ema"):
         assert struct.pack("<d", getattr(loaded, name)) == struct.pack("<d", getattr(state, name))
 
 

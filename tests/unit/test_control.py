@@ -39,8 +39,8 @@ def test_three_steps_by_hand():
         alpha=0.0125,
         undamped_alpha=0.0125,
         initial_entropy=1.0,
-        anchor_sum=1.0,
-        anchor_count=1,
+        entropy_sum=1.875,
+        entropy_count=3,
         entropy_ema=0.625,
         step=3,
         updates=3,
@@ -74,7 +74,7 @@ def test_aer_does_nothing_until_entropy_has_fallen_below_tau_h0():
 def test_alpha_driven_to_zero_rises_again_when_entropy_falls():
     control = control_of(
         state=ControlState(
-            alpha=0.01, undamped_alpha=0.01, initial_entropy=1.0, anchor_count=1, anchor_sum=1.0, step=5, updates=5
+            alpha=0.01, undamped_alpha=0.01, initial_entropy=1.0, entropy_count=1, entropy_sum=1.0, step=5, updates=5
         ),
         target={"tau": 0.4},
     )
@@ -134,7 +134,6 @@ def test_a_known_initial_entropy_is_used_from_the_first_step():
     # 0.02 * (0.4 - 0.1)
     assert decision.next_alpha == pytest.approx(0.006, abs=1e-15)
     assert control.state.initial_entropy == 0.8
-    assert control.state.anchor_count == 0
 
 
 def test_an_absolute_target_needs_no_anchor():

@@ -33,6 +33,7 @@ BATTERY = {
     "integral, damped": Row({"kind": "integral", "eta": 0.02, "damping": 0.5, "maximum": 0.5}, ABSOLUTE, 0.01),
     "integral, smoothed": Row({"kind": "integral", "eta": 0.005, "ema": 0.5, "maximum": 0.5}, ABSOLUTE, 0.01),
     "integral, by sign": Row({"kind": "integral", "update_rule": "sign", "eta": 0.001, "maximum": 0.5}, ABSOLUTE, 0.1),
+    "proportional_integral": Row({"kind": "proportional_integral", "maximum": 1.0}, ABSOLUTE, 0.01),
     "dead_band": Row(
         {"kind": "dead_band", "eta": 0.005, "maximum": 0.5}, {"kind": "band", "low": 0.3, "high": 0.5}, 0.11
     ),
@@ -66,7 +67,7 @@ def test_settles_recovers_and_stays_in_its_bounds(name, shock):
         assert np.abs(entropy[end - 100 : end] - TARGET).max() <= row.within
     # The shock was one: it is not the noise of a loop that never settled.
     assert np.abs(entropy[SHOCK - 1] - TARGET) > 2 * row.within
-    assert alpha.min() >= 0
+    assert alpha.min() >= config_of(row).controller.minimum
     assert alpha.max() <= row.controller["maximum"]
 
 

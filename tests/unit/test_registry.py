@@ -8,6 +8,7 @@ import pytest
 import verl_aer
 from verl_aer import (
     Allocation,
+    Bounds,
     Controller,
     Method,
     Target,
@@ -35,13 +36,19 @@ def own_registry(monkeypatch):
 
 def test_the_methods_and_parts_that_ship():
     assert method_names() == [
-        "aent", "aer", "aer_absolute_target", "aer_allocation_only", "aer_no_allocation", "clip_cov", "clip_higher",
-        "fixed", "kl_cov", "none", "skywork",
+        "aent", "aer", "aer_absolute_target", "aer_allocation_only", "aer_no_allocation", "ares", "arm", "ceeh_ea",
+        "ceeh_me", "clip_cov", "clip_higher", "entropic", "epo", "fixed", "kl_cov", "none", "siren", "skywork", "steer",
     ]  # fmt: skip
     assert set(part_names("allocation")) >= {"difficulty", "uniform"}
     assert part_names("functional") == ["clamped", "full", "nucleus", "sampled"]
-    assert part_names("target") == ["absolute", "anchored", "band", "none"]
-    assert part_names("controller") == ["dead_band", "fixed", "integral", "schedule", "sign_gated"]
+    assert part_names("target") == ["absolute", "anchored", "band", "history", "none"]
+    assert part_names("controller") == [
+        "dead_band", "fixed", "integral", "proportional_integral", "schedule", "sign_gated",
+    ]  # fmt: skip
+    assert part_names("selection") == ["all", "top_quantile", "turns"]
+    assert part_names("penalty") == ["bonus", "history_hinge", "none", "squared_anchor"]
+    assert part_names("reward_shaping") == ["ares", "length", "none"]
+    assert part_names("advantage_shaping") == ["confidence", "entropy_bonus", "none", "signed", "steer"]
 
 
 @pytest.mark.parametrize("name", method_names())
@@ -110,8 +117,8 @@ def test_a_users_own_controller_and_target_steer_the_control(own_registry):
     @register_target("last_level")
     @dataclass
     class LastLevel(Target):
-        def level(self, initial_entropy, entropy):
-            return 0.5
+        def bounds(self, initial_entropy, history):
+            return Bounds(0.5, 0.5)
 
     config = parse_entropy_config(
         {"method": "aer", "controller": {"kind": "halving"}, "target": {"kind": "last_level"}}
@@ -150,7 +157,9 @@ def test_a_part_that_is_no_dataclass_is_refused(own_registry):
 
 
 def test_a_part_that_lacks_a_method_is_refused_when_it_is_registered(own_registry):
-    with pytest.raises(TypeError, match=r"lacks problems, weights, uses_accuracy; derive it from verl_aer\.Allocation"):
+    with pytest.raises(
+        TypeError, match=r"lacks problems, weights, uses_accuracy, uses_questions; derive it from verl_aer\.Allocation"
+    ):
 
         @register_allocation("hollow")
         @dataclass

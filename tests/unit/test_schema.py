@@ -8,10 +8,14 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_aer import ConfigError, method_names, parse_entropy_config, part_names, to_mapping
+from verl_aer.advantage_shaping import NoAdvantageShaping
 from verl_aer.allocation import Difficulty, Uniform
 from verl_aer.config.schema import CorrectnessConfig, EntropyConfig
 from verl_aer.controller import Fixed, Integral
 from verl_aer.functional import Full
+from verl_aer.penalty import Bonus
+from verl_aer.reward_shaping import NoRewardShaping
+from verl_aer.selection import All
 from verl_aer.target import Absolute, Anchored, NoTarget
 
 
@@ -29,8 +33,12 @@ def test_a_method_alone_is_its_defaults():
         method="aer",
         allocation=Difficulty(shape="linear", rho=0.5),
         functional=Full(),
+        selection=All(),
         target=Anchored(tau=0.4, initial_entropy=None, anchor_steps=1),
         controller=Integral(update_rule="proportional", initial=0.0, minimum=0.0),
+        penalty=Bonus(),
+        reward_shaping=NoRewardShaping(),
+        advantage_shaping=NoAdvantageShaping(),
         aggregation="token-mean",
         correctness=CorrectnessConfig(key="acc", threshold=None),
         on_missing_state="error",
@@ -134,7 +142,8 @@ def test_the_error_numbers_its_problems_and_says_what_to_do():
         "the entropy control found 2 problems in the config:",
         "  1. entropy.target.tau: must be in (0, 1], got 1.3. Set entropy.target.tau to a value in (0, 1], "
         "such as 0.4.",
-        "  2. entropy.aggregation: must be token-mean or policy, got 'sequence'. Set entropy.aggregation=token-mean.",
+        "  2. entropy.aggregation: must be token-mean, seq-mean-token-mean or policy, got 'sequence'. "
+        "Set entropy.aggregation=token-mean.",
     ]
 
 

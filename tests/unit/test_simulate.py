@@ -170,7 +170,7 @@ def test_a_logged_alpha_that_is_no_number_is_no_agreement():
 
 def test_a_replay_starts_from_the_given_state(aer):
     state = ControlState(
-        alpha=0.05, undamped_alpha=0.05, initial_entropy=1.0, anchor_sum=1.0, anchor_count=1, step=4, updates=4
+        alpha=0.05, undamped_alpha=0.05, initial_entropy=1.0, entropy_sum=1.0, entropy_count=1, step=4, updates=4
     )
     control = EntropyControl(aer, state)
     decision = control.observe(0.2, 5)

@@ -2,11 +2,23 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 
 import pytest
 
-from verl_aer import ControlState, EntropyControl, StateError, load_state, parse_entropy_config, save_state
+from verl_aer import (
+    ControlState,
+    EntropyControl,
+    QuestionMemory,
+    RunMemory,
+    StateError,
+    load_run,
+    load_state,
+    parse_entropy_config,
+    save_state,
+)
+from verl_aer.questions import Question
 from verl_aer.state import changed_conditions
 
 SWITCH = "To start the controller afresh, set entropy.on_missing_state=restart."
@@ -28,8 +40,8 @@ def state():
         alpha=0.15 + 0.02,
         undamped_alpha=0.1 + 0.02,
         initial_entropy=1 / 3,
-        anchor_sum=1 / 3,
-        anchor_count=1,
+        entropy_sum=1 / 3,
+        entropy_count=1,
         entropy_ema=5e-324,
         step=7,
         updates=5,
@@ -139,7 +151,8 @@ def changed(**state) -> dict:
 
 CORRUPTIONS = {
     "other format": ({"format": "something"}, "format is 'something'"),
-    "newer version": ({"version": 3}, "newer than 2"),
+    "newer version": ({"version": 4}, "newer than 3"),
+    "older version": ({"version": 2}, "older than 3"),
     "version zero": ({"version": 0}, "version is 0"),
     "version as text": ({"version": "2"}, "version is '2'"),
     "version as bool": ({"version": True}, "version is True"),
@@ -158,8 +171,8 @@ CORRUPTIONS = {
     "initial_entropy lost": (changed(initial_entropy=None), "lacks initial_entropy"),
     "entropy_ema infinite": (changed(entropy_ema=-math.inf), "entropy_ema=-inf"),
     "entropy_ema lost": (changed(entropy_ema=None), "lacks entropy_ema"),
-    "anchor_sum null": (changed(anchor_sum=None), "anchor_sum=None"),
-    "anchor_count negative": (changed(anchor_count=-1), "anchor_count=-1"),
+    "entropy_sum null": (changed(entropy_sum=None), "entropy_sum=None"),
+    "entropy_count negative": (changed(entropy_count=-1), "entropy_count=-1"),
     "step fractional": (changed(step=7.0), "step=7.0, which is not of type int"),
     "step as bool": (changed(step=True), "step=True"),
     "step negative": (changed(step=-1), "step=-1"),
@@ -240,3 +253,31 @@ def test_conditions_cannot_be_changed_in_the_file(tmp_path, state, config):
     path.write_text(path.read_text().replace('"temperature": 1.0', '"temperature": 0.7'))
     with pytest.raises(StateError, match="do not match their sha256"):
         load_state(path, config)
+
+
+def test_the_runs_memory_comes_back(tmp_path, state, config):
+    questions = QuestionMemory({"x": Question(1 / 3, 20, 7), "ü": Question(0.0, None, 3)})
+    memory = RunMemory(questions, {"threshold": 0.1 + 0.2})
+    save_state(tmp_path / "s.json", state, config, memory=memory)
+    assert load_run(tmp_path / "s.json", config) == (state, memory)
+    assert load_state(tmp_path / "s.json", config) == state
+
+
+BAD_MEMORY = {
+    "no questions": ({"reward_shaping": {}}, "questions"),
+    "short question": ({"questions": {"x": [0.5, 3]}, "reward_shaping": {}}, "'x'"),
+    "accuracy above 1": ({"questions": {"x": [1.5, 3, 1]}, "reward_shaping": {}}, "accuracy=1.5"),
+    "accuracy as text": ({"questions": {"x": ["1", 3, 1]}, "reward_shaping": {}}, "questions.x.accuracy='1'"),
+    "shortest in parts": ({"questions": {"x": [1.0, 2.5, 1]}, "reward_shaping": {}}, "questions.x.shortest=2.5"),
+    "step missing": ({"questions": {"x": [1.0, 2, None]}, "reward_shaping": {}}, "questions.x.step=None"),
+    "shaping as text": ({"questions": {}, "reward_shaping": {"gain": "1"}}, "reward_shaping.gain='1'"),
+    "another accuracy": ({"questions": {"x": [0.25, 3, 1]}, "reward_shaping": {}}, "sha256"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MEMORY)
+def test_a_damaged_memory_is_refused(saved, config, name):
+    memory, complaint = BAD_MEMORY[name]
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "memory": memory}))
+    with pytest.raises(StateError, match=re.escape(complaint)):
+        load_state(saved, config)

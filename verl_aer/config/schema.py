@@ -1,9 +1,11 @@
 """The ``entropy`` node of a run's config: from a mapping to typed parts, every problem at once.
 
 entropy.method                                       a registered method; its parts are the defaults
-entropy.{allocation,functional,target,controller}    {kind: <registered part>, <the part's fields>}
-entropy.aggregation                                  token-mean | policy
+entropy.{allocation,functional,selection,target,     {kind: <registered part>, <the part's fields>}
+  controller,penalty,reward_shaping,advantage_shaping}
+entropy.aggregation                                  token-mean | seq-mean-token-mean | policy
 entropy.correctness                                  {key, threshold}
+entropy.memory                                       {question_key, capacity, rise, fall}
 entropy.on_missing_state                             error | restart
 entropy.limits                                       {weight_update_seconds, generation_seconds}
 """
@@ -29,10 +31,11 @@ from verl_aer.methods.registry import (
     part_names,
     suggestion,
 )
+from verl_aer.questions import MemoryConfig
 
 Settings = TypeVar("Settings")
 
-AGGREGATIONS = ("token-mean", "policy")
+AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "policy")
 ON_MISSING_STATE = ("error", "restart")
 
 
@@ -96,7 +99,9 @@ class LimitsConfig:
 class EntropyConfig:
     """The parsed ``entropy`` node; the parts are instances of registered dataclasses.
 
-    aggregation: what the entropy term is averaged over, ``token-mean`` or the ``policy`` loss's own mode.
+    aggregation: what the entropy term is averaged over, ``token-mean``, ``seq-mean-token-mean``, or the ``policy``
+    loss's own mode.
+    memory: how questions are remembered; read by methods alone that ask for it.
     on_missing_state: what to do on resume where the controller's state is missing or unusable: stop with an
     ``error``, or ``restart`` the controller afresh.
     limits: when a run that makes no progress is stopped; no part of the entropy control itself.
@@ -105,12 +110,36 @@ class EntropyConfig:
     method: str
     allocation: Any
     functional: Any
+    selection: Any
     target: Any
     controller: Any
+    penalty: Any
+    reward_shaping: Any
+    advantage_shaping: Any
     aggregation: str = "token-mean"
     correctness: CorrectnessConfig = field(default_factory=CorrectnessConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
     on_missing_state: str = "error"
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+
+    @property
+    def uses_questions(self) -> bool:
+        """Whether a part asks for what is remembered of each question."""
+        return self.allocation.uses_questions or self.reward_shaping.uses_questions
+
+    @property
+    def uses_accuracy(self) -> bool:
+        """Whether a part asks for which rollouts are correct."""
+        return self.allocation.uses_accuracy or self.reward_shaping.changes
+
+    def over(self, total_steps: int) -> EntropyConfig:
+        """These settings for a run of so many global steps: parts that left that to the run are told."""
+        told = {
+            part: dataclasses.replace(getattr(self, part), total_steps=total_steps)
+            for part in PART_KINDS
+            if getattr(getattr(self, part), "total_steps", 0) is None
+        }
+        return dataclasses.replace(self, **told)
 
 
 def parse_entropy_config(node: Mapping[str, Any] | DictConfig) -> EntropyConfig:
@@ -150,6 +179,7 @@ def to_mapping(config: EntropyConfig) -> dict[str, Any]:
         **parts,
         "aggregation": config.aggregation,
         "correctness": dataclasses.asdict(config.correctness),
+        "memory": dataclasses.asdict(config.memory),
         "on_missing_state": config.on_missing_state,
         "limits": dataclasses.asdict(config.limits),
     }
@@ -170,12 +200,13 @@ class _Parser:
             part: self._part(part, node.get(part, {}), None if method is None else getattr(method, part))
             for part in PART_KINDS
         }
-        self._check_together(parts["target"], parts["controller"])
+        self._check_together(parts["target"], parts["controller"], parts["penalty"])
         aggregation = node.get("aggregation", "token-mean" if method is None else method.aggregation)
         self._check_choice("entropy.aggregation", aggregation, AGGREGATIONS)
         on_missing_state = node.get("on_missing_state", "error")
         self._check_choice("entropy.on_missing_state", on_missing_state, ON_MISSING_STATE)
         correctness = self._settings("entropy.correctness", CorrectnessConfig(), node.get("correctness", {}))
+        memory = self._settings("entropy.memory", MemoryConfig(), node.get("memory", {}))
         limits = self._settings("entropy.limits", LimitsConfig(), node.get("limits", {}))
         if self.problems:
             raise ConfigError(self.problems)
@@ -184,6 +215,7 @@ class _Parser:
             **parts,
             aggregation=aggregation,
             correctness=correctness,
+            memory=memory,
             on_missing_state=on_missing_state,
             limits=limits,
         )
@@ -199,7 +231,7 @@ class _Parser:
 
     def _check_choice(self, key: str, value: Any, choices: tuple[str, ...]) -> None:
         if value not in choices:
-            names = " or ".join(choices)
+            names = ", ".join(choices[:-1]) + f" or {choices[-1]}"
             self._add(key, f"must be {names}, got {value!r}", f"Set {key}={choices[0]}.")
 
     def _refuse_unknown_keys(self, prefix: str, node: Mapping[str, Any], known: list[str]) -> None:
@@ -316,8 +348,8 @@ class _Parser:
         self._check_bounds(prefix, built, bad)
         return built
 
-    def _check_together(self, target: Any | None, controller: Any | None) -> None:
-        if target is None or controller is None:
+    def _check_together(self, target: Any | None, controller: Any | None, penalty: Any | None) -> None:
+        if target is None or controller is None or penalty is None:
             return
         if controller.uses_target and target.kind == "none":
             self._add(
@@ -325,7 +357,13 @@ class _Parser:
                 f"the controller {controller.kind!r} steers towards a target and there is none",
                 "Set entropy.target.kind to anchored or absolute, or entropy.controller.kind=fixed.",
             )
-        if not controller.uses_target and target.kind != "none":
+        if penalty.uses_target and target.kind == "none":
+            self._add(
+                "entropy.target.kind",
+                f"the penalty {penalty.kind!r} draws towards a target and there is none",
+                "Set entropy.target.kind to anchored, absolute, band or history, or entropy.penalty.kind=bonus.",
+            )
+        if target.kind != "none" and not (controller.uses_target or penalty.uses_target):
             self._add(
                 "entropy.target.kind",
                 f"the controller {controller.kind!r} never looks at the target {target.kind!r}",

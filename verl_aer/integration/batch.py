@@ -1,4 +1,4 @@
-"""The one module that talks to TransferQueue: rows of a training batch in, one coefficient per row out.
+"""The one module that talks to TransferQueue: rows of a training batch in; coefficients, rewards and advantages out.
 
 A *row* is one output of an agent loop. Its key is ``{uid}_{session}_{index}``: the prompt, the rollout of that
 prompt, and the output's place within the rollout. Rows that veRL appended to make the batch divisible carry the
@@ -17,8 +17,11 @@ import transfer_queue as tq
 from tensordict import TensorDict
 from transfer_queue import KVBatchMeta
 
-from verl_aer.config.schema import CorrectnessConfig
+from verl_aer.config.schema import CorrectnessConfig, EntropyConfig
 from verl_aer.correctness import CorrectnessError, Groups, group_rows, trajectory_correctness
+from verl_aer.questions import question_id
+from verl_aer.rollouts import Rollouts, Tokens
+from verl_aer.selection import Selection
 
 WEIGHT_FIELD = "entropy_weight"
 """TransferQueue field, ``(N,)`` float32: each trajectory's share of the global coefficient."""
@@ -32,7 +35,9 @@ class BatchRows:
     reward: ``(N,)`` float64, the reward before any KL penalty. acc: ``(N,)`` float64, or None where the
     reward reports no correctness.
     entropy_nats: ``(N,)`` float64, the functional under the policy of the old log-probs, added up over the
-    response's tokens; None where veRL does not compute it (bypass mode). tokens: ``(N,)`` float64.
+    response's tokens by the selection's weights; None where veRL does not compute it (bypass mode). tokens: ``(N,)``
+    float64. question: id of each row's question, None where no part of the method asks for it. entropy, mask:
+    ``(N, T)`` float32 and bool, None likewise.
     """
 
     uid: list[str]
@@ -43,40 +48,105 @@ class BatchRows:
     acc: np.ndarray | None
     entropy_nats: np.ndarray | None
     tokens: np.ndarray
+    question: list[str] | None = None
+    entropy: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
 
-    def groups(self, correctness: CorrectnessConfig) -> Groups:
-        """Group accuracy of each prompt from its rollouts' correctness, padding left out."""
+    def correct(self, correctness: CorrectnessConfig) -> np.ndarray:
+        """Correctness of each row, ``(N,)`` float64 in [0, 1], 0 on padding."""
         correct = np.zeros(len(self.uid))
         real = ~self.is_padding
         correct[real] = trajectory_correctness(
             self.reward[real], None if self.acc is None else self.acc[real], correctness.threshold
         )
-        return group_rows(self.uid, self.session, self.index, correct, self.is_padding)
+        return correct
+
+    def groups(self, correctness: CorrectnessConfig) -> Groups:
+        """Group accuracy of each prompt from its rollouts' correctness, padding left out."""
+        return group_rows(self.uid, self.session, self.index, self.correct(correctness), self.is_padding)
+
+    def rollouts(self, correctness: CorrectnessConfig) -> Rollouts:
+        """The rows as the method's parts see them, without any memory of their questions."""
+        rollout, is_last = self.rollout_of_row()
+        of_rollout = np.bincount(rollout, weights=self.tokens)
+        return Rollouts(
+            groups=self.groups(correctness),
+            correct=self.correct(correctness),
+            tokens=of_rollout[rollout],
+            is_last=is_last,
+            entropy=self.entropy,
+            mask=self.mask,
+        )
+
+    def question_of_prompt(self, groups: Groups) -> list[str]:
+        """The id of each prompt's question, P of them."""
+        named = dict(zip(groups.prompt_of_row.tolist(), self.question, strict=True))
+        return [named[prompt] for prompt in range(len(groups.accuracy))]
+
+    def rollout_of_row(self) -> tuple[np.ndarray, np.ndarray]:
+        """The number of each row's rollout, ``(N,)``, and whether the row is its rollout's last, False on padding."""
+        number = {key: i for i, key in enumerate(dict.fromkeys(zip(self.uid, self.session.tolist(), strict=True)))}
+        rollout = np.array([number[key] for key in zip(self.uid, self.session.tolist(), strict=True)], dtype=np.int64)
+        last = np.full(len(number), -1)
+        np.maximum.at(last, rollout, self.index)
+        return rollout, (self.index == last[rollout]) & ~self.is_padding
 
 
-def read_rows(batch: KVBatchMeta, correctness: CorrectnessConfig, of_sample: bool = False) -> BatchRows:
-    """Fetch what the allocation and the controller need of ``batch``.
+def read_rows(batch: KVBatchMeta, config: EntropyConfig) -> BatchRows:
+    """Fetch what the parts of the method and the controller need of ``batch``.
 
-    of_sample: take -log π of the sampled tokens for their entropy, in place of what veRL calls entropy.
+    Where the functional is one of the sample, -log π of the sampled tokens stands for what veRL calls entropy.
 
     Call it before veRL computes advantages: rollout correction rewrites ``response_mask`` there, and the controlled
     entropy is that of all response tokens.
     """
+    of_sample = config.functional.of_sample
     fields = ["rm_scores", "response_mask", "extra_fields", "old_log_probs" if of_sample else "entropy"]
+    fields += ["raw_prompt", "extra_info", "data_source"] if config.uses_questions else []
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
     uid, session, index = zip(*(_parse_key(key) for key in batch.keys), strict=True)
     is_padding = np.array([bool(tag.get("is_padding", False)) for tag in batch.tags])
-    mask = _rows_of(data["response_mask"])
+    mask = [row.bool() for row in _rows_of(data["response_mask"])]
+    entropy = _token_entropies(data, of_sample)
     return BatchRows(
         uid=list(uid),
         session=np.array(session),
         index=np.array(index),
         is_padding=is_padding,
         reward=np.array([row.double().sum().item() for row in _rows_of(data["rm_scores"])]),
-        acc=_read_acc(data, correctness.key, is_padding),
-        entropy_nats=_entropy_nats(data, mask, of_sample),
-        tokens=np.array([row.double().sum().item() for row in mask]),
+        acc=_read_acc(data, config.correctness.key, is_padding),
+        entropy_nats=None if entropy is None else _selected_sums(entropy, mask, config.selection),
+        tokens=np.array([float(row.sum()) for row in mask]),
+        question=_read_questions(data, config.memory.question_key) if config.uses_questions else None,
+        entropy=_padded(entropy) if config.reward_shaping.uses_entropy and entropy is not None else None,
+        mask=_padded(mask) if config.reward_shaping.uses_entropy else None,
     )
+
+
+def read_tokens(batch: KVBatchMeta, of_sample: bool, with_entropy: bool) -> Tokens:
+    """The advantages that veRL has computed, and what is known of the same tokens."""
+    fields = ["advantages", "response_mask", "old_log_probs", *(["entropy"] if with_entropy and not of_sample else [])]
+    data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
+    columns = {name: _padded(_rows_of(data[name])) for name in fields}
+    entropy = -columns["old_log_probs"] if of_sample else columns.get("entropy")
+    mask = columns["response_mask"].bool()
+    return Tokens(columns["advantages"], mask, columns["old_log_probs"], entropy)
+
+
+def write_advantages(batch: KVBatchMeta, advantages: torch.Tensor) -> KVBatchMeta:
+    """Put ``(N, T)`` advantages in the place of veRL's, and return the batch that must go on."""
+    current = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["advantages"])
+    rows = _rows_of(current["advantages"])
+    return _put(batch, "advantages", [new[: len(old)] for new, old in zip(advantages, rows, strict=True)])
+
+
+def add_rewards(batch: KVBatchMeta, change: np.ndarray) -> KVBatchMeta:
+    """Add ``(N,)`` to the rows' rewards, at the last token, where veRL has them; return the batch that must go on."""
+    current = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["rm_scores"])
+    rows = [row.clone() for row in _rows_of(current["rm_scores"])]
+    for row, added in zip(rows, change, strict=True):
+        row[-1] += added
+    return _put(batch, "rm_scores", rows)
 
 
 def attach_weights(batch: KVBatchMeta, weights: np.ndarray) -> KVBatchMeta:
@@ -92,6 +162,12 @@ def attach_weights(batch: KVBatchMeta, weights: np.ndarray) -> KVBatchMeta:
     return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
 
 
+def _put(batch: KVBatchMeta, field: str, rows: list[torch.Tensor]) -> KVBatchMeta:
+    nested = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
+    fields = TensorDict({field: nested}, batch_size=len(rows))
+    return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
+
+
 def _parse_key(key: str) -> tuple[str, int, int]:
     uid, session, index = key.rsplit("_", 2)
     return uid, int(session), int(index)
@@ -102,17 +178,38 @@ def _rows_of(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
     return tensor.unbind()
 
 
-def _masked_sums(values: Sequence[torch.Tensor], mask: Sequence[torch.Tensor]) -> np.ndarray:
-    return np.array(
-        # A token outside the mask may hold anything, a NaN too: it is left out, not multiplied by zero.
-        [value.double()[row.bool()].sum().item() for value, row in zip(values, mask, strict=True)]
-    )
+def _padded(rows: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
 
 
-def _entropy_nats(data: TensorDict, mask: Sequence[torch.Tensor], of_sample: bool) -> np.ndarray | None:
+def _token_entropies(data: TensorDict, of_sample: bool) -> list[torch.Tensor] | None:
     if of_sample:
-        return -_masked_sums(_rows_of(data["old_log_probs"]), mask)
-    return _masked_sums(_rows_of(data["entropy"]), mask) if "entropy" in data else None
+        return [-row for row in _rows_of(data["old_log_probs"])]
+    return list(_rows_of(data["entropy"])) if "entropy" in data else None
+
+
+def _selected_sums(entropy: list[torch.Tensor], mask: list[torch.Tensor], selection: Selection) -> np.ndarray:
+    """Σ s·H of each row."""
+    sums = []
+    for values, row in zip(entropy, mask, strict=True):
+        # A token outside the mask may hold anything, a NaN too: it is left out, not multiplied by zero.
+        values = values.double()
+        if selection.selects:
+            values = values * selection.weights(values[None], row[None])[0]
+        sums.append(values[row].sum().item())
+    return np.array(sums)
+
+
+def _read_questions(data: TensorDict, key: str) -> list[str]:
+    """The id of each row's question; padding rows have that of the row they are a copy of."""
+
+    def column(name: str) -> list[Any]:
+        if name not in data:
+            return [None] * data.batch_size[0]
+        return [getattr(row, "data", row) for row in list(data[name])]
+
+    columns = zip(column("extra_info"), column("data_source"), column("raw_prompt"), strict=True)
+    return [question_id(extra_info, source, prompt, key) for extra_info, source, prompt in columns]
 
 
 def _read_acc(data: TensorDict, key: str, is_padding: np.ndarray) -> np.ndarray | None:

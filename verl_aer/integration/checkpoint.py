@@ -16,7 +16,7 @@ from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 from verl_aer.config.schema import EntropyConfig
 from verl_aer.control import ControlState
 from verl_aer.integration.data_files import data_files
-from verl_aer.state import StateError, changed_conditions, load_state
+from verl_aer.state import RunMemory, StateError, changed_conditions, load_run
 
 STATE_FILE = "aer_state.json"
 
@@ -68,8 +68,8 @@ def resume_warnings(config: DictConfig) -> list[str]:
     ]
 
 
-def read_resumed_state(config: DictConfig, entropy: EntropyConfig) -> ControlState | None:
-    """The state to go on from; None for a run from scratch.
+def read_resumed_state(config: DictConfig, entropy: EntropyConfig) -> tuple[ControlState, RunMemory] | None:
+    """The state to go on from, and what the run remembers beside it; None for a run from scratch.
 
     With ``entropy.on_missing_state=restart`` a state that cannot be used is reported and the controller starts
     afresh (None too); otherwise StateError says which file is wrong, how, and names that switch.
@@ -78,7 +78,7 @@ def read_resumed_state(config: DictConfig, entropy: EntropyConfig) -> ControlSta
     if folder is None:
         return None
     try:
-        return load_state(folder / STATE_FILE, entropy)
+        return load_run(folder / STATE_FILE, entropy)
     except StateError as error:
         if entropy.on_missing_state != "restart":
             raise

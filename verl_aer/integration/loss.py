@@ -1,14 +1,16 @@
 """The actor's loss: veRL's own policy loss and one entropy term.
 
-    L = L_ppo − α · agg(w · H)
+    L = L_ppo − α · agg(w · s · value(H))
 
 with α the global coefficient of this step (one number, broadcast by the driver), w each trajectory's weight (one
-number a row, computed by the driver) and H the entropy of each response token (nats, at the sampling temperature).
-The worker decides nothing.
+number a row, computed by the driver), H the entropy of each response token (nats, at the sampling temperature), s the
+selection's weight of the token and value the penalty's: 1 and H for most methods. The worker decides nothing.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,9 +24,17 @@ from verl.workers.utils.padding import no_padding_2_padding
 
 from verl_aer.integration.batch import WEIGHT_FIELD
 from verl_aer.integration.functional_request import require_done
+from verl_aer.penalty import Bonus, Penalty
+from verl_aer.selection import All, Selection
 
 ALPHA_KEY = "entropy_alpha"
 """Batch-level number that carries α from the driver to every worker."""
+
+SIGNAL_KEY = "entropy_signal"
+"""Batch-level JSON: the numbers that the penalty's driver half has for its half on the workers."""
+
+ALL, BONUS = All(), Bonus()
+"""Every token, and its entropy as it is."""
 
 # The two halves of the exact token mean of the entropy during the update; the driver divides one by the other.
 UPDATE_ENTROPY_NATS = "actor/aer/update_entropy_nats"
@@ -39,18 +49,22 @@ def entropy_loss(
     dp_group: Any = None,
     *,
     of_sample: bool = False,
+    selection: Selection = ALL,
+    penalty: Penalty = BONUS,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """L = L_ppo − α · agg(w · H), in veRL's loss-function contract.
+    """L = L_ppo − α · agg(w · s · value(H)), in veRL's loss-function contract.
 
     Args:
         config: the actor's config; its ``entropy_coeff`` must be 0.
         aggregation: ``token-mean`` divides Σ w·H by the response tokens of the global mini-batch, whatever the
-            policy loss does, so that α has one meaning; ``policy`` follows ``config.loss_agg_mode``, as veRL's own
-            entropy term does.
+            policy loss does, so that α has one meaning; ``seq-mean-token-mean`` is veRL's mode of that name;
+            ``policy`` follows ``config.loss_agg_mode``, as veRL's own entropy term does.
         model_output: ``log_probs`` and ``entropy`` of this micro-batch, as the engine returns them.
         data: the micro-batch, with ``entropy_weight`` ``(N,)`` and the number ``entropy_alpha``.
         dp_group: data-parallel group, unused: veRL's ``agg_loss`` normalises by global counts.
         of_sample: H is −log π of the sampled token, in place of the entropy of its distribution.
+        selection: which tokens count; s is without a gradient.
+        penalty: how a token's entropy enters the loss.
 
     Returns:
         The loss (scalar, with gradient) and metrics, each a sum over micro-batches.
@@ -65,20 +79,23 @@ def entropy_loss(
 
     entropy = _token_entropy(model_output, data, of_sample)  # (N, T)
     mask = data.select("response_mask").to_padded_tensor()["response_mask"].to(bool)  # (N, T)
-    mode = config.loss_agg_mode if aggregation == "policy" else "token-mean"
+    mode = config.loss_agg_mode if aggregation == "policy" else aggregation
+    token_weight = selection.weights(entropy.detach(), mask)  # s
+    signal = _signal(data)
     # ppo_loss has just filled global_batch_info: the same global counts that normalise the policy loss.
-    bonus = agg_loss(weight * entropy, mask, mode, **config.global_batch_info)  # agg(w · H)
+    normaliser = config.global_batch_info
+    term = agg_loss(weight * token_weight * penalty.value(entropy, signal), mask, mode, **normaliser)
 
-    pull = agg_loss(weight.expand_as(entropy), mask, mode, **config.global_batch_info)  # bonus is linear in H
+    slope = penalty.slope(entropy.detach(), signal).abs()
     values = {
         "actor/aer/policy_loss": policy_loss.detach(),
-        "actor/aer/entropy_term": alpha * bonus.detach(),
+        "actor/aer/entropy_term": alpha * term.detach(),
         "actor/aer/policy_gradient": _gradient_size(policy_loss, model_output["log_probs"]),
-        "actor/aer/entropy_gradient": alpha * pull,
-        **_update_entropy(entropy.detach(), mask, config),
+        "actor/aer/entropy_gradient": abs(alpha) * agg_loss(weight * token_weight * slope, mask, mode, **normaliser),
+        **_update_entropy(token_weight * entropy.detach(), mask, config),
     }
     metrics.update(Metric.from_dict(values, aggregation=AggregationType.SUM))
-    return policy_loss - alpha * bonus, metrics
+    return policy_loss - alpha * term, metrics
 
 
 def _required_alpha(data: TensorDict) -> float:
@@ -86,6 +103,11 @@ def _required_alpha(data: TensorDict) -> float:
     if alpha is None:
         raise KeyError(f"the batch carries no {ALPHA_KEY!r}: was it sent by an entropy trainer (aer_…)?")
     return float(alpha)
+
+
+def _signal(data: TensorDict) -> Mapping[str, float]:
+    """The penalty's numbers; a penalty that needs some and is sent none raises KeyError."""
+    return json.loads(tu.get_non_tensor_data(data=data, key=SIGNAL_KEY, default=None) or "{}")
 
 
 def _required_weight(data: TensorDict) -> torch.Tensor:

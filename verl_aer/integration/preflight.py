@@ -198,7 +198,7 @@ CONFIG_CHECKS = [
 
 def _groups_are_groups(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
     n = config.actor_rollout_ref.rollout.n
-    if entropy.allocation.uses_accuracy and n < 2:
+    if entropy.uses_accuracy and n < 2:
         yield Problem(
             "actor_rollout_ref.rollout.n",
             f"a prompt's difficulty is its group's accuracy, and groups have {n} rollout",
@@ -235,9 +235,23 @@ def _functional_is_computed(config: DictConfig, entropy: EntropyConfig) -> Itera
         )
 
 
+def _shaping_has_entropies(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
+    correction = config.algorithm.get("rollout_correction") or {}
+    if not correction.get("bypass_mode", False):
+        return
+    for part in ("reward_shaping", "advantage_shaping"):
+        shaping = getattr(entropy, part)
+        if shaping.uses_entropy:
+            yield Problem(
+                f"entropy.{part}.kind",
+                f"{shaping.kind!r} needs the tokens' entropies before the update, and bypass mode has none",
+                f"Set algorithm.rollout_correction.bypass_mode=false, or entropy.{part}.kind=none.",
+            )
+
+
 def _reward_reports_correctness(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
     """Calls the user's reward function once, with an empty answer to the first training prompt."""
-    if not entropy.allocation.uses_accuracy or entropy.correctness.threshold is not None:
+    if not entropy.uses_accuracy or entropy.correctness.threshold is not None:
         return
     reward = config.reward.custom_reward_function
     if not reward.get("path"):
@@ -289,6 +303,7 @@ ENTROPY_CHECKS = [
     _groups_are_groups,
     _verls_own_part_is_chosen,
     _functional_is_computed,
+    _shaping_has_entropies,
     _reward_reports_correctness,
     _state_can_be_resumed,
 ]

@@ -12,10 +12,11 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+import torch
 from omegaconf import DictConfig, open_dict
 from transfer_queue import KVBatchMeta
 from verl.experimental.agent_loop import AgentLoopManager
@@ -28,11 +29,19 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl_aer.allocation import allocate
 from verl_aer.config.schema import ConfigError, to_mapping
 from verl_aer.control import Decision, EntropyControl
+from verl_aer.correctness import Groups
 from verl_aer.files import write_text_atomically
-from verl_aer.integration.batch import BatchRows, attach_weights, read_rows
+from verl_aer.integration.batch import (
+    BatchRows,
+    add_rewards,
+    attach_weights,
+    read_rows,
+    read_tokens,
+    write_advantages,
+)
 from verl_aer.integration.checkpoint import conditions, read_resumed_state, resume_warnings, state_path
 from verl_aer.integration.functional_request import FUNCTIONAL_KEY, request_of
-from verl_aer.integration.loss import ALPHA_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS, entropy_loss
+from verl_aer.integration.loss import ALPHA_KEY, SIGNAL_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS, entropy_loss
 from verl_aer.integration.modes import TRAINER_MODES
 from verl_aer.integration.preflight import preflight, read_entropy_config
 from verl_aer.integration.report import metrics_log_path, stack_report
@@ -40,7 +49,9 @@ from verl_aer.integration.step_metrics import PromptSummary, group_metrics, summ
 from verl_aer.integration.watchdog import WatchdogMixin
 from verl_aer.metrics import decision_metrics
 from verl_aer.metrics_log import entropy_settings_path
-from verl_aer.state import save_state
+from verl_aer.questions import remember
+from verl_aer.rollouts import Rollouts
+from verl_aer.state import RunMemory, save_state
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +69,10 @@ class StepRecord:
     actor_updated: bool = False
     seconds: float = 0.0
     prompts: list[PromptSummary] = field(default_factory=list)
+    reward_changes: list[np.ndarray] = field(default_factory=list)
+    advantage_changes: list[np.ndarray] = field(default_factory=list)
+    remembered: int | None = None
+    push: float | None = None
 
     def add_entropy(self, nats: float, tokens: float) -> None:
         self.entropy_nats += nats
@@ -67,6 +82,19 @@ class StepRecord:
     def entropy(self) -> float:
         """Nats per response token; NaN for a step without response tokens."""
         return self.entropy_nats / self.tokens if self.tokens else float("nan")
+
+    def shaping_metrics(self) -> dict[str, float]:
+        """Of the parts that a method has; nothing of those that it has not."""
+        metrics = {}
+        if self.reward_changes:
+            metrics["aer/reward_change"] = float(np.concatenate(self.reward_changes).mean())
+        if self.advantage_changes:
+            metrics["aer/advantage_change"] = float(np.concatenate(self.advantage_changes).mean())
+        if self.remembered is not None:
+            metrics["aer/questions"] = self.remembered
+        if self.push is not None:
+            metrics["aer/push"] = self.push
+        return metrics
 
     @contextmanager
     def timed(self) -> Iterator[None]:
@@ -92,14 +120,22 @@ class EntropyTrainerMixin:
         self.entropy_config = read_entropy_config(config)
         # Before super().__init__ and _setup: veRL loads the checkpoint, and with it our state, in the middle of _setup.
         self.entropy_control = EntropyControl(self.entropy_config)
+        self.entropy_memory = RunMemory()
         self._step_record = StepRecord()
         super().__init__(config=config)
 
     def _setup(self) -> None:
         super()._setup()
         actor_config = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
-        of_sample = self.entropy_config.functional.of_sample
-        loss = partial(entropy_loss, actor_config, self.entropy_config.aggregation, of_sample=of_sample)
+        entropy = self.entropy_config.over(self.total_training_steps)
+        loss = partial(
+            entropy_loss,
+            actor_config,
+            entropy.aggregation,
+            of_sample=entropy.functional.of_sample,
+            selection=entropy.selection,
+            penalty=entropy.penalty,
+        )
         self.actor_rollout_wg.set_loss_fn(loss)
 
     def fit(self, agent_loop_manager: AgentLoopManager) -> None:
@@ -109,7 +145,7 @@ class EntropyTrainerMixin:
         if metrics_log is not None:
             write_text_atomically(
                 entropy_settings_path(metrics_log),
-                json.dumps(to_mapping(self.entropy_config), indent=2) + "\n",
+                json.dumps(to_mapping(self.entropy_config.over(self.total_training_steps)), indent=2) + "\n",
             )
         super().fit(agent_loop_manager)
 
@@ -119,6 +155,7 @@ class EntropyTrainerMixin:
         with self._step_record.timed():
             # Added here, after veRL's per-update aggregation, which would average or sum them by their names.
             metrics.update(group_metrics(self._step_record.prompts))
+            metrics.update(self._step_record.shaping_metrics())
             metrics.update(decision_metrics(self._observe(), self.entropy_control.state))
         metrics["aer/seconds"] = self._step_record.seconds
         return batch
@@ -149,14 +186,52 @@ class EntropyTrainerMixin:
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         with self._step_record.timed():
-            rows = read_rows(batch, self.entropy_config.correctness, self.entropy_config.functional.of_sample)
-            weights = self._weigh(rows)
+            rows = read_rows(batch, self.entropy_config)
+            rollouts = self._rollouts(rows)
+            weights = self._weigh(rows, rollouts.groups)
+            batch = self._shape_rewards(batch, rollouts)
         batch = super()._compute_advantage(batch, metrics=metrics)
         with self._step_record.timed():
+            batch = self._shape_advantages(batch, rollouts, weights)
             return attach_weights(batch, weights)
 
-    def _weigh(self, rows: BatchRows) -> np.ndarray:
-        groups = rows.groups(self.entropy_config.correctness)
+    def _rollouts(self, rows: BatchRows) -> Rollouts:
+        rollouts = rows.rollouts(self.entropy_config.correctness)
+        if not self.entropy_config.uses_questions:
+            return rollouts
+        questions, groups = remember(
+            self.entropy_memory.questions,
+            rollouts.groups,
+            rows.question_of_prompt(rollouts.groups),
+            rollouts.shortest_correct(),
+            self.global_steps,
+            self.entropy_config.memory,
+        )
+        self.entropy_memory = replace(self.entropy_memory, questions=questions)
+        self._step_record.remembered = len(questions.questions)
+        return replace(rollouts, groups=groups)
+
+    def _shape_rewards(self, batch: KVBatchMeta, rollouts: Rollouts) -> KVBatchMeta:
+        shaping = self.entropy_config.reward_shaping
+        if not shaping.changes:
+            return batch
+        change, memory = shaping.change(rollouts, self.entropy_memory.reward_shaping)
+        self.entropy_memory = replace(self.entropy_memory, reward_shaping=memory)
+        change = np.where(rollouts.is_last, change, 0.0)
+        self._step_record.reward_changes.append(change[rollouts.is_last])
+        return add_rewards(batch, change)
+
+    def _shape_advantages(self, batch: KVBatchMeta, rollouts: Rollouts, weights: np.ndarray) -> KVBatchMeta:
+        shaping = self.entropy_config.advantage_shaping
+        if not shaping.shapes:
+            return batch
+        tokens = read_tokens(batch, self.entropy_config.functional.of_sample, shaping.uses_entropy)
+        shaped = shaping.shape(tokens, rollouts, weights, self.entropy_control.alpha)
+        shaped = torch.where(tokens.mask, shaped.to(tokens.advantages.dtype), tokens.advantages)
+        self._step_record.advantage_changes.append((shaped - tokens.advantages).abs()[tokens.mask].numpy())
+        return write_advantages(batch, shaped)
+
+    def _weigh(self, rows: BatchRows, groups: Groups) -> np.ndarray:
         weights = allocate(self.entropy_config.allocation, groups)
         if not self._bypasses_old_log_probs():
             if rows.entropy_nats is None:
@@ -169,6 +244,9 @@ class EntropyTrainerMixin:
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         self._request_functional(batch)
         batch.extra_info[ALPHA_KEY] = self.entropy_control.alpha
+        signal = self.entropy_control.signal(self._step_record.entropy, self.global_steps)
+        batch.extra_info[SIGNAL_KEY] = json.dumps(signal)
+        self._step_record.push = self.entropy_control.push(self._step_record.entropy, signal)
         batch = super()._update_actor(batch, metrics=metrics)
         nats, tokens = metrics.pop(UPDATE_ENTROPY_NATS), metrics.pop(UPDATE_TOKENS)
         metrics["actor/aer/entropy"] = nats / tokens if tokens else float("nan")
@@ -188,16 +266,21 @@ class EntropyTrainerMixin:
             self.entropy_control.state,
             self.entropy_config,
             conditions(self.config),
+            self.entropy_memory,
         )
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
+        # What is saved and compared is the config as it was written: a run may be resumed for more steps.
+        settings = self.entropy_config.over(self.total_training_steps)
+        self.entropy_control = EntropyControl(settings)
         if self.global_steps == 0:
             return
-        state = read_resumed_state(self.config, self.entropy_config)
-        if state is not None:
-            self.entropy_control = EntropyControl(self.entropy_config, state)
+        resumed = read_resumed_state(self.config, self.entropy_config)
+        if resumed is not None:
+            state, self.entropy_memory = resumed
+            self.entropy_control = EntropyControl(settings, state)
             print(
                 f"[verl_aer] resumed after step {state.step}: alpha {state.alpha!r}, "
                 f"initial entropy {state.initial_entropy!r}",

@@ -26,5 +26,10 @@ def aent() -> Method:
         standing="published",
         source="arXiv 2509.03493",
         summary="AEnt: entropy without the least likely tokens, kept in a band",
+        differences=(
+            "The controller is on: the authors' example leaves it off. It moves once a step by the entropy of all "
+            "tokens, and its state is saved. Of equal logits those of lower index go first; the code's threshold "
+            "removes all or none of them."
+        ),
         watch="aer/entropy, here the clamped one, stays in the band; aer/alpha rests while it is in it",
     )

@@ -32,6 +32,10 @@ def aer() -> Method:
         standing="our reading",
         source=SOURCE,
         summary="harder prompts get more entropy bonus; alpha holds the entropy at tau * H0",
+        differences=(
+            "The paper's three parts are known, its formulas are not: the map, rho, eta, the bounds, the aggregation "
+            "and damping are ours, each a named option. tau = 0.4 is reported second-hand."
+        ),
         watch="aer/entropy comes down to aer/target and stays; aer/saturated_steps stays 0; aer/weight/positive_share",
     )
 

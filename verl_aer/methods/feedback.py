@@ -25,5 +25,6 @@ def skywork() -> Method:
         standing="published",
         source="arXiv 2505.22312",
         summary="Skywork-OR1: the coefficient steps up below a level of nats, and is withheld above it",
+        differences="The gate is decided after a step and applied to the next; the coefficient is saved.",
         watch="aer/entropy falls to aer/target; aer/alpha is 0 in the steps after one above it",
     )

@@ -2,12 +2,17 @@
 
 A *part* answers one question and is a plain dataclass whose fields are its settings:
 
-    allocation   which trajectory gets how much exploration?      weights(groups) -> (P,), >= 0
-    functional   what entropy of a token's distribution?          entropy(logits (T, V)) -> (T,) nats
-    target       which level is wanted?                           level(initial_entropy, entropy) -> nats or None
-    controller   how does the global coefficient alpha move?      next_alpha(alpha, entropy, target, step)
+    allocation         which trajectory gets how much exploration?     weights(groups) -> (P,), >= 0
+    functional         what entropy of a token's distribution?         entropy(logits (T, V)) -> (T,) nats
+    selection          which tokens of a response count?               weights(entropy, mask) -> (N, T), >= 0
+    target             which level is wanted?                          bounds(initial_entropy, history) -> nats or None
+    controller         how does the global coefficient alpha move?     next_alpha(alpha, entropy, target, step)
+    penalty            how does a token's entropy enter the loss?      value(entropy, signal) -> (N, T)
+    reward_shaping     what is added to a rollout's reward?            change(rollouts) -> (N,)
+    advantage_shaping  what becomes of a token's advantage?            shape(tokens, ...) -> (N, T)
 
-A *method* names four parts with its own defaults, and its source. Adding a part is one decorator:
+A *method* names its parts with its own defaults, and its source; of the last three and of the selection most methods
+need none. Adding a part is one decorator:
 
 >>> import numpy as np
 >>> from dataclasses import dataclass
@@ -31,8 +36,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-PART_KINDS = ("allocation", "functional", "target", "controller")
-"""The four questions, in the order in which a config names them."""
+PART_KINDS = (
+    "allocation",
+    "functional",
+    "selection",
+    "target",
+    "controller",
+    "penalty",
+    "reward_shaping",
+    "advantage_shaping",
+)
+"""The questions, in the order in which a config names them."""
+
+NEUTRAL = {"selection": "all", "penalty": "bonus", "reward_shaping": "none", "advantage_shaping": "none"}
+"""What a method has of the parts that it does not name."""
 
 STANDINGS = ("published", "our reading", "baseline", "ablation", "own")
 """How far a method's definition can be traced to its source; "own" is for those of users."""
@@ -57,17 +74,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Method:
-    """An entropy-control method: four parts with the method's defaults.
+    """An entropy-control method: its parts with the method's defaults.
 
     Args:
-        allocation: an instance of a registered allocation; likewise functional, target and controller.
+        allocation: an instance of a registered allocation; likewise the other parts. Those of NEUTRAL may be left out.
         standing: one of STANDINGS.
         source: where the definition comes from.
         summary: one line for listings.
         aggregation: ``token-mean`` divides the entropy term by all response tokens of the global mini-batch
-            whatever the policy loss does; ``policy`` follows the policy loss's own mode.
+            whatever the policy loss does; ``seq-mean-token-mean`` averages over each response and then over
+            responses; ``policy`` follows the policy loss's own mode.
         verl: settings of veRL's own that belong to the method, by full key; its preset sets them.
         watch: which metrics tell whether it works.
+        differences: how this differs from the source, and why; empty where it does not.
     """
 
     allocation: Any
@@ -80,19 +99,34 @@ class Method:
     aggregation: str = "token-mean"
     verl: Mapping[str, Any] = field(default_factory=dict)
     watch: str = ""
+    differences: str = ""
+    selection: Any = None
+    penalty: Any = None
+    reward_shaping: Any = None
+    advantage_shaping: Any = None
 
     def __post_init__(self) -> None:
+        for part, neutral in NEUTRAL.items():
+            if getattr(self, part) is None:
+                object.__setattr__(self, part, get_part(part, neutral)())
         if self.standing not in STANDINGS:
             raise ValueError(f"standing must be one of {', '.join(STANDINGS)}, got {self.standing!r}")
 
 
 # What the trainer and the controller call on each part, beside `problems`.
 _REQUIRED = {
-    "allocation": ("weights", "uses_accuracy"),
+    "allocation": ("weights", "uses_accuracy", "uses_questions"),
     "functional": ("entropy", "of_sample"),
-    "target": ("level", "needs_anchor"),
+    "selection": ("weights", "selects"),
+    "target": ("bounds", "level", "needs_anchor"),
     "controller": ("initial_alpha", "next_alpha", "applied", "allows", "smooth", "saturated", "uses_target"),
+    "penalty": ("value", "slope", "signal", "uses_target"),
+    "reward_shaping": ("change", "changes", "uses_questions", "uses_entropy"),
+    "advantage_shaping": ("shape", "shapes", "uses_entropy", "steers"),
 }
+
+_BASES = {kind: "".join(word.capitalize() for word in kind.split("_")) for kind in PART_KINDS}
+"""The class of the public names that parts of a kind derive from: AdvantageShaping for advantage_shaping."""
 
 _parts: dict[str, dict[str, type]] = {kind: {} for kind in PART_KINDS}
 _methods: dict[str, Callable[[], Method]] = {}
@@ -120,6 +154,26 @@ def register_controller(name: str) -> Callable[[PartClass], PartClass]:
     return _register_part("controller", name)
 
 
+def register_selection(name: str) -> Callable[[PartClass], PartClass]:
+    """Register a dataclass derived from ``Selection`` as ``entropy.selection.kind=<name>``."""
+    return _register_part("selection", name)
+
+
+def register_penalty(name: str) -> Callable[[PartClass], PartClass]:
+    """Register a dataclass derived from ``Penalty`` as ``entropy.penalty.kind=<name>``."""
+    return _register_part("penalty", name)
+
+
+def register_reward_shaping(name: str) -> Callable[[PartClass], PartClass]:
+    """Register a dataclass derived from ``RewardShaping`` as ``entropy.reward_shaping.kind=<name>``."""
+    return _register_part("reward_shaping", name)
+
+
+def register_advantage_shaping(name: str) -> Callable[[PartClass], PartClass]:
+    """Register a dataclass derived from ``AdvantageShaping`` as ``entropy.advantage_shaping.kind=<name>``."""
+    return _register_part("advantage_shaping", name)
+
+
 def _register_part(part: str, name: str) -> Callable[[PartClass], PartClass]:
     def register(cls: PartClass) -> PartClass:
         if not dataclasses.is_dataclass(cls):
@@ -127,8 +181,7 @@ def _register_part(part: str, name: str) -> Callable[[PartClass], PartClass]:
         missing = [member for member in ("problems", *_REQUIRED[part]) if not hasattr(cls, member)]
         if missing:
             raise TypeError(
-                f"{part} {name!r}: {cls.__name__} lacks {', '.join(missing)}; "
-                f"derive it from verl_aer.{part.capitalize()}"
+                f"{part} {name!r}: {cls.__name__} lacks {', '.join(missing)}; derive it from verl_aer.{_BASES[part]}"
             )
         _refuse_another(_parts[part], part, name, cls)
         cls.kind = name

@@ -1,0 +1,140 @@
+"""Selections and penalties in the loss: against the formula worked by hand, however the batch is cut."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from verl.utils import tensordict_utils as tu
+
+import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
+from tests.integration.test_loss_equals_verl import (
+    COEFFICIENT,
+    LENGTHS,
+    Policy,
+    actor_config,
+    initial_table,
+    make_rows,
+    micro_batch,
+    train,
+)
+from verl_aer import get_part, part_names
+from verl_aer.integration.loss import SIGNAL_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS, entropy_loss
+from verl_aer.penalty import HistoryHinge, SquaredAnchor
+from verl_aer.selection import TopQuantile
+
+SIGNALS = {"squared_anchor": '{"pull": -0.5}', "history_hinge": '{"weight": 0.75, "low": 2.386, "high": 2.396}'}
+
+
+def loss_of(aggregation: str = "token-mean", signal: str = "{}", **parts: object):
+    bound = partial(entropy_loss, actor_config("token-mean", entropy_coeff=0.0), aggregation, **parts)
+
+    def loss(**contract):
+        tu.assign_non_tensor(contract["data"], **{SIGNAL_KEY: signal})
+        return bound(**contract)
+
+    return loss
+
+
+def entropies(table: torch.Tensor, rows) -> list[torch.Tensor]:
+    """Of each response token, by veRL's own shift: token t was drawn from the row of the token before it."""
+    nats = torch.distributions.Categorical(logits=table).entropy()
+    return [nats[row["input_ids"][len(row["prompts"]) - 1 : -1]] for row in rows]
+
+
+def gradient_by_hand(term) -> torch.Tensor:
+    table = initial_table().requires_grad_()
+    (-COEFFICIENT * term(table)).backward()
+    return table.grad
+
+
+def rows_without_advantage() -> list[dict[str, torch.Tensor]]:
+    rows = make_rows(padding_rows=0)
+    for row in rows:
+        row["advantages"] = torch.zeros_like(row["advantages"])
+    return rows
+
+
+@pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean"])
+@pytest.mark.parametrize("penalty", part_names("penalty"))
+@pytest.mark.parametrize("selection", part_names("selection"))
+def test_nothing_depends_on_how_the_batch_is_cut(selection, penalty, aggregation):
+    loss_fn = loss_of(
+        aggregation,
+        SIGNALS.get(penalty, "{}"),
+        selection=get_part("selection", selection)(),
+        penalty=get_part("penalty", penalty)(),
+    )
+    rows = make_rows(padding_rows=4, weights=[1.0, 1.0, 0.0, 0.0, 0.5, 0.5, 0.25, 0.25])
+    whole_loss, whole_gradient, whole = train(loss_fn, rows, dp_size=1, splits=1)
+    for dp_size, splits in [(1, 4), (2, 1), (2, 3)]:
+        loss, gradient, metrics = train(loss_fn, rows, dp_size, splits)
+        assert loss == pytest.approx(whole_loss, rel=1e-6)
+        assert (gradient - whole_gradient).abs().max() <= 1e-6 * whole_gradient.abs().max()
+        for name in (name for name in whole if name.startswith("actor/aer/")):
+            assert metrics[name] == pytest.approx(whole[name], rel=1e-6, abs=1e-12), name
+
+
+def test_selected_tokens_alone_are_pushed_and_measured():
+    rows = rows_without_advantage()
+    quantile = TopQuantile(quantile=0.5)
+    _, gradient, metrics = train(loss_of(selection=quantile), rows, dp_size=2, splits=2)
+
+    def term(table: torch.Tensor) -> torch.Tensor:
+        means = []
+        for nats in entropies(table, rows):
+            count = len(nats) - -(-(len(nats) - 1) // 2)  # n - ceil((n - 1) / 2)
+            means.append(nats.topk(count).values.mean() * len(nats))
+        return sum(means) / sum(response for _, response in LENGTHS)
+
+    by_hand = gradient_by_hand(term)
+    assert (gradient - by_hand).abs().max() <= 1e-5 * by_hand.abs().max()
+    assert metrics[UPDATE_ENTROPY_NATS] / metrics[UPDATE_TOKENS] == pytest.approx(
+        term(initial_table()).item(), rel=1e-6
+    )
+
+
+def test_squared_anchor_has_the_gradient_of_the_square():
+    rows = rows_without_advantage()
+    mean = torch.cat(entropies(initial_table(), rows)).mean().item()
+    anchor = mean - 0.25
+    signal = f'{{"pull": {2 * (anchor - mean)!r}}}'
+    _, gradient, _ = train(loss_of(signal=signal, penalty=SquaredAnchor()), rows, dp_size=2, splits=2)
+    by_hand = gradient_by_hand(lambda table: -((torch.cat(entropies(table, rows)).mean() - anchor) ** 2))
+    assert (gradient - by_hand).abs().max() <= 1e-5 * by_hand.abs().max()
+
+
+def test_the_hinge_draws_back_what_is_outside():
+    rows = rows_without_advantage()
+    loss_fn = loss_of("seq-mean-token-mean", SIGNALS["history_hinge"], penalty=HistoryHinge(total_steps=10))
+    _, gradient, metrics = train(loss_fn, rows, dp_size=2, splits=2)
+
+    def term(table: torch.Tensor) -> torch.Tensor:
+        def value(nats: torch.Tensor) -> torch.Tensor:
+            return nats - 0.75 * ((2.386 - nats).clamp(min=0) + (nats - 2.396).clamp(min=0))
+
+        return torch.stack([value(nats).mean() for nats in entropies(table, rows)]).mean()
+
+    nats = torch.cat(entropies(initial_table(), rows))
+    assert ((nats < 2.386).any(), (nats > 2.396).any()) == (True, True)
+    by_hand = gradient_by_hand(term)
+    assert (gradient - by_hand).abs().max() <= 1e-5 * by_hand.abs().max()
+    assert metrics["actor/aer/entropy_term"] == pytest.approx(COEFFICIENT * term(initial_table()).item(), rel=1e-6)
+
+
+def test_the_gradients_size_is_that_of_the_term():
+    rows = rows_without_advantage()
+    signal = SIGNALS["history_hinge"]
+    _, _, metrics = train(loss_of(signal=signal, penalty=HistoryHinge(total_steps=10)), rows, dp_size=2, splits=2)
+    nats = torch.cat(entropies(initial_table(), rows)).detach().requires_grad_()
+    (COEFFICIENT * (nats - 0.75 * ((2.386 - nats).clamp(min=0) + (nats - 2.396).clamp(min=0))).mean()).backward()
+    assert metrics["actor/aer/entropy_gradient"] == pytest.approx(nats.grad.abs().sum().item(), rel=1e-6)
+
+
+def test_a_penalty_whose_numbers_were_not_sent_is_an_error():
+    data = micro_batch(make_rows(padding_rows=0), dp_size=1, tokens=30, total=8)
+    output = Policy(initial_table().requires_grad_())(data["input_ids"])
+    loss = partial(entropy_loss, actor_config("token-mean", 0.0), "token-mean", penalty=SquaredAnchor())
+    with pytest.raises(KeyError, match="pull"):
+        loss(model_output=output, data=data)

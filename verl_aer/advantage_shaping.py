@@ -1,0 +1,205 @@
+"""Advantage shapings: what becomes of a token's advantage before the policy loss sees it.
+
+They act on the driver, once per step, on the advantages that veRL's estimator has computed. Multiplying an advantage by
+w >= 0 is multiplying its token's loss by w: PPO's loss, clipped or not, is linear in the advantage.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from verl_aer.methods.registry import Part, register_advantage_shaping
+from verl_aer.rollouts import Rollouts, Tokens
+
+WEIGHTINGS = ("linear", "exponential")
+
+
+class AdvantageShaping(Part):
+    """Base of advantage shapings."""
+
+    shapes: ClassVar[bool] = True
+    """Whether advantages change at all; if not, nobody needs to fetch them."""
+
+    uses_entropy: ClassVar[bool] = False
+    """Whether it needs the tokens' entropies, which veRL does not have in bypass mode."""
+
+    steers: ClassVar[bool] = False
+    """Whether alpha steers the entropy through it: the synthetic plant then takes it for what a bonus does."""
+
+    def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:
+        """A' of each token, ``(N, T)``; what it returns outside the mask is not read.
+
+        Args:
+            tokens: advantages and what is known of each token.
+            rollouts: the rows that they are of.
+            weight: ``(N,)``, the allocation's weight of each row.
+            alpha: the global coefficient of this step.
+        """
+        raise NotImplementedError
+
+
+@register_advantage_shaping("none")
+@dataclass
+class NoAdvantageShaping(AdvantageShaping):
+    """A' = A."""
+
+    shapes: ClassVar[bool] = False
+
+    def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:
+        return tokens.advantages
+
+
+@register_advantage_shaping("entropy_bonus")
+@dataclass
+class EntropyBonus(AdvantageShaping):
+    """A' = A + w(q) * min(a * H, |A| / kappa), without a gradient through H.
+
+    Where the policy was uncertain a good token counts for more and a bad one for less; with kappa > 1 no advantage
+    changes its sign. w(q) is the allocation's: CEEH-EA (arXiv 2602.22642) shapes hard questions alone, with a and kappa
+    of arXiv 2506.14758, of which public ports give 0.4 and 2.
+
+    a: advantage per nat, >= 0. kappa: share of the advantage that the bonus may reach is 1 / kappa, > 0.
+    """
+
+    uses_entropy: ClassVar[bool] = True
+
+    a: float = 0.4
+    kappa: float = 2.0
+
+    def problems(self) -> list[tuple[str, str]]:
+        return ([("a", ">= 0")] if self.a < 0 else []) + ([("kappa", "> 0")] if self.kappa <= 0 else [])
+
+    def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:
+        bonus = torch.minimum(self.a * tokens.entropy, tokens.advantages.abs() / self.kappa)
+        return tokens.advantages + _column(weight, tokens) * bonus
+
+
+@register_advantage_shaping("steer")
+@dataclass
+class Steer(AdvantageShaping):
+    """A' = w * A, less for tokens whose update would change the entropy much (STEER, arXiv 2510.10150):
+
+        Omega = A * (1 - pi) * (log pi + H)
+        linear       w = highest - (|Omega| - min|Omega|) / (max|Omega| - min|Omega|) * (highest - lowest)
+        exponential  w = max(lowest, exp(-k * |Omega|)),   k = -ln(lowest) / max(max|Omega|, 0.02)
+
+    pi is the probability of the sampled token, min and max are over the tokens of the step. All of it is of the policy
+    of the old log-probs, so that the weights do not depend on how a batch is cut; the authors' code takes pi from the
+    policy in training, and min and max from each micro-batch.
+
+    weighting: one of WEIGHTINGS. lowest, highest: weights, 0 < lowest <= highest; exponential does not read highest.
+    """
+
+    uses_entropy: ClassVar[bool] = True
+
+    weighting: str = "linear"
+    lowest: float = 0.8
+    highest: float = 1.2
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = []
+        if self.weighting not in WEIGHTINGS:
+            found.append(("weighting", f"one of {', '.join(WEIGHTINGS)}"))
+        if self.lowest <= 0 or (self.weighting == "exponential" and self.lowest > 1):
+            found.append(("lowest", "> 0, and <= 1 with weighting=exponential"))
+        if self.highest < self.lowest:
+            found.append(("highest", f">= lowest ({self.lowest:g})"))
+        return found
+
+    def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:
+        if not tokens.mask.any():
+            return tokens.advantages
+        pi = tokens.log_probs.exp()
+        omega = (tokens.advantages * (1 - pi) * (tokens.log_probs + tokens.entropy)).abs()
+        return self._weights(omega, omega[tokens.mask]) * tokens.advantages
+
+    def _weights(self, omega: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+        lowest, highest = counted.min(), counted.max()
+        if self.weighting == "exponential":
+            k = -math.log(self.lowest) / highest.clamp(min=0.02)
+            return torch.exp(-k * omega).clamp(min=self.lowest)
+        if lowest == highest:
+            return torch.full_like(omega, (self.lowest + self.highest) / 2)
+        return self.highest - (omega - lowest) / (highest - lowest) * (self.highest - self.lowest)
+
+
+@register_advantage_shaping("confidence")
+@dataclass
+class Confidence(AdvantageShaping):
+    """A'_i = A_i + strength * (c(q) - c(o_i)), and A'_i = A_i where no rollout of the group is correct (ARM):
+
+        c(o) = exp(mean of log pi over the least likely ``share`` of o's tokens)
+        c(q) = mean of c(o_i) over the group
+
+    A rollout that the policy was less sure of than of its siblings counts for more. Source: ARM of ProGRPO (arXiv
+    2602.05281), of which we had descriptions only: that c is a likelihood normalised by length over the 20 % least
+    likely tokens. The paper's c(q) comes from the prompt, whose log-probs veRL does not compute: the mean of the group
+    is our reading, and so is the default of ``strength``.
+
+    strength: advantage per unit of probability, >= 0. share: of a rollout's tokens, in (0, 1].
+    """
+
+    strength: float = 0.1
+    share: float = 0.2
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = [("strength", ">= 0")] if self.strength < 0 else []
+        return found if 0 < self.share <= 1 else [*found, ("share", "in (0, 1]")]
+
+    def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:
+        confidence = _confidence(tokens, self.share).numpy()
+        prompt, counts = rollouts.groups.prompt_of_row, rollouts.is_last
+        prompts = len(rollouts.groups.accuracy)
+        of_group = np.bincount(prompt[counts], weights=confidence[counts], minlength=prompts)
+        mean = of_group / np.maximum(np.bincount(prompt[counts], minlength=prompts), 1)
+        change = np.where(
+            (prompt >= 0) & (np.append(rollouts.groups.accuracy, 0.0)[prompt] > 0),
+            self.strength * (np.append(mean, 0.0)[prompt] - confidence),
+            0.0,
+        )
+        return tokens.advantages + _column(change, tokens)
+
+
+@register_advantage_shaping("signed")
+@dataclass
+class Signed(AdvantageShaping):
+    """A' = A - alpha * |A| on tokens with pi > probability, A' = A on the others (EntroPIC, arXiv 2511.15248).
+
+    With alpha > 0, entropy too low, tokens that the policy was sure of are rewarded less and punished more; with
+    alpha < 0 the other way round. The authors' code adds the term apart from PPO's, without a clip of the ratio and
+    averaged over these tokens alone.
+
+    probability: of the sampled token, in [0, 1). 0.95 is the code's.
+    """
+
+    steers: ClassVar[bool] = True
+
+    probability: float = 0.95
+
+    def problems(self) -> list[tuple[str, str]]:
+        return [] if 0 <= self.probability < 1 else [("probability", "in [0, 1)")]
+
+    def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:
+        sure = tokens.log_probs.exp() > self.probability
+        return tokens.advantages - alpha * sure * tokens.advantages.abs()
+
+
+def _column(values: np.ndarray, tokens: Tokens) -> torch.Tensor:
+    return torch.as_tensor(values, dtype=tokens.advantages.dtype)[:, None]
+
+
+def _confidence(tokens: Tokens, share: float) -> torch.Tensor:
+    """c(o) of each row, ``(N,)`` float64 in [0, 1]; 0 for a row without tokens."""
+    n = tokens.mask.sum(dim=-1)
+    # At least one token; in float64, so that 0.2 * 10 is the same 2 everywhere.
+    k = (share * n.double()).ceil().long().clamp(min=1)
+    ordered = tokens.log_probs.double().masked_fill(~tokens.mask, 0.0).sort(dim=-1).values
+    # The padding's zeros are the largest log-probs there are: the k smallest are tokens of the response.
+    least_likely = torch.arange(ordered.shape[-1]) < k[:, None]
+    mean = torch.where(least_likely, ordered, 0.0).sum(dim=-1) / k
+    return torch.where(n > 0, mean.exp(), 0.0)

@@ -1,0 +1,142 @@
+"""Penalties: how a token's entropy enters the loss.
+
+    L = L_policy - alpha * agg(w * s * value(H, signal))
+
+with w the trajectory's weight and s that of the token. The workers compute it from the entropy alone; what it needs to
+know of other steps comes as the ``signal``, a few numbers that the driver sends with alpha.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from verl_aer.methods.registry import Part, register_penalty
+from verl_aer.target import Bounds
+
+
+class Penalty(Part):
+    """Base of penalties; the defaults are those of one that needs nothing from the driver."""
+
+    uses_target: ClassVar[bool] = False
+    """Whether the signal depends on the target, which then must be another than ``none``."""
+
+    def signal(self, entropy: float | None, bounds: Bounds | None, step: int) -> dict[str, float]:
+        """What ``value`` has to be told in global step ``step``: pure, on the driver, before the update.
+
+        Args:
+            entropy: H_t of the rollouts that the step trains on, nats per token; None where nothing is known yet.
+            bounds: of the target; None where there is none yet.
+            step: from 1 on.
+        """
+        return {}
+
+    def value(self, entropy: torch.Tensor, signal: Mapping[str, float]) -> torch.Tensor:
+        """What is averaged and multiplied by alpha, nats, from each token's ``entropy`` in nats: of its shape."""
+        raise NotImplementedError
+
+    def slope(self, entropy: torch.Tensor, signal: Mapping[str, float]) -> torch.Tensor:
+        """d value / d entropy of each token, of the shape of ``entropy``: 1 for a plain bonus."""
+        with torch.enable_grad():
+            leaf = entropy.detach().clone().requires_grad_()
+            (slope,) = torch.autograd.grad(self.value(leaf, signal).sum(), leaf)
+        return slope
+
+
+@register_penalty("bonus")
+@dataclass
+class Bonus(Penalty):
+    """value = H: L = L_policy - alpha * agg(w * H), the entropy bonus."""
+
+    def value(self, entropy: torch.Tensor, signal: Mapping[str, float]) -> torch.Tensor:
+        return entropy
+
+
+@register_penalty("none")
+@dataclass
+class NoPenalty(Penalty):
+    """value = 0: no entropy term, for methods that act on rewards or advantages alone."""
+
+    def value(self, entropy: torch.Tensor, signal: Mapping[str, float]) -> torch.Tensor:
+        return torch.zeros_like(entropy)
+
+    def slope(self, entropy: torch.Tensor, signal: Mapping[str, float]) -> torch.Tensor:
+        return torch.zeros_like(entropy)
+
+
+@register_penalty("squared_anchor")
+@dataclass
+class SquaredAnchor(Penalty):
+    """L = L_policy + alpha * (Hbar_t - H*)^2, by its gradient at the step's rollouts (SIREN, arXiv 2509.25133):
+
+        value = pull * H,   pull = 2 * (H* - Hbar_t)
+
+    Hbar_t is the token mean of the step, so that the gradient does not depend on how a batch is cut into micro-batches:
+    the square of each micro-batch's own mean, as in the authors' code, does. There is no pull before H* is known.
+
+    >>> SquaredAnchor().signal(entropy=0.3, bounds=Bounds(0.5, 0.5), step=2)
+    {'pull': 0.4}
+    """
+
+    uses_target: ClassVar[bool] = True
+
+    def signal(self, entropy: float | None, bounds: Bounds | None, step: int) -> dict[str, float]:
+        if entropy is None or bounds is None:
+            return {"pull": 0.0}
+        return {"pull": 2.0 * (min(max(entropy, bounds.low), bounds.high) - entropy)}
+
+    def value(self, entropy: torch.Tensor, signal: Mapping[str, float]) -> torch.Tensor:
+        return signal["pull"] * entropy
+
+
+@register_penalty("history_hinge")
+@dataclass
+class HistoryHinge(Penalty):
+    """value = H - beta_k * weight * [max(0, low - H) + max(0, H - high)] (EPO, arXiv 2509.22576):
+
+        beta_k = 1 + exp(-gamma * k / k_mid),   k_mid = floor(total_steps / 2)
+
+    low and high are those of the target, ``history`` in EPO: each token outside them is drawn back. beta_k goes from 2
+    towards 1: smoothing is strongest early. Without a target yet there is no hinge.
+
+    Args:
+        weight: of the hinge, >= 0; the paper has 0.1 (ALFWorld) and 0.05 (ScienceWorld).
+        gamma: decay of beta_k, >= 0.
+        total_steps: K, >= 2; None takes the run's own.
+
+    >>> hinge = HistoryHinge(weight=0.1, gamma=0.0)
+    >>> hinge.value(torch.tensor([0.5, 1.0, 3.0]), hinge.signal(None, Bounds(0.75, 2.0), step=1))
+    tensor([0.4500, 1.0000, 2.8000])
+    """
+
+    uses_target: ClassVar[bool] = True
+
+    weight: float = 0.1
+    gamma: float = 3.0
+    total_steps: int | None = None
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = [(name, ">= 0") for name in ("weight", "gamma") if getattr(self, name) < 0]
+        if self.total_steps is not None and self.total_steps < 2:
+            found.append(("total_steps", "null (the run's own) or >= 2"))
+        return found
+
+    def signal(self, entropy: float | None, bounds: Bounds | None, step: int) -> dict[str, float]:
+        if bounds is None:
+            return {"weight": 0.0, "low": 0.0, "high": 0.0}
+        return {"weight": self._beta(step) * self.weight, "low": bounds.low, "high": bounds.high}
+
+    def value(self, entropy: torch.Tensor, signal: Mapping[str, float]) -> torch.Tensor:
+        outside = (signal["low"] - entropy).clamp(min=0) + (entropy - signal["high"]).clamp(min=0)
+        return entropy - signal["weight"] * outside
+
+    def _beta(self, step: int) -> float:
+        if self.gamma == 0:
+            return 2.0
+        if self.total_steps is None:
+            raise ValueError("entropy.penalty.total_steps is not known: set it to the run's number of steps")
+        return 1.0 + math.exp(-self.gamma * step / (self.total_steps // 2))

@@ -1,0 +1,173 @@
+"""What is remembered of each question between the steps in which it comes up.
+
+    Acc_h(x) <- (1 - eta) * Acc_h(x) + eta * Acc(x),   eta = rise if Acc_h(x) < Acc(x) else fall
+    L_x      <- min(L_x, shortest correct response of the step)
+
+Acc(x) is the mean correctness of all rollouts of x in the step, and Acc_h(x) = Acc(x) where x comes up for the first
+time. The rule is CEEH's (arXiv 2602.22642); how Acc_h begins is our reading. A question is known by a stable id, never
+by veRL's ``uid``, which is drawn anew in each step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from verl_aer.correctness import Groups
+
+
+class Question(NamedTuple):
+    """One question: Acc_h in [0, 1], L_x in tokens (None while never solved), and the last step it came up in."""
+
+    accuracy: float
+    shortest: int | None
+    step: int
+
+
+class Observation(NamedTuple):
+    """One group of rollouts of a question.
+
+    accuracy: in [0, 1]. size: rollouts. shortest: tokens of the shortest correct one, None where none is correct.
+    """
+
+    question: str
+    accuracy: float
+    size: int
+    shortest: int | None
+
+
+@dataclass
+class MemoryConfig:
+    """How questions are recognised and remembered.
+
+    Args:
+        question_key: name of a stable id in the data set's ``extra_info``; where a row has none, data source and
+            prompt are its id.
+        capacity: most questions that are remembered, >= 1; beyond it those are forgotten that came up longest ago.
+        rise: eta where the accuracy has risen above Acc_h, in (0, 1].
+        fall: eta elsewhere, in (0, 1].
+    """
+
+    question_key: str = "question_id"
+    capacity: int = 100_000
+    rise: float = 0.2
+    fall: float = 0.05
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = [("capacity", ">= 1")] if self.capacity < 1 else []
+        return found + [(name, "in (0, 1]") for name in ("rise", "fall") if not 0 < getattr(self, name) <= 1]
+
+
+@dataclass(frozen=True)
+class QuestionMemory:
+    """The questions seen so far; a value, never changed in place."""
+
+    questions: Mapping[str, Question] = field(default_factory=dict)
+
+    @property
+    def mean_accuracy(self) -> float | None:
+        """Mean of Acc_h over all remembered questions; None before the first."""
+        if not self.questions:
+            return None
+        return sum(question.accuracy for question in self.questions.values()) / len(self.questions)
+
+    def after(self, observations: Sequence[Observation], step: int, config: MemoryConfig) -> QuestionMemory:
+        """The memory after a step's groups; several groups of one question count as one of all their rollouts.
+
+        >>> config = MemoryConfig(rise=0.5, fall=0.1)
+        >>> memory = QuestionMemory().after([Observation("x", 0.5, 4, shortest=9)], step=1, config=config)
+        >>> memory.after([Observation("x", 1.0, 4, 7), Observation("x", 0.5, 4, 8)], 2, config).questions["x"]
+        Question(accuracy=0.625, shortest=7, step=2)
+        """
+        questions = dict(self.questions)
+        for observed in _merged(observations):
+            known = questions.get(observed.question)
+            accuracy = observed.accuracy if known is None else _moved(known.accuracy, observed.accuracy, config)
+            lengths = [length for length in (known and known.shortest, observed.shortest) if length is not None]
+            questions[observed.question] = Question(accuracy, min(lengths, default=None), step)
+        return QuestionMemory(_newest(questions, config.capacity))
+
+
+def remember(
+    memory: QuestionMemory,
+    groups: Groups,
+    questions: Sequence[str],
+    shortest: np.ndarray,
+    step: int,
+    config: MemoryConfig,
+) -> tuple[QuestionMemory, Groups]:
+    """The memory after a step, and its groups with what is remembered of their questions.
+
+    L_x is the one from before the step, and the step's own for a question that was never solved before.
+
+    Args:
+        questions: P ids.
+        shortest: ``(P,)`` tokens of each group's shortest correct response, NaN where none is correct.
+        step: the global step, from 1 on.
+    """
+    columns = zip(questions, groups.accuracy.tolist(), groups.size.tolist(), shortest.tolist(), strict=True)
+    after = memory.after(
+        [Observation(name, g, size, None if np.isnan(length) else int(length)) for name, g, size, length in columns],
+        step,
+        config,
+    )
+
+    def known_shortest(name: str) -> int | None:
+        before = memory.questions.get(name)
+        return before.shortest if before is not None and before.shortest is not None else after.questions[name].shortest
+
+    lengths = [known_shortest(name) for name in questions]
+    return after, replace(
+        groups,
+        history=np.array([after.questions[name].accuracy for name in questions]),
+        history_mean=after.mean_accuracy,
+        shortest=np.array([np.nan if length is None else float(length) for length in lengths]),
+    )
+
+
+def question_id(extra_info: Any, data_source: Any, prompt: Any, key: str) -> str:
+    """A stable id of a data set's row: ``extra_info[key]``, else a digest of its source and prompt.
+
+    >>> question_id({"question_id": 17}, "math", [{"role": "user", "content": "1 + 1?"}], key="question_id")
+    '17'
+    >>> question_id(None, "math", [{"role": "user", "content": "1 + 1?"}], key="question_id")
+    'b9b1ebbf7815714e9ebfb37f9c21897c'
+    """
+    own = extra_info.get(key) if isinstance(extra_info, Mapping) else None
+    if own is not None:
+        return str(own)
+    # `default=str`: a prompt may hold images. The digest is of what was asked, not of how Python prints a container.
+    text = json.dumps([data_source, prompt], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _merged(observations: Sequence[Observation]) -> list[Observation]:
+    groups: dict[str, list[Observation]] = {}
+    for observation in observations:
+        groups.setdefault(observation.question, []).append(observation)
+    return [_as_one(question, groups[question]) for question in sorted(groups)]
+
+
+def _as_one(question: str, groups: list[Observation]) -> Observation:
+    size = sum(group.size for group in groups)
+    solved = sum(group.accuracy * group.size for group in groups)
+    lengths = [group.shortest for group in groups if group.shortest is not None]
+    return Observation(question, solved / size, size, min(lengths, default=None))
+
+
+def _moved(accuracy: float, observed: float, config: MemoryConfig) -> float:
+    eta = config.rise if accuracy < observed else config.fall
+    return (1 - eta) * accuracy + eta * observed
+
+
+def _newest(questions: dict[str, Question], capacity: int) -> dict[str, Question]:
+    if len(questions) <= capacity:
+        return questions
+    # By id where steps are equal: what is forgotten does not depend on the order in which rows came.
+    newest = sorted(questions, key=lambda name: (-questions[name].step, name))[:capacity]
+    return {name: questions[name] for name in newest}

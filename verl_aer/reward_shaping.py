@@ -1,0 +1,219 @@
+"""Reward shapings: what is added to a rollout's reward before advantages are computed.
+
+They act on the driver, once per step. Group accuracy comes from correctness and does not see them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from verl_aer.methods.registry import Part, register_reward_shaping
+from verl_aer.rollouts import Rollouts
+
+Memory = Mapping[str, float]
+"""What a shaping remembers between steps: a few named numbers, saved with the checkpoint."""
+
+
+class RewardShaping(Part):
+    """Base of reward shapings."""
+
+    changes: ClassVar[bool] = True
+    """Whether rewards change at all; if not, nobody needs to write them."""
+
+    uses_questions: ClassVar[bool] = False
+    """Whether ``rollouts.groups`` has to hold what is remembered of each question."""
+
+    uses_entropy: ClassVar[bool] = False
+    """Whether it needs ``rollouts.entropy``, which veRL does not have in bypass mode."""
+
+    def change(self, rollouts: Rollouts, memory: Memory) -> tuple[np.ndarray, Memory]:
+        """What is added to the reward of each row, ``(N,)``, read where ``rollouts.is_last``; and what to remember.
+
+        ``memory``: what the step before returned, empty in the first.
+        """
+        raise NotImplementedError
+
+
+@register_reward_shaping("none")
+@dataclass
+class NoRewardShaping(RewardShaping):
+    """R' = R."""
+
+    changes: ClassVar[bool] = False
+
+    def change(self, rollouts: Rollouts, memory: Memory) -> tuple[np.ndarray, Memory]:
+        return np.zeros(len(rollouts.correct)), memory
+
+
+@register_reward_shaping("length")
+@dataclass
+class Length(RewardShaping):
+    """R' = R - beta * c * clip((len - L_x) / L_x, -0.9, 1) where Acc(x) > Acc_h(x), R' = R elsewhere (CEEH).
+
+    c is the rollout's correctness and L_x the shortest correct response to the question so far: answers to questions
+    that go better than before are asked to get no longer. Source: arXiv 2602.22642. That L_x is the one from before
+    this step, or the step's own where there is none, is our reading.
+
+    beta: reward units, >= 0. 0.1 and 0.2 are in the paper's table.
+    """
+
+    uses_questions: ClassVar[bool] = True
+
+    beta: float = 0.1
+
+    def problems(self) -> list[tuple[str, str]]:
+        return [("beta", ">= 0")] if self.beta < 0 else []
+
+    def change(self, rollouts: Rollouts, memory: Memory) -> tuple[np.ndarray, Memory]:
+        groups = rollouts.groups
+        improved = groups.accuracy > groups.history
+        # A question that was never solved has no shortest response, and no correct one to apply it to.
+        shortest = np.append(np.where(np.isnan(groups.shortest), 1.0, groups.shortest), 1.0)[groups.prompt_of_row]
+        excess = np.clip((rollouts.tokens - shortest) / shortest, -0.9, 1.0)
+        applies = np.append(improved, False)[groups.prompt_of_row]
+        return np.where(applies, -self.beta * rollouts.correct * excess, 0.0), memory
+
+
+BUCKETS = ("easy", "medium", "hard")
+_MARGIN = {"easy": 0.15, "medium": 0.25, "hard": 0.35}
+_HUBER = {"easy": 2.0, "medium": 3.0, "hard": 4.0}
+_TEMPERATURE = {"easy": 2.0, "medium": 2.5, "hard": 3.0}
+_CAP = {"easy": 1.0, "medium": 1.0, "hard": 1.2}
+_WRONG = {"easy": 0.6, "medium": 0.8, "hard": 1.0}
+
+
+@register_reward_shaping("ares")
+@dataclass
+class Ares(RewardShaping):
+    """R' = R + s_b(N), N the stretches of high entropy of a rollout and b its prompt's difficulty (ARES):
+
+        N      = tokens whose following ``window`` tokens have a mean entropy >= threshold
+        b      = easy where g(q) >= 2/3, medium where g(q) >= 1/3, else hard
+        delta  = N - T_b,   m = max(1, f_b * max(T_b, 1)),   C = gain_b * cap_b
+        P(x)   = min(C, C * huber(x) / (m + kappa_b)),   sigma(x) = 1 / (1 + exp(-x / t_b)),   x+ = max(x, 0)
+
+                 correct                                              wrong
+        easy     -P((delta - m)+)                                     0.6 * C * sigma((delta - m)+)
+        medium   -P((|delta| - m)+)                                   0.8 * C * sigma((delta - m)+)
+        hard     C * sigma(delta + m) if delta >= -m                  C * sigma((delta - m)+)
+                 else -min(C, C * huber(-delta - m) / (2 (m + kappa_b)))
+
+    Easy prompts are asked to deliberate less, hard ones more. gain_b moves by rate * e, within [0, 2] from 0.5, with
+    e = mean N - T_b, or T_b - mean N for hard prompts. Constants and formulas are those of the authors' code (arXiv
+    2510.08457). Three things differ. The code counts only tokens of a list of English words. Its T_b is the mean of the
+    same batch, so that e is a rounding error and gain_b never moves: here T_b is the running mean of the steps before.
+    And it shapes the reward before the difficulty is known. Its dynamic KL is left out: veRL's loss has one KL
+    coefficient.
+
+    Args:
+        window: tokens, >= 1.
+        percentile: of a rollout's window means, whose median over the step is its threshold, in (0, 1).
+        threshold_ema: weight of the past in the threshold, in [0, 1).
+        target_ema: weight of the past in T_b, in [0, 1).
+        rate: of gain_b, >= 0.
+        scale: of the whole change, >= 0.
+    """
+
+    uses_entropy: ClassVar[bool] = True
+
+    window: int = 4
+    percentile: float = 0.95
+    threshold_ema: float = 0.99
+    target_ema: float = 0.9
+    rate: float = 0.05
+    scale: float = 1.0
+
+    def problems(self) -> list[tuple[str, str]]:
+        found = [("window", ">= 1")] if self.window < 1 else []
+        if not 0 < self.percentile < 1:
+            found.append(("percentile", "in (0, 1)"))
+        found += [(name, "in [0, 1)") for name in ("threshold_ema", "target_ema") if not 0 <= getattr(self, name) < 1]
+        return found + [(name, ">= 0") for name in ("rate", "scale") if getattr(self, name) < 0]
+
+    def change(self, rollouts: Rollouts, memory: Memory) -> tuple[np.ndarray, Memory]:
+        means = [
+            window_means(entropy[mask], self.window)
+            for entropy, mask in zip(rollouts.entropy, rollouts.mask, strict=True)
+        ]
+        memory = {**memory, **self._threshold(means, rollouts, memory)}
+        counts = np.array([float((mean >= memory.get("threshold", np.inf)).sum()) for mean in means])
+        bucket = difficulty_buckets(rollouts.groups.accuracy)
+        change = np.zeros(len(counts))
+        for name in BUCKETS:
+            rows = rollouts.is_last & np.append(bucket == name, False)[rollouts.groups.prompt_of_row]
+            if rows.any():
+                memory = {**memory, **self._control(name, counts[rows].mean(), memory)}
+                change[rows] = self._shaped(name, counts[rows], rollouts.correct[rows], memory)
+        return self.scale * change, memory
+
+    def _threshold(self, means: list[torch.Tensor], rollouts: Rollouts, memory: Memory) -> dict[str, float]:
+        """The step's own where there is none yet, else the running mean."""
+        tops = [
+            torch.quantile(mean.double(), self.percentile).item()
+            for mean, is_last in zip(means, rollouts.is_last, strict=True)
+            if is_last and len(mean)
+        ]
+        if not tops:
+            return {}
+        here = float(np.median(tops))
+        before = memory.get("threshold", here)
+        return {"threshold": self.threshold_ema * before + (1 - self.threshold_ema) * here}
+
+    def _control(self, bucket: str, count: float, memory: Memory) -> dict[str, float]:
+        """gain_b by the distance from T_b, and T_b; both as the next step finds them."""
+        target = memory.get(f"next_target_{bucket}", count)
+        error = target - count if bucket == "hard" else count - target
+        gain = memory.get(f"gain_{bucket}", 0.5) + self.rate * error
+        return {
+            f"target_{bucket}": target,
+            f"next_target_{bucket}": self.target_ema * target + (1 - self.target_ema) * count,
+            f"gain_{bucket}": min(max(gain, 0.0), 2.0),
+        }
+
+    def _shaped(self, bucket: str, count: np.ndarray, correct: np.ndarray, memory: Memory) -> np.ndarray:
+        target, kappa = memory[f"target_{bucket}"], _HUBER[bucket]
+        cap = memory[f"gain_{bucket}"] * _CAP[bucket]
+        margin = max(1.0, _MARGIN[bucket] * max(target, 1.0))
+        delta = count - target
+
+        def penalty(excess: np.ndarray, share: float = 1.0) -> np.ndarray:
+            return -np.minimum(cap, share * cap * _huber(excess, kappa) / (margin + kappa))
+
+        def reward(excess: np.ndarray) -> np.ndarray:
+            return cap / (1 + np.exp(-excess / _TEMPERATURE[bucket]))
+
+        when_correct = {
+            "easy": lambda: penalty(delta - margin),
+            "medium": lambda: penalty(np.abs(delta) - margin),
+            "hard": lambda: np.where(delta >= -margin, reward(delta + margin), penalty(-delta - margin, share=0.5)),
+        }[bucket]()
+        when_wrong = _WRONG[bucket] * reward(np.maximum(delta - margin, 0.0))
+        return np.where(correct > 0.5, when_correct, when_wrong)
+
+
+def window_means(entropy: torch.Tensor, window: int) -> torch.Tensor:
+    """Mean of the ``window`` entropies that follow each token, ``(n - window,)``: tokens with fewer have none.
+
+    >>> window_means(torch.tensor([9.0, 1.0, 3.0, 5.0]), window=2)
+    tensor([2., 4.])
+    """
+    return entropy[1:].unfold(0, window, 1).mean(dim=-1) if len(entropy) > window else entropy[:0]
+
+
+def difficulty_buckets(accuracy: np.ndarray) -> np.ndarray:
+    """easy from 2/3 on, medium from 1/3 on, else hard.
+
+    >>> difficulty_buckets(np.array([1.0, 2 / 3, 0.5, 1 / 3, 0.25])).tolist()
+    ['easy', 'easy', 'medium', 'medium', 'hard']
+    """
+    return np.where(accuracy >= 2 / 3, "easy", np.where(accuracy >= 1 / 3, "medium", "hard"))
+
+
+def _huber(x: np.ndarray, kappa: float) -> np.ndarray:
+    x = np.maximum(x, 0.0)
+    return np.where(x <= kappa, x**2 / (2 * kappa), x - kappa / 2)

@@ -1,0 +1,104 @@
+"""Selections: which tokens of a response count, and how much.
+
+    H_t of a response = (1/n) * sum_t s_t * H_t,   (1/n) * sum_t s_t = 1,   n its tokens
+
+The same weights s are used where the entropy is measured and where it is pushed. Their mean over a response is 1, so
+that a coefficient means the same for every selection, and a response counts for as much as it has tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from verl_aer.methods.registry import Part, register_selection
+
+
+class Selection(Part):
+    """Base of selections: from a batch's entropies to the weights of its tokens."""
+
+    selects: ClassVar[bool] = True
+    """Whether the weights can differ within a response; if not, nobody needs to compute them."""
+
+    def weights(self, entropy: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """s >= 0 of each token, without a gradient.
+
+        Args:
+            entropy: ``(N, T)`` nats, detached.
+            mask: ``(N, T)`` bool, the tokens that the policy wrote.
+
+        Returns:
+            ``(N, T)`` in the dtype of ``entropy``; 0 outside the mask, mean 1 over it in each row that has tokens.
+        """
+        raise NotImplementedError
+
+
+@register_selection("all")
+@dataclass
+class All(Selection):
+    """s_t = 1: every token that the policy wrote."""
+
+    selects: ClassVar[bool] = False
+
+    def weights(self, entropy: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return mask.to(entropy.dtype)
+
+
+@register_selection("top_quantile")
+@dataclass
+class TopQuantile(Selection):
+    """s_t = n / k on the k tokens of highest entropy within a response, 0 on the others:
+
+        k = n - ceil(quantile * (n - 1))
+
+    the tokens at or above the quantile of its n entropies; of equal ones, the earlier first. At least one token counts.
+    SIREN (arXiv 2509.25133) and TRL select so.
+
+    quantile: share of a response's tokens that does not count, in [0, 1); 0 is ``all``. 0.8 is SIREN's.
+
+    >>> entropy = torch.tensor([[0.1, 0.4, 0.2, 0.3, 9.9]])
+    >>> TopQuantile(quantile=0.5).weights(entropy, torch.tensor([[True, True, True, True, False]]))
+    tensor([[0., 2., 0., 2., 0.]])
+    """
+
+    quantile: float = 0.8
+
+    def problems(self) -> list[tuple[str, str]]:
+        return [] if 0 <= self.quantile < 1 else [("quantile", ">= 0 and < 1")]
+
+    def weights(self, entropy: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        n = mask.sum(dim=-1, keepdim=True)
+        # In float64, so that 0.8 * 5 is the same 4 on every device.
+        k = n - (self.quantile * (n - 1).clamp(min=0).double()).ceil().long()
+        order = entropy.masked_fill(~mask, -math.inf).argsort(dim=-1, descending=True, stable=True)
+        rank = torch.empty_like(order).scatter_(
+            -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
+        )
+        selected = mask & (rank < k)
+        return selected * (n / k.clamp(min=1)).to(entropy.dtype)
+
+
+@register_selection("turns")
+@dataclass
+class Turns(Selection):
+    """s_t = n / (R * n_r), n_r the tokens of the token's own turn and R the turns: each turn counts alike.
+
+    A turn is a stretch of tokens that the policy wrote without an interruption by a tool or an environment. EPO
+    (arXiv 2509.22576) averages over tokens, then turns, then trajectories.
+
+    >>> mask = torch.tensor([[True, True, True, False, True]])
+    >>> Turns().weights(torch.zeros(1, 5), mask)  # 4 tokens in 2 turns of 3 and 1
+    tensor([[0.6667, 0.6667, 0.6667, 0.0000, 2.0000]])
+    """
+
+    def weights(self, entropy: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        begins = mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]
+        turn = begins.cumsum(dim=-1) * mask  # 0 outside, else 1, 2, ... within its row
+        sizes = torch.zeros(*turn.shape[:-1], turn.shape[-1] + 1, dtype=torch.long, device=turn.device)
+        sizes.scatter_add_(-1, turn, mask.long())
+        n, turns = mask.sum(dim=-1, keepdim=True), begins.sum(dim=-1, keepdim=True)
+        own = sizes.gather(-1, turn).clamp(min=1)
+        return torch.where(mask, n / (turns.clamp(min=1) * own), 0.0).to(entropy.dtype)

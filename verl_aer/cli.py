@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_logs(plot)
     _add_out(plot, "image", ".png")
     plot.add_argument("--title", default="", help="heading of the figure")
+    plot.add_argument("--log-entropy", action="store_true", help="entropies on a logarithmic axis")
 
     report = _add(
         commands,
@@ -248,7 +249,8 @@ def _replay(log: Path, config: Path | None) -> int:
 
 def _plot(args: argparse.Namespace) -> int:
     labelled = _labelled(args.logs, default="run")
-    _save_plot(_read_arms(labelled), args.command_line, args.title, args.out or _beside(labelled, ".png"))
+    out = args.out or _beside(labelled, ".png")
+    _save_plot(_read_arms(labelled), args.command_line, args.title, out, args.log_entropy)
     return OK
 
 
@@ -287,10 +289,16 @@ def _beside(labelled: Mapping[str, Sequence[Path]], suffix: str) -> Path:
     return next(iter(labelled.values()))[0].with_suffix(suffix)
 
 
-def _save_plot(arms: Mapping[str, Sequence[Sequence[MetricsRow]]], command: str, title: str, path: Path) -> None:
+def _save_plot(
+    arms: Mapping[str, Sequence[Sequence[MetricsRow]]],
+    command: str,
+    title: str,
+    path: Path,
+    log_entropy: bool = False,
+) -> None:
     from verl_aer.plots import plot_runs, save_figure
 
-    save_figure(plot_runs(arms, command=command, title=title), path)
+    save_figure(plot_runs(arms, command=command, title=title, log_entropy=log_entropy), path)
     print(f"figure: {path}")
 
 

@@ -43,6 +43,7 @@ BUCKETS = {
 }
 """Line style and legend text (group accuracy) of the difficulty buckets of the metrics `aer/weight/...`."""
 
+LEGEND_COLUMNS = 6
 DPI = 170
 INK = "#222222"
 FAINT_INK = "#777777"
@@ -56,13 +57,16 @@ class Trace(NamedTuple):
     values: np.ndarray
 
 
-def plot_runs(arms: Mapping[str, Sequence[Seed]], command: str = "", title: str = "") -> Figure:
+def plot_runs(
+    arms: Mapping[str, Sequence[Seed]], command: str = "", title: str = "", log_entropy: bool = False
+) -> Figure:
     """The four-panel figure.
 
     Args:
         arms: label -> the metrics logs of its seeds.
         command: what made the figure; it becomes the caption.
         title: a heading, such as the model and the task.
+        log_entropy: entropies on a logarithmic axis, for arms that collapse beside arms that explode.
 
     Raises:
         ValueError: no arm, or an arm's seeds have no step in common.
@@ -72,8 +76,10 @@ def plot_runs(arms: Mapping[str, Sequence[Seed]], command: str = "", title: str 
         figure, axes = plt.subplots(2, 2, figsize=(9.2, 6.1), dpi=DPI, facecolor="white")
         for panel, panel_axes in zip(PANELS, axes.flat, strict=True):
             panel(panel_axes, arms, colours)
-        _legend(figure, arms, colours)
-        _caption(figure, command, title)
+        if log_entropy:
+            _logarithmic(axes.flat[0])
+        rows = _legend(figure, arms, colours)
+        _caption(figure, command, title, rows)
     return figure
 
 
@@ -140,6 +146,19 @@ def _draw_entropy(axes: Axes, arms: Mapping[str, Sequence[Seed]], colours: Mappi
         # Entropy has a floor that matters, collapse to 0; accuracy is read by its changes.
         axes.set_ylim(bottom=0.0)
     _label_axes(axes, "Policy entropy and its target (dashed)", "nats per token")
+
+
+def _logarithmic(axes: Axes) -> None:
+    """A logarithmic axis from the least entropy above 0 to the greatest, with plain numbers."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
+    least = values[values > 0].min(initial=np.inf)
+    axes.set_yscale("log")
+    axes.set_ylim(0.9 * least if np.isfinite(least) else None, None)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _draw_alpha(axes: Axes, arms: Mapping[str, Sequence[Seed]], colours: Mapping[str, str]) -> None:
@@ -238,7 +257,8 @@ def _label_axes(axes: Axes, title: str, unit: str) -> None:
         axes.text(0.5, 0.5, "not in these logs", transform=axes.transAxes, ha="center", color=FAINT_INK)
 
 
-def _legend(figure: Figure, arms: Mapping[str, Sequence[object]], colours: Mapping[str, str]) -> None:
+def _legend(figure: Figure, arms: Mapping[str, Sequence[object]], colours: Mapping[str, str]) -> int:
+    """Names of the arms below the heading; how many rows they take."""
     from matplotlib.lines import Line2D
 
     names = [arm_name(label, len(seeds)) for label, seeds in arms.items()]
@@ -246,12 +266,15 @@ def _legend(figure: Figure, arms: Mapping[str, Sequence[object]], colours: Mappi
     figure.legend(
         handles,
         names,
-        loc="upper right",
-        bbox_to_anchor=(0.985, 0.995),
-        ncols=len(names),
+        loc="upper left",
+        bbox_to_anchor=(0.008, 0.96),
+        ncols=LEGEND_COLUMNS,
         frameon=False,
-        fontsize=9.5,
+        fontsize=9,
+        columnspacing=1.5,
+        handlelength=1.6,
     )
+    return -(-len(names) // LEGEND_COLUMNS)
 
 
 def arm_name(label: str, seeds: int) -> str:
@@ -280,12 +303,12 @@ def _bucket_legend(axes: Axes) -> None:
     )
 
 
-def _caption(figure: Figure, command: str, title: str) -> None:
+def _caption(figure: Figure, command: str, title: str, legend_rows: int) -> None:
     lines = textwrap.wrap(command, width=140)
     bottom = 0.02 + 0.022 * len(lines)
-    figure.tight_layout(rect=(0.005, bottom, 0.995, 0.945), h_pad=2.2, w_pad=2.5)
+    figure.tight_layout(rect=(0.005, bottom, 0.995, 0.955 - 0.035 * legend_rows), h_pad=2.2, w_pad=2.5)
     if title:
-        figure.text(0.015, 0.968, title, fontsize=11.5, fontweight="bold", va="center")
+        figure.text(0.015, 0.975, title, fontsize=11.5, fontweight="bold", va="center")
     if lines:
         figure.text(
             0.015,

@@ -50,4 +50,4 @@ done
 [[ -n $DRY_RUN ]] && exit 0
 "$BIN/verl-aer" summary "${logs[@]}"
 "$BIN/verl-aer" pass-at-k "before=$before" "${dumps[@]}"
-"$BIN/verl-aer" plot "${logs[@]}" --title "Countdown, $STEPS steps, seeds $SEEDS" --out "$RUNS/compare.png"
+"$BIN/verl-aer" plot "${logs[@]}" --title "Countdown, $STEPS steps, seeds $SEEDS" --log-entropy --out "$RUNS/compare.png"

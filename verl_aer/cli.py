@@ -82,12 +82,15 @@ def _parser() -> argparse.ArgumentParser:
         "--set",
         action="append",
         default=[],
-        metavar="KEY=VALUE",
-        help="a key below `entropy`, such as target.tau=0.6, for each method; may be repeated",
+        metavar="[METHOD:]KEY=VALUE",
+        help="a key below `entropy`, such as target.tau=0.6, for each method or one; may be repeated",
     )
     simulate.add_argument("--steps", type=int, default=200, help="global steps (default 200)")
     simulate.add_argument("--noise", type=float, default=0.01, help="of the measured entropy, nats (default 0.01)")
     simulate.add_argument("--seed", type=int, default=0, help="of the noise")
+    simulate.add_argument(
+        "--gain", type=float, default=0.15, help="nats that a step adds per unit of alpha (default 0.15)"
+    )
     simulate.add_argument("--out", type=Path, help="also write the figure here")
     simulate.add_argument(
         "--replay", type=Path, metavar="LOG", help="recompute every alpha of this metrics log; exit 1 if one differs"
@@ -211,10 +214,13 @@ def _simulate(args: argparse.Namespace) -> int:
     from verl_aer.simulate import Plant, simulate
 
     _import_modules_of_the_user()
-    plant = Plant(noise=args.noise, seed=args.seed)
-    runs = {name: simulate(_entropy_config(name, args.set), plant, args.steps) for name in args.method}
+    plant = Plant(noise=args.noise, seed=args.seed, gain=args.gain)
+    configs = {name: _entropy_config(name, args.set) for name in args.method}
+    runs = {name: simulate(config, plant, args.steps) for name, config in configs.items()}
     for name, rows in runs.items():
         print(f"{name} around a synthetic plant, {args.steps} steps: a picture of the control, not of a model")
+        if configs[name].acts_beside_alpha:
+            print("  (its shaping of rewards or advantages has no part in it)")
         for metric, text in (("aer/entropy", "entropy, nats/token"), ("aer/alpha", "alpha, loss/nat")):
             _, values = series(rows, metric)
             print(f"{text:>20}  {sparkline(values)}  {values[0]:.3f} → {values[-1]:.3f}")
@@ -365,8 +371,24 @@ def _entropy_config(method: str, settings: Sequence[str]) -> EntropyConfig:
 
     from verl_aer import parse_entropy_config
 
-    node = OmegaConf.merge({"method": method}, OmegaConf.from_dotlist(list(settings)))
+    node = OmegaConf.merge({"method": method}, OmegaConf.from_dotlist(_settings_for(method, settings)))
     return parse_entropy_config(node)
+
+
+def _settings_for(method: str, settings: Sequence[str]) -> list[str]:
+    """Those for all methods, and those of the form ``method:key=value`` for this one.
+
+    >>> _settings_for("aer", ["target.tau=0.6", "aer:controller.eta=0.1", "aent:functional.p=0.3"])
+    ['target.tau=0.6', 'controller.eta=0.1']
+    """
+    found = []
+    for setting in settings:
+        name, colon, rest = setting.partition(":")
+        if not colon or "=" in name:
+            found.append(setting)
+        elif name == method:
+            found.append(rest)
+    return found
 
 
 def sparkline(values: Sequence[float]) -> str:

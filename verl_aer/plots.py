@@ -34,7 +34,9 @@ COLOURS = {
     "aer_absolute_target": "#8C6BB1",
 }
 """Okabe and Ito's colours, apart for colour-blind readers too; other labels take the spare ones in turn."""
-SPARE_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555")
+SPARE_COLOURS = (
+    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8C6BB1", "#8B5A2B", "#B2B200",
+)  # fmt: skip
 
 BUCKETS = {
     "hard": ("solid", "hard ≤ ¼"),
@@ -60,7 +62,7 @@ class Trace(NamedTuple):
 def plot_runs(
     arms: Mapping[str, Sequence[Seed]], command: str = "", title: str = "", log_entropy: bool = False
 ) -> Figure:
-    """The four-panel figure.
+    """The four-panel figure; two panels where the logs hold neither weights nor accuracy, as those of a simulation.
 
     Args:
         arms: label -> the metrics logs of its seeds.
@@ -73,14 +75,20 @@ def plot_runs(
     """
     with _style() as plt:
         colours = arm_colours(arms)
-        figure, axes = plt.subplots(2, 2, figsize=(9.2, 6.1), dpi=DPI, facecolor="white")
-        for panel, panel_axes in zip(PANELS, axes.flat, strict=True):
+        rows = 2 if _of_rollouts(arms) else 1
+        figure, axes = plt.subplots(rows, 2, figsize=(9.2, 0.7 + 2.7 * rows), dpi=DPI, facecolor="white")
+        for panel, panel_axes in zip(PANELS[: 2 * rows], axes.flat, strict=True):
             panel(panel_axes, arms, colours)
         if log_entropy:
             _logarithmic(axes.flat[0])
-        rows = _legend(figure, arms, colours)
-        _caption(figure, command, title, rows)
+        _caption(figure, command, title, _legend(figure, arms, colours))
     return figure
+
+
+def _of_rollouts(arms: Mapping[str, Sequence[Seed]]) -> bool:
+    """Whether any log has something for the second row of panels, or nothing for the first either."""
+    names = {name for seeds in arms.values() for rows in seeds for row in rows for name in row.data}
+    return not names or bool(names & {"aer/accuracy/mean", "critic/score/mean", *(f"aer/weight/{b}" for b in BUCKETS)})
 
 
 def plot_panels(arms: Mapping[str, Sequence[Seed]]) -> list[Figure]:
@@ -267,7 +275,7 @@ def _legend(figure: Figure, arms: Mapping[str, Sequence[object]], colours: Mappi
         handles,
         names,
         loc="upper left",
-        bbox_to_anchor=(0.008, 0.96),
+        bbox_to_anchor=(0.008, 1 - 0.25 / figure.get_figheight()),
         ncols=LEGEND_COLUMNS,
         frameon=False,
         fontsize=9,
@@ -305,10 +313,11 @@ def _bucket_legend(axes: Axes) -> None:
 
 def _caption(figure: Figure, command: str, title: str, legend_rows: int) -> None:
     lines = textwrap.wrap(command, width=140)
-    bottom = 0.02 + 0.022 * len(lines)
-    figure.tight_layout(rect=(0.005, bottom, 0.995, 0.955 - 0.035 * legend_rows), h_pad=2.2, w_pad=2.5)
+    inch = 1 / figure.get_figheight()
+    bottom, top = (0.12 + 0.134 * len(lines)) * inch, 1 - (0.27 + 0.21 * legend_rows) * inch
+    figure.tight_layout(rect=(0.005, bottom, 0.995, top), h_pad=2.2, w_pad=2.5)
     if title:
-        figure.text(0.015, 0.975, title, fontsize=11.5, fontweight="bold", va="center")
+        figure.text(0.015, 1 - 0.15 * inch, title, fontsize=11.5, fontweight="bold", va="center")
     if lines:
         figure.text(
             0.015,

@@ -7,7 +7,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,13 +93,36 @@ def command_line(pid: int) -> str:
         return ""
 
 
+REWARD = """
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    '''Right or wrong by the answer's length: an untrained policy has groups of every accuracy.'''
+    right = float(len(solution_str) % 2)
+    return {"score": right, "acc": right}
+"""
+
+
+@pytest.fixture(scope="session")
+def reward(inputs: Inputs) -> str:
+    path = inputs.data / "reward.py"
+    path.write_text(REWARD)
+    return f"reward.custom_reward_function.path={path}"
+
+
 @pytest.fixture
 def train(inputs: Inputs, tmp_path: Path) -> Iterator[Callable[..., Training]]:
     """Starts a run: ``train("name", "aer", steps=3, overrides...)``. What is left at the end is killed."""
+    with trainings(inputs, tmp_path) as start:
+        yield start
+
+
+@contextmanager
+def trainings(inputs: Inputs, folder: Path) -> Iterator[Callable[..., Training]]:
     started: list[Training] = []
 
-    def start(name: str, entropy: str, *overrides: str, steps: int) -> Training:
-        run = Run(folder=tmp_path / name, data=inputs.data, model=inputs.model)
+    def start(
+        name: str, entropy: str, *overrides: str, steps: int, environment: Mapping[str, str] | None = None
+    ) -> Training:
+        run = Run(folder=folder / name, data=inputs.data, model=inputs.model)
         run.folder.mkdir()
         # The sizes of a run that takes seconds a step: 4 prompts of 4 rollouts, two mini-batches.
         small = [
@@ -112,11 +136,11 @@ def train(inputs: Inputs, tmp_path: Path) -> Iterator[Callable[..., Training]]:
             "trainer.test_freq=-1",
         ]
         command = training_command(run, entropy, seed=0, steps=steps, overrides=[*small, *overrides])
-        with training_environment(run) as environment, run.log.open("wb") as log:
+        with training_environment(run) as own, run.log.open("wb") as log:
             short = str(inputs.data.parent)
             process = subprocess.Popen(
                 command,
-                env={**environment, "RAY_TMPDIR": short, "TMPDIR": short},
+                env={**own, "RAY_TMPDIR": short, "TMPDIR": short, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -125,6 +149,8 @@ def train(inputs: Inputs, tmp_path: Path) -> Iterator[Callable[..., Training]]:
         started.append(Training(run, process))
         return started[-1]
 
-    yield start
-    for training in started:
-        training.tree.end()
+    try:
+        yield start
+    finally:
+        for training in started:
+            training.tree.end()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 
@@ -14,20 +13,6 @@ pytestmark = pytest.mark.e2e
 
 RUN_SECONDS = 600
 """Most that a whole run may take: one and a half minutes on two free cores, several times that on busy ones."""
-
-REWARD = """
-def compute_score(data_source, solution_str, ground_truth, extra_info=None):
-    '''Right or wrong by the answer's length: an untrained policy has groups of every accuracy.'''
-    right = float(len(solution_str) % 2)
-    return {"score": right, "acc": right}
-"""
-
-
-@pytest.fixture
-def reward(tmp_path: Path) -> str:
-    path = tmp_path / "reward.py"
-    path.write_text(REWARD)
-    return f"reward.custom_reward_function.path={path}"
 
 
 def assert_clean(training: Training, steps: int) -> None:

@@ -103,7 +103,7 @@ def test_killed_run_resumes_bit_for_bit_and_leaves_nothing_behind(train, tmp_pat
     assert step["aer/alpha_next"] == following
     resumed = saved_state(checkpoints, 4)
     assert (resumed["alpha"], resumed["step"], resumed["updates"]) == (following, 4, 4)
-    assert resumed["entropy_count"] == 1  # H₀ was not measured again
+    assert (resumed["initial_entropy"], resumed["entropy_count"]) == (h0, 4)  # H₀ was not measured again
 
     # A clean end: nothing left of either run, and nothing on the screen that looks like a failure.
     assert first.leaves_nothing(max(0.0, first_trees_end - time.monotonic()))

@@ -81,6 +81,20 @@ def test_a_run_without_our_metrics_still_shows_entropy_and_score() -> None:
     assert figure.axes[1].texts[0].get_text() == "not in these logs"
 
 
+def test_a_simulation_has_two_panels() -> None:
+    plant = [MetricsRow(step, {"aer/entropy": 0.5, "aer/alpha": 0.1}) for step in (1, 2)]
+    assert [len(axes.lines) for axes in plot_runs({"aer": [plant]}).axes] == [2, 2]
+
+
+def test_a_logarithmic_axis_holds_collapse_and_explosion_and_no_zero() -> None:
+    arms = {"none": [rows(0.01)], "fixed": [rows(20.0)], "gone": [rows(0.0)]}
+    axes = plot_runs(arms, log_entropy=True).axes[0]
+    assert axes.get_yscale() == "log"
+    low, high = axes.get_ylim()
+    assert 0.005 < low < 0.01
+    assert high > 20.0
+
+
 def test_every_label_has_its_own_colour_in_all_panels() -> None:
     figure = plot_runs({"mine": [rows(0.2)], "aer": [rows(0.3)], "other": [rows(0.4)]})
     colours = [[line.get_color() for line in axes.lines] for axes in figure.axes]

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from verl_aer import ControlState, EntropyControl, parse_entropy_config
+from verl_aer import ControlState, EntropyControl, method_names, parse_entropy_config
 from verl_aer.metrics_log import MetricsRow, read_metrics_log
 from verl_aer.simulate import Plant, Replay, ReplayError, ReplayStep, replay, simulate
 
@@ -90,9 +90,25 @@ def test_aer_stays_out_until_entropy_has_fallen_below_the_target(aer):
     assert all(alpha > 0 for alpha in alphas(rows)[below : below + 10])
 
 
-@pytest.mark.parametrize("method", ["aer", "aer_absolute_target", "aer_no_allocation", "fixed", "none"])
+def test_siren_settles_where_its_pull_equals_the_loss():
+    config = parse_entropy_config({"method": "siren", "controller": {"coefficient": 0.05}})
+    rows = simulate(config, Plant(gain=0.5), steps=400)
+    # decay * H = gain * beta * 2 * (H0 - H): H = 0.05 * 0.8 / (0.05 + 0.05).
+    assert rows[-1].data["aer/entropy"] == pytest.approx(0.4, abs=1e-6)
+    assert rows[-1].data["aer/push"] == pytest.approx(2 * 0.4, abs=1e-6)
+
+
+def test_entropic_steers_through_its_advantages():
+    config = parse_entropy_config({"method": "entropic", "controller": {"damping": 0.1}})
+    rows = simulate(config, Plant(), steps=800)
+    assert rows[-1].data["aer/entropy"] == pytest.approx(0.1, abs=1e-3)
+    assert not config.acts_beside_alpha
+    assert parse_entropy_config({"method": "arm"}).acts_beside_alpha
+
+
+@pytest.mark.parametrize("method", method_names())
 def test_a_replay_of_a_log_has_no_difference(method):
-    config = parse_entropy_config({"method": method})
+    config = parse_entropy_config({"method": method}).over(300)
     result = replay(simulate(config, Plant(noise=0.02), steps=300), config)
     assert result.largest_difference == 0.0
     # Every step, and the one after the last.

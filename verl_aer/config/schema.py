@@ -132,6 +132,12 @@ class EntropyConfig:
         """Whether a part asks for which rollouts are correct."""
         return self.allocation.uses_accuracy or self.reward_shaping.changes
 
+    @property
+    def acts_beside_alpha(self) -> bool:
+        """Whether rewards or advantages are shaped by something else than alpha."""
+        shaping = self.advantage_shaping
+        return self.reward_shaping.changes or (shaping.shapes and not shaping.steers)
+
     def over(self, total_steps: int) -> EntropyConfig:
         """These settings for a run of so many global steps: parts that left that to the run are told."""
         told = {

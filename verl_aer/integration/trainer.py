@@ -126,6 +126,9 @@ class EntropyTrainerMixin:
 
     def _setup(self) -> None:
         super()._setup()
+        self._install_loss()
+
+    def _install_loss(self) -> None:
         actor_config = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
         entropy = self.entropy_config.over(self.total_training_steps)
         loss = partial(

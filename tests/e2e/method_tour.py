@@ -1,0 +1,85 @@
+"""A trainer that goes through all methods in one real run: loaded by veRL's own switch for modules of users.
+
+Each method gets four steps. It is saved after the third with veRL's checkpoint, and the fourth starts from that
+checkpoint: a resume on the cluster that is there.
+"""
+
+from __future__ import annotations
+
+from hydra import compose, initialize_config_module
+from omegaconf import OmegaConf, open_dict
+from transfer_queue import KVBatchMeta
+
+import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
+from verl_aer import EntropyControl, RunMemory, get_method, method_names
+from verl_aer.after_import import after_import
+from verl_aer.integration.modes import TRAINER_MODES
+from verl_aer.integration.preflight import preflight, read_entropy_config
+
+STEPS = 4
+"""Of each method; the state is saved before the last of them."""
+
+OUT_OF_REACH = {
+    "absolute": ["entropy.target.entropy=5.0"],
+    "anchored": ["entropy.target.tau=1.0"],
+    "band": ["entropy.target.low=5.0", "entropy.target.high=6.0"],
+}
+"""Settings with which α, or the pull, moves within four steps: with the defaults it would stay at a bound."""
+
+TRAINER_MODES["aer_tour"] = "sync"
+
+
+def register() -> None:
+    from verl.trainer.ppo.v1.trainer_base import register_trainer
+
+    from verl_aer.integration.trainer import EntropyTrainerSync
+
+    @register_trainer("aer_tour")
+    class MethodTour(EntropyTrainerSync):
+        """veRL's synchronous trainer with another method every STEPS steps."""
+
+        def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
+            method, nth = divmod(self.global_steps - 1, STEPS)
+            if nth == 0:
+                self._begin(method_names()[method])
+            if nth == STEPS - 1:
+                self._resume()
+            batch = super().step(metrics, timing_raw)
+            if nth == STEPS - 2:
+                self._save_checkpoint()
+            return batch
+
+        def _begin(self, method: str) -> None:
+            with initialize_config_module("verl_aer.config", version_base=None):
+                overrides = OUT_OF_REACH.get(get_method(method).target.kind, [])
+                preset = compose("aer_trainer", overrides=[f"entropy={method}", *overrides])
+            actor = self.config.actor_rollout_ref.actor
+            with open_dict(self.config):
+                self.config.entropy = preset.entropy
+                self.config.algorithm.norm_adv_by_std_in_grpo = preset.algorithm.norm_adv_by_std_in_grpo
+                for key in ("policy_loss", "clip_ratio_low", "clip_ratio_high"):
+                    OmegaConf.update(actor, key, preset.actor_rollout_ref.actor[key])
+                self.config.trainer.v1.trainer_mode = "aer_tour"
+            assert preflight(self.config) == []
+            self.config.trainer.v1.trainer_mode = "sync"
+            self.entropy_config = read_entropy_config(self.config)
+            self.entropy_control = EntropyControl(self.entropy_config.over(self.total_training_steps))
+            self.entropy_memory = RunMemory()
+            self._install_loss()
+            print(f"[tour] step {self.global_steps}: {method}", flush=True)
+
+        def _resume(self) -> None:
+            step, before = self.global_steps, (self.entropy_control.state, self.entropy_memory)
+            with open_dict(self.config):
+                self.config.trainer.resume_mode = "resume_path"
+                self.config.trainer.resume_from_path = f"{self.config.trainer.default_local_dir}/global_step_{step - 1}"
+            self.entropy_control, self.entropy_memory = None, None
+            self._load_checkpoint()
+            self.config.trainer.resume_mode = "disable"
+            assert self.global_steps == step - 1
+            self.global_steps = step
+            assert (self.entropy_control.state, self.entropy_memory) == before
+            self._install_loss()
+
+
+after_import("verl.trainer.ppo.v1", register)

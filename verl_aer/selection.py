@@ -77,8 +77,8 @@ class TopQuantile(Selection):
         rank = torch.empty_like(order).scatter_(
             -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
         )
-        selected = mask & (rank < k)
-        return selected * (n / k.clamp(min=1)).to(entropy.dtype)
+        # Masked tokens are ranked behind all others, and k <= n: none of them is selected.
+        return (rank < k) * (n / k.clamp(min=1)).to(entropy.dtype)
 
 
 @register_selection("turns")

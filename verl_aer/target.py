@@ -130,7 +130,10 @@ class Anchored(Target):
         return True
 
     def bounds(self, initial_entropy: float | None, history: float | None) -> Bounds | None:
-        return None if initial_entropy is None else Bounds(self.tau * initial_entropy, self.tau * initial_entropy)
+        if initial_entropy is None:
+            return None
+        level = self.tau * initial_entropy
+        return Bounds(level, level)
 
 
 @register_target("history")

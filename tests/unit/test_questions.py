@@ -50,6 +50,9 @@ def test_beyond_its_capacity_the_longest_unseen_are_forgotten():
     assert set(memory.questions) == {"a", "c"}
     both = QuestionMemory().after([Observation(name, 0.5, 4, None) for name in "cab"], 1, config)
     assert set(both.questions) == {"a", "b"}
+    # Whichever came first, of equal ones it is the id that decides.
+    turned = QuestionMemory({name: Question(0.5, None, 1) for name in "cba"}).after([], 2, config)
+    assert set(turned.questions) == {"a", "b"}
 
 
 def test_groups_know_their_questions_past():

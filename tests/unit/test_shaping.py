@@ -10,7 +10,7 @@ import torch
 
 from verl_aer import Groups, Rollouts, Tokens, get_part, part_names
 from verl_aer.advantage_shaping import Confidence, EntropyBonus, Signed, Steer
-from verl_aer.reward_shaping import Ares, Length, window_means
+from verl_aer.reward_shaping import Ares, Length, difficulty_buckets, window_means
 
 
 def rollouts_of(accuracy: list[float], correct: list[float], **others: object) -> Rollouts:
@@ -37,7 +37,7 @@ TOKENS = Tokens(
     log_probs=torch.tensor(
         [[-0.01, -2.0, -0.5], [-0.02, -1.0, -9.0], [-3.0, -9.0, -9.0], [-0.1, -0.2, -0.3], [-9.0] * 3]
     ),
-    entropy=torch.tensor([[0.05, 1.5, 0.5], [0.05, 3.0, 9.0], [2.0, 9.0, 9.0], [0.1, 0.2, 0.3], [9.0] * 3]),
+    entropy=torch.tensor([[0.05, 1.5, 0.5], [0.05, 3.0, 99.0], [2.0, 9.0, 9.0], [0.1, 0.2, 0.3], [9.0] * 3]),
 )
 WEIGHT = np.array([1.0, 1.0, 0.0, 0.0, 0.0])
 
@@ -128,6 +128,24 @@ def test_longer_answers_to_questions_that_go_better_lose():
     # Half as long again; four times as long, clipped at 1; a question that goes worse; far shorter, clipped at -0.9;
     # a wrong answer; padding.
     assert change.tolist() == pytest.approx([-0.1, -0.2, 0.0, 0.0, 0.18, 0.0, 0.0])
+
+
+def test_the_shortest_correct_rollout_is_judged_by_its_last_output():
+    groups = Groups(np.array([0.5, 0.0]), np.array([2, 1]), np.array([0, 0, 0, 1]))
+    # The first rollout's first output looks correct, its last is not.
+    rollouts = Rollouts(
+        groups,
+        correct=np.array([1.0, 0.0, 1.0, 0.0]),
+        tokens=np.array([3.0, 3.0, 9.0, 2.0]),
+        is_last=np.array([False, True, True, True]),
+    )
+    assert rollouts.shortest_correct()[0] == 9.0
+    assert np.isnan(rollouts.shortest_correct()[1])
+
+
+def test_difficulty_buckets_begin_at_thirds():
+    accuracy = np.array([0.0, 0.33, 1 / 3, 0.5, 2 / 3, 1.0])
+    assert difficulty_buckets(accuracy).tolist() == ["hard", "hard", "medium", "medium", "easy", "easy"]
 
 
 def ares_rollouts(counts: list[int], accuracy: list[float], correct: list[float]) -> Rollouts:

@@ -86,6 +86,13 @@ def test_the_other_trainer_modes_may_be_used(files):
     assert problems_of(files, *SEPARATE) == {}
 
 
+BYPASS = ["algorithm.rollout_correction.bypass_mode=true"]
+
+
+def test_shaping_without_entropies_runs_in_bypass_mode(files):
+    assert problems_of(files, "entropy=arm", *BYPASS) == {}
+
+
 # (overrides, key that is named, what the message or its fix says)
 BAD = [
     (["entropy.target.tau=1.3"], "entropy.target.tau", "(0, 1]"),
@@ -99,6 +106,11 @@ BAD = [
     (["actor_rollout_ref.actor.entropy_coeff=0.01"], "actor_rollout_ref.actor.entropy_coeff", "entropy=fixed"),
     (["actor_rollout_ref.actor.calculate_entropy=false"], "actor_rollout_ref.actor.calculate_entropy", "=true"),
     (["actor_rollout_ref.rollout.n=1"], "actor_rollout_ref.rollout.n", "aer_no_allocation"),
+    (["entropy=ceeh_me", "actor_rollout_ref.rollout.n=1"], "actor_rollout_ref.rollout.n", "aer_no_allocation"),
+    (["entropy=ares", "actor_rollout_ref.rollout.n=1"], "actor_rollout_ref.rollout.n", "aer_no_allocation"),
+    (["entropy=ares", *BYPASS], "entropy.reward_shaping.kind", "bypass_mode=false"),
+    (["entropy=steer", *BYPASS], "entropy.advantage_shaping.kind", "bypass_mode=false"),
+    (["entropy.memory.capacity=0"], "entropy.memory.capacity", ">= 1"),
     (["distillation.enabled=true"], "distillation.enabled", "=false"),
     (["trainer.v1.trainer_mode=sync"], "trainer.v1.trainer_mode", "aer_sync"),
     (["algorithm.adv_estimator=remax"], "algorithm.adv_estimator", "greedy baseline"),

@@ -257,6 +257,50 @@ def test_a_fixed_controller_has_no_use_for_a_target():
     assert "entropy.target.kind=none" in shown["entropy.target.kind"]
 
 
+def test_a_penalty_that_draws_needs_a_target_and_gives_it_a_use():
+    shown = problems_of({"method": "siren", "target": {"kind": "none"}})
+    assert list(shown) == ["entropy.target.kind"]
+    assert "entropy.penalty.kind=bonus" in shown["entropy.target.kind"]
+    # A fixed coefficient beside a target: the penalty reads it.
+    assert parse_entropy_config({"method": "fixed", "penalty": {"kind": "squared_anchor"}, "target": {"kind": "band"}})
+
+
+# Of the parts of other methods than AER: method, part, setting, value, what it must be.
+BAD_SETTINGS = [
+    ("siren", "selection", "quantile", 1.0, ">= 0 and < 1"),
+    ("siren", "functional", "p", 0.0, "> 0 and <= 1"),
+    ("epo", "target", "kappa_low", -0.1, ">= 0"),
+    ("epo", "target", "kappa_high", -0.1, ">= kappa_low (0)"),
+    ("epo", "penalty", "weight", -0.1, ">= 0"),
+    ("epo", "penalty", "gamma", -0.1, ">= 0"),
+    ("epo", "penalty", "total_steps", 1, "null (the run's own) or >= 2"),
+    ("ceeh_me", "controller", "total_steps", 0, "null (the run's own) or >= 1"),
+    ("ceeh_me", "allocation", "hard_weight", -1.0, ">= 0"),
+    ("ceeh_me", "reward_shaping", "beta", -0.1, ">= 0"),
+    ("ceeh_ea", "advantage_shaping", "a", -0.1, ">= 0"),
+    ("ceeh_ea", "advantage_shaping", "kappa", 0.0, "> 0"),
+    ("ceeh_ea", "memory", "rise", 0.0, "in (0, 1]"),
+    ("ceeh_ea", "memory", "fall", 1.5, "in (0, 1]"),
+    ("steer", "advantage_shaping", "weighting", "cubic", "one of linear, exponential"),
+    ("steer", "advantage_shaping", "highest", 0.5, ">= lowest (0.8)"),
+    ("arm", "advantage_shaping", "share", 0.0, "in (0, 1]"),
+    ("arm", "advantage_shaping", "strength", -0.1, ">= 0"),
+    ("ares", "reward_shaping", "window", 0, ">= 1"),
+    ("ares", "reward_shaping", "percentile", 1.0, "in (0, 1)"),
+    ("ares", "reward_shaping", "threshold_ema", 1.0, "in [0, 1)"),
+    ("ares", "reward_shaping", "rate", -0.1, ">= 0"),
+    ("entropic", "advantage_shaping", "probability", 1.0, "in [0, 1)"),
+    ("entropic", "controller", "minimum", 2.0, ">= minimum (2)"),
+]
+
+
+@pytest.mark.parametrize(("method", "part", "field", "value", "bound"), BAD_SETTINGS)
+def test_a_bad_value_of_any_methods_part_is_named(method, part, field, value, bound):
+    (shown,) = problems_of({"method": method, part: {field: value}}).values()
+    assert bound in shown
+    assert shown.startswith(f"entropy.{part}.")
+
+
 def test_yaml_scientific_notation_is_a_number():
     # PyYAML alone reads 1e-3 as text; OmegaConf, which Hydra uses, reads a number.
     node = OmegaConf.create("method: aer\ncontroller: {eta: 1e-3}\n")

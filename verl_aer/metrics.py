@@ -34,7 +34,8 @@ METRICS = [
         "aer/entropy",
         "nats/token",
         "H_t = Σ_{i,t} m·H / Σ_{i,t} m",
-        "controlled entropy: mean over the step's response tokens, under the policy of the old log-probs",
+        "controlled entropy: mean over the step's response tokens, under the policy of the old log-probs; with "
+        "aggregation=seq-mean-token-mean the mean over responses of that of each",
     ),
     MetricSpec("aer/target", "nats/token", "H*", "level that alpha steers towards; absent without a target"),
     MetricSpec(

@@ -177,6 +177,15 @@ def test_the_penaltys_numbers_are_of_this_steps_entropy(make):
     assert (first["aer/push"], second["aer/push"]) == (0.0, 0.5)
 
 
+def test_what_is_pushed_by_response_is_measured_by_response(make):
+    # Two of the four rollouts are three times as long: their tokens have half a nat, the others' one.
+    long = replace(rows(1.0), tokens=np.array([12.0, 12.0, 4.0, 4.0, 7.0]), entropy_nats=np.array([6.0, 6, 4, 4, 1e9]))
+    by_token = make("entropy=aer", queue=[long])
+    assert run_step(by_token)["aer/entropy"] == 20 / 32
+    by_response = make("entropy=aer", "entropy.aggregation=seq-mean-token-mean", queue=[long])
+    assert run_step(by_response)["aer/entropy"] == (0.5 + 0.5 + 1 + 1) / 4
+
+
 def test_questions_are_remembered_between_steps_and_weigh(make):
     asked = [replace(rows(1.0), question=names) for names in (["x", "x", "y", "y", "x"], ["x", "x", "z", "z", "x"])]
     trainer = make("entropy=ceeh_me", "entropy.controller.total_steps=9", *PLAIN_REWARD, queue=asked)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from verl_aer.controller import DeadBand, Fixed, Integral, Schedule, SignGated
+from verl_aer.controller import DeadBand, Fixed, Integral, ProportionalIntegral, Schedule, SignGated
 
 
 def test_proportional_moves_by_eta_times_the_error():
@@ -132,3 +132,18 @@ def test_a_schedule_follows_its_shape_and_rests_at_its_end(shape, shares):
 def test_bounds_of_the_settings(controller, fields):
     assert [name for name, _ in controller.problems()] == fields
     assert type(controller)().problems() == []
+
+
+def test_proportional_and_integral_by_hand_on_both_sides_of_zero():
+    controller = ProportionalIntegral(eta=0.5, damping=2.0, minimum=-1.0, maximum=1.0)
+    # Too high by 0.2: I = 0 - 0.1, and the step trains with -0.1 - 0.4.
+    integral = controller.next_alpha(0.0, entropy=0.3, target=0.1, step=1)
+    assert integral == pytest.approx(-0.1)
+    assert controller.applied(integral, 0.3, 0.1, 1) == pytest.approx(-0.5)
+    # Too low by 0.8: both sides of the clip.
+    assert controller.applied(integral, 0.1, 0.9, 2) == 1.0
+    assert controller.saturated(integral, 0.1, 0.9, 2)
+    assert controller.saturated(integral, 0.9, 0.1, 2)
+    assert not controller.saturated(0.0, 0.3, 0.1, 1)
+    assert controller.allows(-1.0)
+    assert not controller.allows(-1.1)

@@ -61,7 +61,8 @@ class StepRecord:
     """What one global step has seen so far; a step of several local updates adds each of them up.
 
     entropy_nats / tokens is the controlled entropy: the token mean over all response tokens of the step, under the
-    policy of the old log-probs, or under the updating policy where veRL skips that pass (bypass mode).
+    policy of the old log-probs, or under the updating policy where veRL skips that pass (bypass mode). With
+    aggregation=seq-mean-token-mean the former is the mean over responses, which count as one token each.
     """
 
     entropy_nats: float = 0.0
@@ -239,8 +240,7 @@ class EntropyTrainerMixin:
         if not self._bypasses_old_log_probs():
             if rows.entropy_nats is None:
                 raise KeyError("veRL's old-log-prob pass left no 'entropy' in the batch; the controller needs it")
-            real = ~rows.is_padding
-            self._step_record.add_entropy(float(rows.entropy_nats[real].sum()), float(rows.tokens[real].sum()))
+            self._step_record.add_entropy(*_added_up(rows, self.entropy_config.aggregation))
         self._step_record.prompts.append(summarize_prompts(groups, weights, rows))
         return weights
 
@@ -291,6 +291,15 @@ class EntropyTrainerMixin:
             )
             for warning in resume_warnings(self.config):
                 logger.warning("%s", warning)
+
+
+def _added_up(rows: BatchRows, aggregation: str) -> tuple[float, float]:
+    """Nats and tokens of all rows; where each response counts alike, their means and their number."""
+    counted = ~rows.is_padding & (rows.tokens > 0)
+    nats, tokens = rows.entropy_nats[counted], rows.tokens[counted]
+    if aggregation == "seq-mean-token-mean":
+        return float((nats / tokens).sum()), float(len(nats))
+    return float(nats.sum()), float(tokens.sum())
 
 
 @register_trainer("aer_sync")

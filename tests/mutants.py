@@ -86,7 +86,6 @@ MUTANTS = [
         "correctness.py", "np.append(next_differs, True)[: len(rows)]", "np.insert(next_differs, 0, True)[: len(rows)]"
     ),
     Mutant("correctness.py", "np.full(len(real), -1, dtype=np.int64)", "np.full(len(real), 0, dtype=np.int64)"),
-    Mutant("correctness.py", "number = number * span + (column - column.min())", "number = number * span + column"),
     # Target
     Mutant("target.py", "self.tau * initial_entropy", "self.tau"),
     Mutant("target.py", "self.tau * initial_entropy", "initial_entropy"),
@@ -205,8 +204,8 @@ MUTANTS = [
     Mutant("controller.py", "min(step / self.total_steps, 1.0)", "min((step + 1) / self.total_steps, 1.0)"),
     Mutant("controller.py", "min(step / self.total_steps, 1.0)", "step / self.total_steps"),
     Mutant("controller.py", "math.cos(math.pi * x / 2)", "math.cos(math.pi * x)"),
-    Mutant("target.py", "min(max(entropy, self.low), self.high)", "min(max(entropy, self.high), self.low)"),
-    Mutant("target.py", "min(max(entropy, self.low), self.high)", "(self.low + self.high) / 2"),
+    Mutant("target.py", "min(max(entropy, bounds.low), bounds.high)", "min(max(entropy, bounds.high), bounds.low)"),
+    Mutant("target.py", "min(max(entropy, bounds.low), bounds.high)", "(bounds.low + bounds.high) / 2"),
     # Functionals
     Mutant("functional.py", "equal.cumsum(dim=-1) <= wanted", "equal.cumsum(dim=-1) < wanted"),
     Mutant("functional.py", "below | (equal & (equal.cumsum(dim=-1) <= wanted))", "below | equal"),

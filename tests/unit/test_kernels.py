@@ -1,0 +1,218 @@
+"""Log-probs and entropy in one pass, against float64 and against what each functional says of itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from verl_aer.functional import Clamped, Full, Functional, Nucleus, Sampled
+from verl_aer.kernels import logprob_and_entropy, operation
+
+FUNCTIONALS = [Full(), Clamped(p=0.0), Clamped(p=0.3), Clamped(p=0.99), Nucleus(p=0.8), Nucleus(p=1.0)]
+ROWS = 6
+
+
+def logits_of(kind: str, vocabulary: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(vocabulary)
+    z = torch.randn(ROWS, vocabulary, generator=generator)
+    return {
+        "normal": 3 * z,
+        "flat": 1e-3 * z,
+        "peaked": z.scatter(1, torch.arange(ROWS)[:, None] % vocabulary, 60.0),
+        "tied": z.round(),
+    }[kind]
+
+
+def reference(
+    logits: torch.Tensor, labels: torch.Tensor, temperature: torch.Tensor, functional: Functional
+) -> tuple[torch.Tensor, torch.Tensor]:
+    z = logits / temperature[:, None]
+    return z.log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1), functional.entropy(z)
+
+
+def both_ways(f, logits: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Log-probs, entropies, and the gradient of their weighted sum."""
+    leaf = logits.clone().requires_grad_()
+    log_pi, entropy = f(leaf)
+    ((log_pi * weights[0]).sum() + (entropy * weights[1]).sum()).backward()
+    return log_pi.detach(), entropy.detach(), leaf.grad
+
+
+def weights_of(rows: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(2, rows, generator=torch.Generator().manual_seed(1)).to(dtype)
+
+
+def assert_close(found: torch.Tensor, wanted: torch.Tensor, relative: float, absolute: float = 0.0) -> None:
+    scale = wanted.abs().max().clamp(min=1e-30)
+    assert (found.double() - wanted.double()).abs().max() <= relative * scale + absolute
+
+
+@pytest.mark.parametrize("kind", ["normal", "flat", "peaked", "tied"])
+@pytest.mark.parametrize("vocabulary", [1, 2, 5, 257, 151_936])
+@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
+def test_equal_to_float64(functional, vocabulary, kind):
+    logits, temperature = logits_of(kind, vocabulary), torch.linspace(0.5, 2.0, ROWS)
+    labels = torch.tensor([0, vocabulary - 1, *torch.randint(vocabulary, (ROWS - 2,)).tolist()])
+    found = both_ways(lambda z: logprob_and_entropy(z, labels, temperature, functional), logits, weights_of(ROWS))
+    # Scaled in float32 first: ties, and so the kept tokens, are those of the numbers that a worker has.
+    scaled = (logits / temperature[:, None]).double()
+    wanted = both_ways(
+        lambda z: reference(z, labels, torch.ones(ROWS).double(), functional), scaled, weights_of(ROWS).double()
+    )
+    assert_close(found[0], wanted[0], 1e-5)
+    assert_close(found[1], wanted[1], 1e-5, absolute=1e-12)
+    assert_close(found[2], wanted[2] / temperature[:, None].double(), 1e-5, absolute=1e-12)
+
+
+@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
+def test_gradients_in_float64(functional):
+    logits = logits_of("normal", 7).double().requires_grad_()
+    labels = torch.tensor([0, 6, 3, 1, 5, 2])
+    assert torch.autograd.gradcheck(lambda z: logprob_and_entropy(z, labels, 0.7, functional), (logits,))
+
+
+@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
+def test_bfloat16_logits_are_summed_in_float32(functional):
+    logits = (3 * torch.randn(ROWS, 151_936, generator=torch.Generator().manual_seed(0))).bfloat16()
+    labels = torch.randint(151_936, (ROWS,), generator=torch.Generator().manual_seed(0))
+    found = both_ways(lambda z: logprob_and_entropy(z, labels, 1.0, functional), logits, weights_of(ROWS))
+    wanted = both_ways(
+        lambda z: reference(z, labels, torch.ones(ROWS).double(), functional),
+        logits.double(),
+        weights_of(ROWS).double(),
+    )
+    assert found[0].dtype == found[1].dtype == torch.float32
+    assert found[2].dtype == torch.bfloat16
+    assert_close(found[1], wanted[1], 0.0, absolute=1e-4)
+    # Half a unit in the last of bfloat16's eight digits, and what float32 lost.
+    assert ((found[2].double() - wanted[2]).abs() <= 2.0**-8 * wanted[2].abs() + 1e-7).all()
+
+
+@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
+def test_excluded_entries_have_no_part_and_no_gradient(functional):
+    logits = logits_of("normal", 40)
+    excluded = torch.zeros(40).bool()
+    excluded[[0, 7, 8, 39]] = True
+    labels = torch.full((ROWS,), 3)
+    full = both_ways(
+        lambda z: logprob_and_entropy(z, labels, 1.0, functional),
+        logits.masked_fill(excluded, -torch.inf),
+        weights_of(ROWS),
+    )
+    without = both_ways(
+        lambda z: logprob_and_entropy(z, labels - 1, 1.0, functional), logits[:, ~excluded], weights_of(ROWS)
+    )
+    assert torch.isfinite(full[2]).all()
+    assert (full[2][:, excluded] == 0).all()
+    assert_close(full[1], without[1], 1e-6)
+    assert_close(full[2][:, ~excluded], without[2], 1e-6)
+
+
+@pytest.mark.parametrize("weight", [[0] * 6, [0, 1, 0, 0, 2, 0], [1] * 6, [0, 0, 0, 1, 1, 1]], ids=str)
+@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
+def test_rows_of_weight_zero_have_no_entropy(functional, weight):
+    logits, labels = logits_of("normal", 50), torch.arange(ROWS)
+    wanted = torch.tensor(weight) != 0
+    found = both_ways(
+        lambda z: logprob_and_entropy(z, labels, 1.0, functional, row_weight=torch.tensor(weight).float()),
+        logits,
+        weights_of(ROWS),
+    )
+    masked = weights_of(ROWS) * torch.stack([torch.ones(ROWS), wanted.float()])
+    whole = both_ways(lambda z: logprob_and_entropy(z, labels, 1.0, functional), logits, masked)
+    assert torch.equal(found[0], whole[0])
+    assert torch.equal(found[1], whole[1] * wanted)
+    assert_close(found[2], whole[2], 1e-6)
+
+
+def test_rows_of_weight_zero_cost_nothing(monkeypatch):
+    measured = []
+    measure = operation._measure
+    monkeypatch.setattr(operation, "_measure", lambda *args: measured.append(len(args[1])) or measure(*args))
+    monkeypatch.setattr(operation, "CHUNK_BYTES", 4 * 50 * 2)  # two rows a chunk
+    weight = torch.tensor([0.0, 0, 0, 1, 1, 1])
+    logprob_and_entropy(logits_of("normal", 50), torch.zeros(6).long(), row_weight=weight)
+    assert measured == [1, 2]
+
+
+@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
+def test_nothing_depends_on_the_chunks(functional, monkeypatch):
+    logits, labels = logits_of("tied", 50), torch.arange(ROWS)
+
+    def run():
+        return both_ways(lambda z: logprob_and_entropy(z, labels, 1.0, functional), logits, weights_of(ROWS))
+
+    whole = run()
+    for rows in (1, 4):
+        monkeypatch.setattr(operation, "CHUNK_BYTES", 4 * 50 * rows)
+        for found, wanted in zip(run(), whole, strict=True):
+            assert torch.equal(found, wanted)
+
+
+def test_the_gradient_may_be_written_into_the_logits():
+    logits, labels = logits_of("normal", 50), torch.arange(ROWS)
+    wanted = both_ways(lambda z: logprob_and_entropy(z, labels), logits, weights_of(ROWS))[2]
+    leaf = logits.clone().requires_grad_()
+    inner = leaf * 1.0
+    seen = []
+    inner.register_hook(lambda grad: seen.append(grad.data_ptr()))
+    log_pi, entropy = logprob_and_entropy(inner, labels, inplace=True)
+    place = inner.data_ptr()
+    (log_pi * weights_of(ROWS)[0] + entropy * weights_of(ROWS)[1]).sum().backward()
+    assert seen == [place]
+    assert torch.equal(leaf.grad, wanted)
+
+
+@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
+def test_nothing_as_wide_as_the_vocabulary_is_kept_beside_the_logits(functional):
+    logits = logits_of("normal", 1000).requires_grad_()
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        logprob_and_entropy(logits, torch.arange(ROWS), 1.0, functional)
+    others = [tensor for tensor in kept if tensor.data_ptr() != logits.data_ptr()]
+    assert len(others) < len(kept)
+    assert sum(tensor.numel() for tensor in others) <= 10 * ROWS
+
+
+def test_empty_batches_and_any_strides():
+    log_pi, entropy = logprob_and_entropy(torch.zeros(0, 9), torch.zeros(0).long())
+    assert log_pi.shape == entropy.shape == (0,)
+    wide = logits_of("normal", 50)
+    strided = wide.t().contiguous().t()
+    assert not strided.is_contiguous()
+    labels = torch.arange(ROWS)
+    for found, wanted in zip(
+        both_ways(lambda z: logprob_and_entropy(z, labels), strided, weights_of(ROWS)),
+        both_ways(lambda z: logprob_and_entropy(z, labels), wide, weights_of(ROWS)),
+        strict=True,
+    ):
+        assert torch.equal(found, wanted)
+
+
+def test_without_a_gradient_nothing_is_kept():
+    with torch.no_grad():
+        log_pi, entropy = logprob_and_entropy(logits_of("normal", 9).requires_grad_(), torch.arange(ROWS))
+    assert not log_pi.requires_grad
+    assert not entropy.requires_grad
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"labels \(T,\), got \(6, 9\) and \(5,\)"):
+        logprob_and_entropy(torch.zeros(6, 9), torch.zeros(5).long())
+    with pytest.raises(ValueError, match="'sampled' has no rule"):
+        logprob_and_entropy(torch.zeros(6, 9), torch.zeros(6).long(), functional=Sampled())
+
+
+@pytest.mark.slow
+def test_more_elements_than_an_int_can_count():
+    rows, vocabulary = 14_200, 151_936
+    assert rows * vocabulary > 2**31
+    logits = torch.zeros(rows, vocabulary, dtype=torch.bfloat16)
+    logits[-1, -1] = 8.0
+    log_pi, entropy = logprob_and_entropy(logits, torch.full((rows,), vocabulary - 1))
+    expected = both_ways(
+        lambda z: logprob_and_entropy(z, torch.tensor([vocabulary - 1])), logits[-1:].float(), weights_of(1)
+    )
+    assert log_pi[-1] == pytest.approx(expected[0].item(), rel=1e-6)
+    assert entropy[-1] == pytest.approx(expected[1].item(), rel=1e-6)
+    assert (entropy[:-1] == entropy[0]).all()

@@ -3,9 +3,9 @@
     python -m benchmarks.logits
 
 Forward and backward over the same logits: veRL's `logprobs_from_logits` with its `entropy_from_logits` (what a fixed
-coefficient costs), with its chunked entropy, and without any entropy (plain GRPO); ours with an entropy on every row, on
-a quarter of them, and on none. They take turns in one process; times are medians of the repeats with their spread, and
-ratios are against the first. Memory is the most that the pass held beside the logits, as a multiple of the logits.
+coefficient costs), with its chunked entropy, and without any entropy (plain GRPO); ours with an entropy on every row,
+on a quarter of them, and on none. They take turns in one process; times are medians of the repeats with their spread,
+and ratios are against the first. Memory is the most that the pass held beside the logits, as a multiple of the logits.
 """
 
 from __future__ import annotations
@@ -131,9 +131,8 @@ def measure(tokens: int, vocabulary: int, dtype: torch.dtype) -> dict[str, Cost]
 
 
 def main() -> int:
-    print(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, veRL {verl.__version__}"
-    )
+    machine, threads = platform.processor() or platform.machine(), torch.get_num_threads()
+    print(f"{machine}, {threads} threads, torch {torch.__version__}, veRL {verl.__version__}")
     for dtype in (torch.float32, torch.bfloat16):
         for tokens, vocabulary in SHAPES:
             costs = measure(tokens, vocabulary, dtype)

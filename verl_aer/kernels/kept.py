@@ -30,17 +30,24 @@ def keeps_all(functional: Functional) -> bool:
 
 
 def choose(functional: Functional, y: torch.Tensor) -> Kept:
-    """The kept set of each row of ``y``, ``(T, V)``, of a functional that leaves tokens out."""
-    return _above_the_lowest(y, functional.p) if isinstance(functional, Clamped) else _nucleus(y, functional.p)
+    """The kept set of each row of ``y``, ``(T, V)``."""
+    if isinstance(functional, Clamped):
+        return _above_the_lowest(y, functional.p)
+    if keeps_all(functional):
+        rows, vocabulary = y.shape
+        return Kept(y.new_full((rows,), -torch.inf), torch.full((rows,), vocabulary, device=y.device))
+    return _nucleus(y, functional.p)
 
 
-def left_out(functional: Functional, y: torch.Tensor, kept: Kept) -> torch.Tensor:
-    """``(T, V)`` bool, the tokens outside the kept sets that ``choose`` found for the same ``y``."""
+def left_out(functional: Functional, y: torch.Tensor, kept: Kept, columns: int | None) -> torch.Tensor:
+    """``(T, V)`` bool: outside the kept sets that ``choose`` found for the first ``columns`` of the same ``y``."""
     index = torch.arange(y.shape[-1], device=y.device)
     threshold, cut = kept.threshold[:, None], kept.cut[:, None]
     tied = y == threshold
     tied &= (index <= cut) if isinstance(functional, Clamped) else (index > cut)
-    return tied.logical_or_(y < threshold)
+    outside = tied.logical_or_(y < threshold)
+    outside[:, columns if columns is not None else len(index) :] = True
+    return outside
 
 
 def _above_the_lowest(y: torch.Tensor, p: float) -> Kept:

@@ -38,7 +38,12 @@ Rows = slice | torch.Tensor
 @dataclass(frozen=True)
 class _Settings:
     functional: Functional
+    columns: int | None
     inplace: bool
+
+    def keeps_all(self, y: torch.Tensor) -> bool:
+        """Whether no token of the vocabulary is ever left out."""
+        return keeps_all(self.functional) and (self.columns is None or self.columns >= y.shape[-1])
 
 
 def logprob_and_entropy(
@@ -47,6 +52,7 @@ def logprob_and_entropy(
     temperature: float | torch.Tensor = 1.0,
     functional: Functional = FULL,
     row_weight: torch.Tensor | None = None,
+    columns: int | None = None,
     inplace: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """log pi(label) and entropy of each row, differentiable in the logits.
@@ -57,6 +63,7 @@ def logprob_and_entropy(
         temperature: > 0, a number or ``(T,)``.
         functional: one of FUNCTIONALS.
         row_weight: ``(T,)``; a row of weight 0 has entropy 0 and costs none, in either pass. None: all rows have one.
+        columns: of the vocabulary that the entropy is over, from the first on; None: all. Log-probs are over all.
         inplace: let the backward pass write the gradient into the logits, which must not be used after it.
 
     Returns:
@@ -71,7 +78,7 @@ def logprob_and_entropy(
         raise ValueError(f"the functional {functional.kind!r} has no rule in this operation: use its own `entropy`")
     temperature = torch.as_tensor(temperature, dtype=torch.float32, device=logits.device).expand(len(logits))
     wanted = torch.ones_like(labels, dtype=torch.bool) if row_weight is None else row_weight != 0
-    return _LogprobAndEntropy.apply(logits, labels, temperature, wanted, _Settings(functional, inplace))
+    return _LogprobAndEntropy.apply(logits, labels, temperature, wanted, _Settings(functional, columns, inplace))
 
 
 class _State(NamedTuple):
@@ -116,10 +123,10 @@ class _LogprobAndEntropy(torch.autograd.Function):
             others = y.exp().scatter_(-1, best.indices[:, None], 0.0)  # e^y, 0 at the most likely token
             state.log_z[rows] = others.sum(dim=-1).log1p()
             if wanted[rows].all():
-                _measure(settings.functional, y, others, best.indices, state, rows)
+                _measure(settings, y, others, state, rows)
             elif wanted[rows].any():
                 some = wanted[rows].nonzero().squeeze(-1)
-                _measure(settings.functional, y[some], others[some], best.indices[some], state, some + rows.start)
+                _measure(settings, y[some], others[some], state, some + rows.start)
         log_pi -= state.top + state.log_z
         ctx.save_for_backward(logits, labels, temperature, wanted, *state)
         ctx.settings = settings
@@ -137,10 +144,10 @@ class _LogprobAndEntropy(torch.autograd.Function):
             pi = (y - state.log_z[rows, None]).exp_()
             pulled = (grad_entropy[rows] != 0).nonzero().squeeze(-1)
             if len(pulled) == len(y):
-                pi.mul_(_pull(settings.functional, y, state, rows, grad_entropy, grad_log_pi)).neg_()
+                pi.mul_(_pull(settings, y, state, rows, grad_entropy, grad_log_pi)).neg_()
             else:
                 here = pulled + rows.start
-                some = pi[pulled].mul_(_pull(settings.functional, y[pulled], state, here, grad_entropy, grad_log_pi))
+                some = pi[pulled].mul_(_pull(settings, y[pulled], state, here, grad_entropy, grad_log_pi))
                 pi.mul_(-grad_log_pi[rows, None])
                 pi[pulled] = some.neg_()
             pi.scatter_add_(-1, labels[rows, None], grad_log_pi[rows, None])
@@ -160,30 +167,30 @@ def _scaled(logits: torch.Tensor, temperature: torch.Tensor, dtype: torch.dtype)
     return logits.to(dtype, copy=True, memory_format=torch.contiguous_format).div_(temperature[:, None])
 
 
-def _measure(
-    functional: Functional, y: torch.Tensor, others: torch.Tensor, top: torch.Tensor, state: _State, rows: Rows
-) -> None:
+def _measure(settings: _Settings, y: torch.Tensor, others: torch.Tensor, state: _State, rows: Rows) -> None:
     """log Z_K and E_K[y] of some rows, and which tokens K are; ``y`` and ``others`` are used up.
 
-    others: e^y, 0 at the most likely token, whose index is ``top``.
+    others: e^y, 0 at the most likely token.
     """
-    if keeps_all(functional):
+    if settings.keeps_all(y):
         state.log_zk[rows] = state.log_z[rows]
-    else:
-        kept = choose(functional, y)
-        state.threshold[rows], state.cut[rows] = kept
-        outside = left_out(functional, y, kept)
-        others.masked_fill_(outside, 0.0)
-        # Where the most likely token itself is left out, it was one of several, and what is kept are others of them:
-        # one of these, at e^0 = 1, stands for it.
-        top_is_out = outside.gather(-1, top[:, None]).squeeze(-1)
-        state.log_zk[rows] = (others.sum(dim=-1) - top_is_out.to(others.dtype)).log1p()
-    mass = state.log_zk[rows].exp()
-    state.mean_y[rows] = torch.linalg.vecdot(others, _finite(y)) / mass
+        state.mean_y[rows] = torch.linalg.vecdot(others, _finite(y)) / state.log_z[rows].exp()
+        return
+    kept = choose(settings.functional, y[:, : settings.columns])
+    state.threshold[rows], state.cut[rows] = kept
+    y.masked_fill_(left_out(settings.functional, y, kept, settings.columns), -torch.inf)
+    # The most likely token may be left out itself: one of several of its kind, or a column that no tokenizer has.
+    best = y.max(dim=-1, keepdim=True)
+    y.sub_(best.values)
+    torch.exp(y, out=others).scatter_(-1, best.indices, 0.0)
+    log_zk = others.sum(dim=-1).log1p()
+    shift = best.values.squeeze(-1)
+    state.log_zk[rows] = log_zk + shift
+    state.mean_y[rows] = torch.linalg.vecdot(others, _finite(y)) / log_zk.exp() + shift
 
 
 def _pull(
-    functional: Functional,
+    settings: _Settings,
     y: torch.Tensor,
     state: _State,
     rows: Rows,
@@ -191,7 +198,10 @@ def _pull(
     grad_log_pi: torch.Tensor,
 ) -> torch.Tensor:
     """g_log_pi + g_H * (pi~_j / pi_j) * (y_j - E_K[y]), the latter on the kept tokens, in the place of ``y``."""
-    outside = None if keeps_all(functional) else left_out(functional, y, Kept(state.threshold[rows], state.cut[rows]))
+    outside = None
+    if not settings.keeps_all(y):
+        kept = Kept(state.threshold[rows], state.cut[rows])
+        outside = left_out(settings.functional, y, kept, settings.columns)
     scale = grad_entropy[rows] * (state.log_z[rows] - state.log_zk[rows]).exp()
     pull = _finite(y).sub_(state.mean_y[rows, None]).mul_(scale[:, None])
     if outside is not None:

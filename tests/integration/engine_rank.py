@@ -29,8 +29,9 @@ from tests.integration.test_loss_equals_verl import LENGTHS, nested
 from tests.integration.test_loss_equals_verl import make_rows as make_loss_rows
 from verl_aer.functional import Clamped, Full, Functional, Nucleus
 from verl_aer.integration.batch import WEIGHT_FIELD
+from verl_aer.integration.engine import EntropyEngine
 from verl_aer.integration.functional_request import FUNCTIONAL_KEY, request_of
-from verl_aer.integration.loss import ALPHA_KEY, entropy_loss
+from verl_aer.integration.loss import ALPHA_KEY, WEIGHTED_ROWS_KEY, entropy_loss
 
 ALPHA = 0.05
 TEMPERATURE = 0.7
@@ -48,6 +49,10 @@ class Case(NamedTuple):
     order: tuple[int, ...] = tuple(range(len(LENGTHS)))
     lora_rank: int = 0
     functional: Functional = Full()
+    engine: type = EntropyEngine
+    """Of FSDP 1, which alone is registered by these tests."""
+    weighted_rows: bool = False
+    """Whether the update may leave out the entropy of rows of weight 0."""
 
 
 CASES = {
@@ -59,6 +64,9 @@ CASES = {
     "two ranks, dynamic batches": Case(ranks=2, micro_batch=None),
     "two ranks, rows in another order": Case(ranks=2, micro_batch=2, order=(6, 1, 4, 3, 0, 5, 7, 2)),
     "two ranks, FSDP 1": Case(ranks=2, strategy="fsdp", micro_batch=2),
+    "veRL's own engine": Case(ranks=1, strategy="fsdp", micro_batch=8, engine=transformer_impl.FSDPEngineWithLMHead),
+    "weighted rows": Case(ranks=1, micro_batch=8, weighted_rows=True),
+    "weighted rows, two ranks, dynamic batches": Case(ranks=2, micro_batch=None, weighted_rows=True),
     "clamped": Case(ranks=1, micro_batch=8, functional=Clamped(p=0.4)),
     "clamped, two ranks, dynamic batches": Case(ranks=2, micro_batch=None, functional=Clamped(p=0.4)),
     "nucleus": Case(ranks=1, micro_batch=8, functional=Nucleus(p=0.6)),
@@ -149,7 +157,11 @@ def parameters(worker: TrainingWorker) -> dict[str, torch.Tensor]:
 
 def run(case: Case, model: str) -> dict[str, Any]:
     """Entropies by row from the pass without gradient, then one update: its metrics and its gradient."""
+    if case.strategy == "fsdp":
+        # veRL's registry has none for a CPU and takes one a process: no more than one case of its ranks is FSDP 1.
+        EngineRegistry.register(model_type="language_model", backend="fsdp", device="cpu")(case.engine)
     worker = training_worker(case, model)
+    assert type(worker.engine) is case.engine
     data = rank_batch(case, worker.rank)
     tu.assign_non_tensor(data, compute_loss=False)
     entropies = worker.infer_batch(data)["entropy"].unbind()
@@ -157,6 +169,7 @@ def run(case: Case, model: str) -> dict[str, Any]:
     before = parameters(worker)
     data = rank_batch(case, worker.rank)
     total = len(LENGTHS)
+    tu.assign_non_tensor(data, **{WEIGHTED_ROWS_KEY: case.weighted_rows})
     tu.assign_non_tensor(data, mini_batch_size=total, global_batch_size=total, dataloader_kwargs={"shuffle": False})
     metrics = tu.get(worker.train_mini_batch(data), "metrics")
     after = parameters(worker)
@@ -169,9 +182,6 @@ def run(case: Case, model: str) -> dict[str, Any]:
 
 def main(model: str, out: str) -> None:
     transformer_impl.FSDP = FSDP1WithoutAccelerator
-    EngineRegistry.register(model_type="language_model", backend="fsdp", device="cpu")(
-        transformer_impl.FSDPEngineWithLMHead
-    )
     ranks, rank = int(os.environ["WORLD_SIZE"]), int(os.environ["RANK"])
     found = {name: run(case, model) for name, case in CASES.items() if case.ranks == ranks}
     torch.save(found, Path(out) / f"{ranks}-{rank}.pt")

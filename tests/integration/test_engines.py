@@ -25,7 +25,7 @@ from examples.countdown.model import build_model, build_tokenizer, save
 from tests.integration.engine_rank import ALPHA, CASES, TEMPERATURE, VOCABULARY, WEIGHTS, make_rows
 from tests.integration.test_loss_equals_verl import LENGTHS, nested
 from verl_aer.functional import Clamped, Functional, Nucleus
-from verl_aer.integration.engine import FunctionalEntropyEngine
+from verl_aer.integration.engine import EntropyEngine
 from verl_aer.integration.functional_request import DONE_KEY, FUNCTIONAL_KEY, request_of, require_done
 from verl_aer.integration.loss import UPDATE_ENTROPY_NATS, UPDATE_TOKENS
 
@@ -94,11 +94,16 @@ def test_entropies_are_the_functional_of_the_models_logits(found, model, name):
     for number, row in enumerate(make_rows()):
         with torch.no_grad():
             logits = policy(row["input_ids"][None]).logits[0] / TEMPERATURE
-        torch.testing.assert_close(entropy[number], CASES[name].functional.entropy(logits), rtol=RELATIVE, atol=0)
+        expected = CASES[name].functional.entropy(logits)
+        # Nobody reads the entropy of a prompt's tokens, or of the one after the last.
+        prompt = LENGTHS[number][0]
+        expected[: prompt - 1] = expected[-1] = 0.0
+        torch.testing.assert_close(entropy[number], expected, rtol=RELATIVE, atol=0)
 
 
 def test_the_functionals_differ_here(found):
     rows = [torch.cat(list(entropy_of_rows(found[name]).values())) for name in ("whole", "clamped", "nucleus")]
+    rows = [row[row > 0] for row in rows]
     assert (rows[0] > rows[1] + 0.1).all()
     assert (rows[1] > rows[2]).all()
 
@@ -112,6 +117,7 @@ def reduced(value: object) -> float:
 REFERENCES = ("whole", "clamped", "nucleus", "LoRA")
 """One rank, one micro-batch."""
 OTHERS = sorted(name for name in CASES if name not in REFERENCES)
+OF_ALL_ROWS = [name for name in OTHERS if not CASES[name].weighted_rows]
 
 
 def reference(name: str) -> str:
@@ -123,11 +129,25 @@ def reference(name: str) -> str:
 def test_entropies_of_the_old_log_prob_pass_do_not_depend_on_the_cut(found, name):
     rows, expected = entropy_of_rows(found[name]), entropy_of_rows(found[reference(name)])
     assert sorted(rows) == sorted(expected) == list(range(len(LENGTHS)))
-    for row in rows:
-        torch.testing.assert_close(rows[row], expected[row], rtol=RELATIVE, atol=0)
+    for row, (prompt, _) in enumerate(LENGTHS):
+        # veRL's own engine computes those of the prompt too, which nobody reads.
+        response = slice(prompt - 1, -1)
+        torch.testing.assert_close(rows[row][response], expected[row][response], rtol=RELATIVE, atol=0)
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", [name for name in OTHERS if CASES[name].weighted_rows])
+def test_the_updates_entropy_is_of_rows_with_a_term_where_the_batch_says_so(found, name):
+    expected = entropy_of_rows(found["whole"])
+    kept = [row for row, weight in enumerate(WEIGHTS) if weight > 0]
+    nats = sum(expected[row][LENGTHS[row][0] - 1 : -1].sum().item() for row in kept)
+    for metrics in (rank["metrics"] for rank in found[name]):
+        assert reduced(metrics[UPDATE_TOKENS]) == sum(LENGTHS[row][1] for row in kept)
+        assert reduced(metrics[UPDATE_ENTROPY_NATS]) == pytest.approx(nats, rel=RELATIVE)
+        term = "actor/aer/entropy_term"
+        assert reduced(metrics[term]) == pytest.approx(reduced(found["whole"][0]["metrics"][term]), rel=RELATIVE)
+
+
+@pytest.mark.parametrize("name", OF_ALL_ROWS)
 @pytest.mark.guards("bug 7")
 def test_metrics_of_the_update_do_not_depend_on_the_cut(found, name):
     expected = found[reference(name)][0]["metrics"]
@@ -176,7 +196,7 @@ def outputs(
     functional: Functional, packed: bool, logits: list[torch.Tensor], vocabulary: int | None = None, **config: object
 ) -> tuple[dict[str, torch.Tensor], TensorDict]:
     """What the engine makes of the model's logits, given a row at a time as ``(s_i, V)``."""
-    engine = object.__new__(FunctionalEntropyEngine)
+    engine = object.__new__(EntropyEngine)
     engine.engine_config = FSDPEngineConfig(use_torch_compile=False, **config)
     engine.use_ulysses_sp = False
     engine.compute_entropy_from_logits = None

@@ -18,7 +18,7 @@ import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer.integration import trainer as module
 from verl_aer.integration.batch import BatchRows
 from verl_aer.integration.functional_request import FUNCTIONAL_KEY
-from verl_aer.integration.loss import ALPHA_KEY, SIGNAL_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS
+from verl_aer.integration.loss import ALPHA_KEY, SIGNAL_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS, WEIGHTED_ROWS_KEY
 from verl_aer.rollouts import Tokens
 
 
@@ -78,6 +78,7 @@ class Base:
         assert len(batch.weights), "the batch that came back with the weights must go on"
         self.sent.append(batch.extra_info[ALPHA_KEY])
         self.signals.append(batch.extra_info[SIGNAL_KEY])
+        self.of_weighted_rows = batch.extra_info[WEIGHTED_ROWS_KEY]
         self.pushed_with = batch.extra_info.get(FUNCTIONAL_KEY)
         metrics.update({UPDATE_ENTROPY_NATS: 6.0, UPDATE_TOKENS: 8.0})
         return batch
@@ -123,6 +124,7 @@ HALF = ["entropy.target.tau=0.5", "entropy.controller.eta=0.1"]
 def test_alpha_goes_out_before_it_moves(make):
     trainer = make(*HALF, queue=[rows(1.0), rows(0.25), rows(0.25)])
     seen = [run_step(trainer) for _ in range(3)]
+    assert trainer.of_weighted_rows
     # H₀ = 1, H* = 0.5: step 2 sees 0.25 and lifts α by 0.1 · 0.25, which step 3 trains with.
     assert trainer.sent == [0.0, 0.0, 0.025]
     assert [metrics["aer/alpha"] for metrics in seen] == trainer.sent
@@ -282,6 +284,8 @@ def test_bypass_mode_controls_the_workers_own_entropy(make):
     trainer = make(*HALF, bypass, queue=[rows(None)])
     metrics = run_step(trainer)
     assert metrics["aer/entropy"] == 0.75  # 6 nats over 8 tokens
+    # That of all rows: it is the controlled one.
+    assert not trainer.of_weighted_rows
 
 
 def test_a_missing_entropy_is_an_error_elsewhere(make):

@@ -1,11 +1,9 @@
-"""veRL's FSDP engine with another functional in the place of the entropy, where a batch asks for one."""
+"""veRL's FSDP engine with log-probs and entropy in one pass over the logits, and any functional in its place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -15,44 +13,98 @@ from verl.utils.device import get_device_name, get_vendor
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from verl_aer.functional import Functional
+from verl_aer.functional import Full, Functional
 from verl_aer.integration.functional_request import BACKENDS, mark_done, requested_functional
+from verl_aer.integration.loss import rows_with_a_term
+from verl_aer.kernels import FUNCTIONALS, logprob_and_entropy
 
-Entropy = Callable[..., torch.Tensor]
-"""From logits ``(T, V)``, already divided by the temperature, to ``(T,)`` nats."""
+CHUNK_TOKENS = 2048
+"""Of a functional of a user's own."""
 
 
-class FunctionalEntropyEngine(FSDPEngineWithLMHead):
-    """veRL's FSDP engine; its ``model_output["entropy"]`` is the functional that the batch asks for, if it does."""
+class Rows(NamedTuple):
+    """logits: ``(T, V)``. labels: ``(T,)``, the tokens that follow. temperature: ``(T,)``."""
+
+    logits: torch.Tensor
+    labels: torch.Tensor
+    temperature: torch.Tensor
+
+
+class EntropyEngine(FSDPEngineWithLMHead):
+    """veRL's FSDP engine with log-probs and entropy in one pass over the logits.
+
+    ``model_output["entropy"]`` is the functional that the batch asks for, and the entropy of the whole vocabulary where
+    it asks for none. It is computed for the tokens alone whose entropy anybody reads, and is 0 at all others: those of
+    the response, and in an update those of rows that get an entropy term.
+    """
 
     def prepare_model_outputs(
         self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any
     ) -> dict[str, torch.Tensor]:
-        wanted = tu.get_non_tensor_data(data=micro_batch, key="calculate_entropy", default=False)
-        functional = requested_functional(micro_batch) if wanted else None
-        if functional is None:
+        if not _has_logits_to_itself(micro_batch):
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
-        entropy = self._over_real_tokens(functional)
+        packed = tu.get_non_tensor_data(data=micro_batch, key="use_remove_padding", default=True)
+        rows = self._packed(output, output_args) if packed else self._padded(output, output_args, micro_batch)
+        wanted = tu.get_non_tensor_data(data=micro_batch, key="calculate_entropy", default=False)
+        functional = requested_functional(micro_batch) or Full()
+        counted = self._counted_tokens(micro_batch, len(rows.logits)) if wanted else torch.zeros(len(rows.logits))
+        log_probs, entropy = self._log_probs_and_entropy(rows, functional, counted)
+        pad_size = output_args["pad_size"] if packed else 0
+
+        def nested(tokens: torch.Tensor) -> torch.Tensor:
+            tokens = self._gather_and_unpad_packed(tokens, pad_size) if packed else tokens
+            return torch.nested.nested_tensor_from_jagged(tokens, micro_batch["input_ids"].offsets())
+
+        if not wanted:
+            return {"log_probs": nested(log_probs)}
         mark_done(micro_batch)
-        if tu.get_non_tensor_data(data=micro_batch, key="use_remove_padding", default=True):
-            with self._in_place_of_the_entropy(entropy):
-                return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
-        # The padded path calls veRL's entropy by its module, not by an attribute of the engine.
-        tu.assign_non_tensor(micro_batch, calculate_entropy=False)
-        model_output = super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
-        tu.assign_non_tensor(micro_batch, calculate_entropy=True)
-        model_output["entropy"] = self._padded_entropy(entropy, output.logits, output_args["temperature"], micro_batch)
-        return model_output
+        return {"log_probs": nested(log_probs), "entropy": nested(entropy)}
 
-    def _over_real_tokens(self, functional: Functional) -> Entropy:
-        """The functional without the padded columns of the vocabulary, which no tokenizer produces."""
-        vocabulary = self._real_vocabulary
+    def _packed(self, output: Any, output_args: dict[str, Any]) -> Rows:
+        logits = _whole(output.logits).squeeze(0)
+        return Rows(logits, output_args["input_ids_rmpad_rolled"], output_args["temperature_rmpad"])
 
-        def entropy(logits: torch.Tensor, chunk_size: int | None = None) -> torch.Tensor:
-            chunks = logits[..., :vocabulary].split(chunk_size or max(len(logits), 1))
-            return torch.cat([functional.entropy(chunk) for chunk in chunks])
+    def _padded(self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict) -> Rows:
+        """The real tokens of ``(N, S, V)`` logits and ``(N,)`` temperatures."""
+        logits = _whole(output.logits)
+        lengths = micro_batch["input_ids"].offsets().diff()
+        real = torch.arange(logits.shape[1], device=logits.device) < lengths[:, None]
+        temperature = output_args["temperature"].repeat_interleave(lengths)
+        return Rows(logits[real], output_args["input_ids_rmpad_rolled"], temperature)
 
-        return entropy
+    def _counted_tokens(self, micro_batch: TensorDict, tokens: int) -> torch.Tensor | None:
+        """``(T,)``, not 0 where a token's entropy is read; None, which means everywhere, where ranks share a row."""
+        if self.use_ulysses_sp or "responses" not in micro_batch:
+            return None
+        lengths = micro_batch["input_ids"].offsets().diff()
+        prompts, responses = (micro_batch[name].offsets().diff() for name in ("prompts", "responses"))
+        begins = micro_batch["input_ids"].offsets()[:-1].repeat_interleave(lengths)
+        place = torch.arange(len(begins), device=begins.device) - begins
+        # A token's distribution stands at the token before it.
+        first, end = prompts - 1, prompts + responses - 1
+        counted = (place >= first.repeat_interleave(lengths)) & (place < end.repeat_interleave(lengths))
+        counted &= rows_with_a_term(micro_batch).repeat_interleave(lengths)
+        return torch.nn.functional.pad(counted.float(), (0, tokens - len(counted)))
+
+    def _log_probs_and_entropy(
+        self, rows: Rows, functional: Functional, counted: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        temperature = rows.temperature.clamp(min=1e-8)
+        if isinstance(functional, FUNCTIONALS):
+            # Nobody reads the logits after this: the gradient may take their place.
+            return logprob_and_entropy(
+                rows.logits, rows.labels, temperature, functional, counted, self._columns(functional), inplace=True
+            )
+        # A functional of a user's own, which knows of logits alone.
+        nothing = torch.zeros_like(temperature)
+        log_probs, _ = logprob_and_entropy(rows.logits, rows.labels, temperature, row_weight=nothing)
+        real = (rows.logits / temperature[:, None])[:, : self._columns(functional)]
+        entropy = torch.cat([functional.entropy(chunk) for chunk in real.split(CHUNK_TOKENS)])
+        return log_probs, entropy if counted is None else torch.where(counted != 0, entropy, 0.0)
+
+    def _columns(self, functional: Functional) -> int | None:
+        """None for the entropy that veRL computes, which is over the padded columns of the vocabulary too."""
+        return None if isinstance(functional, Full) else self._real_vocabulary
 
     @cached_property
     def _real_vocabulary(self) -> int | None:
@@ -60,34 +112,18 @@ class FunctionalEntropyEngine(FSDPEngineWithLMHead):
         tokenizer = self.model_config.tokenizer
         return None if tokenizer is None else max(tokenizer.get_vocab().values()) + 1
 
-    @contextmanager
-    def _in_place_of_the_entropy(self, entropy: Entropy) -> Iterator[None]:
-        """For the packed path, whose gather over sequence-parallel ranks and gradient of the log-probs stay veRL's."""
-        verls = self.compute_entropy_from_logits
-        self.compute_entropy_from_logits = entropy
-        try:
-            yield
-        finally:
-            self.compute_entropy_from_logits = verls
 
-    def _padded_entropy(
-        self, entropy: Entropy, logits: torch.Tensor, temperature: torch.Tensor, micro_batch: TensorDict
-    ) -> torch.Tensor:
-        """Of ``(N, S, V)`` logits and ``(N,)`` temperatures, jagged ``(N, s_i)``."""
-        if isinstance(logits, DTensor):
-            logits = logits.full_tensor()
-        offsets = micro_batch["input_ids"].offsets()
-        lengths = offsets.diff()
-        real = torch.arange(logits.shape[1], device=logits.device) < lengths[:, None]
-        packed = logits[real] / temperature.clamp(min=1e-8).repeat_interleave(lengths)[:, None].to(logits.dtype)
-        if self.engine_config.entropy_checkpointing:
-            nats = torch.utils.checkpoint.checkpoint(entropy, packed, use_reentrant=False)
-        else:
-            nats = entropy(packed)
-        return torch.nested.nested_tensor_from_jagged(nats, offsets)
+def _has_logits_to_itself(micro_batch: TensorDict) -> bool:
+    """Whether nothing else is asked of the logits, which then are there."""
+    others = ("use_fused_kernels", "calculate_sum_pi_squared", "distillation_use_topk", "distillation_only")
+    return not any(tu.get_non_tensor_data(data=micro_batch, key=key, default=False) for key in others)
 
 
-def register_functional_engines() -> None:
+def _whole(logits: torch.Tensor | DTensor) -> torch.Tensor:
+    return logits.full_tensor() if isinstance(logits, DTensor) else logits
+
+
+def register_entropy_engines() -> None:
     """Put our engine before veRL's own: it is looked up by device and vendor first, then by the device alone.
 
     Another vendor's engine stays: it may not be FSDP's.
@@ -96,7 +132,7 @@ def register_functional_engines() -> None:
     device, vendor = get_device_name(), get_vendor()
     for backend in BACKENDS:
         if _engine_of(backend) is FSDPEngineWithLMHead:
-            register("language_model", backend, device, vendor)(FunctionalEntropyEngine)
+            register("language_model", backend, device, vendor)(EntropyEngine)
 
 
 def _engine_of(backend: str) -> type | None:

@@ -33,6 +33,9 @@ ALPHA_KEY = "entropy_alpha"
 SIGNAL_KEY = "entropy_signal"
 """Batch-level JSON: the numbers that the penalty's driver half has for its half on the workers."""
 
+WEIGHTED_ROWS_KEY = "entropy_of_weighted_rows"
+"""Batch-level mark: nobody reads the entropy of rows whose coefficient is 0, so that it need not be computed."""
+
 ALL, BONUS = All(), Bonus()
 """Every token, and its entropy as it is."""
 
@@ -92,10 +95,17 @@ def entropy_loss(
         "actor/aer/entropy_term": alpha * term.detach(),
         "actor/aer/policy_gradient": _gradient_size(policy_loss, model_output["log_probs"]),
         "actor/aer/entropy_gradient": abs(alpha) * agg_loss(weight * token_weight * slope, mask, mode, **normaliser),
-        **_update_entropy(token_weight * entropy.detach(), mask, config),
+        **_update_entropy(token_weight * entropy.detach(), mask & rows_with_a_term(data)[:, None], config),
     }
     metrics.update(Metric.from_dict(values, aggregation=AggregationType.SUM))
     return policy_loss - alpha * term, metrics
+
+
+def rows_with_a_term(data: TensorDict) -> torch.Tensor:
+    """``(N,)`` bool: whose entropy is read, all rows but those of α · w = 0 where the batch says that they are not."""
+    if not tu.get_non_tensor_data(data=data, key=WEIGHTED_ROWS_KEY, default=False):
+        return torch.ones(data.batch_size[0], dtype=torch.bool, device=data["input_ids"].device)
+    return (_required_alpha(data) * _required_weight(data)).squeeze(-1) != 0
 
 
 def _required_alpha(data: TensorDict) -> float:

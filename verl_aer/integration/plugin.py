@@ -17,9 +17,9 @@ def register_trainers() -> None:
 
 
 def register_engines() -> None:
-    from verl_aer.integration.engine import register_functional_engines
+    from verl_aer.integration.engine import register_entropy_engines
 
-    register_functional_engines()
+    register_entropy_engines()
 
 
 try:

@@ -41,7 +41,14 @@ from verl_aer.integration.batch import (
 )
 from verl_aer.integration.checkpoint import conditions, read_resumed_state, resume_warnings, state_path
 from verl_aer.integration.functional_request import FUNCTIONAL_KEY, request_of
-from verl_aer.integration.loss import ALPHA_KEY, SIGNAL_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS, entropy_loss
+from verl_aer.integration.loss import (
+    ALPHA_KEY,
+    SIGNAL_KEY,
+    UPDATE_ENTROPY_NATS,
+    UPDATE_TOKENS,
+    WEIGHTED_ROWS_KEY,
+    entropy_loss,
+)
 from verl_aer.integration.modes import TRAINER_MODES
 from verl_aer.integration.preflight import preflight, read_entropy_config
 from verl_aer.integration.report import metrics_log_path, stack_report
@@ -249,10 +256,13 @@ class EntropyTrainerMixin:
         batch.extra_info[ALPHA_KEY] = self.entropy_control.alpha
         signal = self.entropy_control.signal(self._step_record.entropy, self.global_steps)
         batch.extra_info[SIGNAL_KEY] = json.dumps(signal)
+        # In bypass mode the controlled entropy is that of the update, and of all rows.
+        batch.extra_info[WEIGHTED_ROWS_KEY] = not self._bypasses_old_log_probs()
         self._step_record.push = self.entropy_control.push(self._step_record.entropy, signal)
         batch = super()._update_actor(batch, metrics=metrics)
         nats, tokens = metrics.pop(UPDATE_ENTROPY_NATS), metrics.pop(UPDATE_TOKENS)
-        metrics["actor/aer/entropy"] = nats / tokens if tokens else float("nan")
+        if tokens:
+            metrics["actor/aer/entropy"] = nats / tokens
         if self._bypasses_old_log_probs():
             self._step_record.add_entropy(nats, tokens)
         self._step_record.actor_updated = True

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
-from transfer_queue import KVBatchMeta
 
-import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer import EntropyControl, RunMemory, get_method, method_names
 from verl_aer.after_import import after_import
 from verl_aer.integration.modes import TRAINER_MODES
-from verl_aer.integration.preflight import preflight, read_entropy_config
 
 STEPS = 4
 """Of each method; the state is saved before the last of them."""
@@ -30,8 +27,11 @@ TRAINER_MODES["aer_tour"] = "sync"
 
 
 def register() -> None:
+    # Not above: veRL imports this module before its plug-ins, and with them the CPU platform, are there.
+    from transfer_queue import KVBatchMeta
     from verl.trainer.ppo.v1.trainer_base import register_trainer
 
+    from verl_aer.integration.preflight import preflight, read_entropy_config
     from verl_aer.integration.trainer import EntropyTrainerSync
 
     @register_trainer("aer_tour")

@@ -61,6 +61,7 @@ test: $(INSTALLED)
 bench: $(INSTALLED)
 	@mkdir -p $(TMPDIR)
 	$(BIN)/python -W ignore -m benchmarks.driver
+	$(BIN)/python -W ignore -m benchmarks.logits
 
 support-table: $(INSTALLED)
 	@mkdir -p $(TMPDIR)

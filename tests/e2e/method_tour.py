@@ -23,6 +23,9 @@ OUT_OF_REACH = {
 }
 """Settings with which α, or the pull, moves within four steps: with the defaults it would stay at a bound."""
 
+OF_METHOD = {"entropic": ["entropy.advantage_shaping.probability=0.01"]}
+"""An untrained policy is sure of no token."""
+
 TRAINER_MODES["aer_tour"] = "sync"
 
 
@@ -51,7 +54,7 @@ def register() -> None:
 
         def _begin(self, method: str) -> None:
             with initialize_config_module("verl_aer.config", version_base=None):
-                overrides = OUT_OF_REACH.get(get_method(method).target.kind, [])
+                overrides = [*OUT_OF_REACH.get(get_method(method).target.kind, []), *OF_METHOD.get(method, [])]
                 preset = compose("aer_trainer", overrides=[f"entropy={method}", *overrides])
             actor = self.config.actor_rollout_ref.actor
             with open_dict(self.config):

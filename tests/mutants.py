@@ -46,6 +46,9 @@ TESTS = {
     "reward_shaping": ["tests/unit/test_shaping.py"],
     "advantage_shaping": ["tests/unit/test_shaping.py"],
     "state": ["tests/unit/test_state.py"],
+    "operation": ["tests/unit/test_kernels.py", "-m", "not slow"],
+    "kept": ["tests/unit/test_kernels.py", "-m", "not slow"],
+    "engine": ["tests/integration/test_engines.py"],
 }
 """By the name of the module that the fault is in."""
 
@@ -107,7 +110,7 @@ MUTANTS = [
     Mutant("controller.py", "return min(max(alpha, minimum), maximum)", "return min(alpha, maximum)"),
     Mutant("controller.py", "highest > maximum or", "highest >= maximum or"),
     Mutant("controller.py", "lowest < minimum and", "lowest <= minimum and"),
-    Mutant("controller.py", "and minimum > 0)", "and minimum >= 0)"),
+    Mutant("controller.py", "and minimum != 0)", "and minimum <= 0)"),
     # Control
     Mutant("control.py", "next_alpha(before.undamped_alpha, smoothed", "next_alpha(before.alpha, smoothed"),
     Mutant(
@@ -119,26 +122,28 @@ MUTANTS = [
     Mutant("control.py", "skipped_updates=before.skipped_updates + 1", "skipped_updates=before.skipped_updates"),
     Mutant("control.py", "count >= self._target.anchor_steps", "count > self._target.anchor_steps"),
     Mutant("control.py", "initial_entropy = total / count", "initial_entropy = total"),
-    Mutant("control.py", "or state.initial_entropy is not None:", "or False:"),
+    Mutant("control.py", "and initial_entropy is None and count", "and count"),
     Mutant("control.py", "if step <= self._state.step:", "if step < self._state.step:"),
     Mutant("control.py", "if not math.isfinite(entropy):", "if math.isnan(entropy):"),
     # Functional
-    Mutant("functional.py", "torch.where(pi > 0, z, 0)", "z"),
+    Mutant("functional.py", "torch.where(others > 0, y, 0.0)", "y"),
     Mutant("functional.py", "torch.promote_types(logits.dtype, torch.float32)", "logits.dtype"),
     # Loss
     Mutant(
         "integration/loss.py",
-        "return policy_loss - alpha * bonus, metrics",
-        "return policy_loss + alpha * bonus, metrics",
+        "return policy_loss - alpha * term, metrics",
+        "return policy_loss + alpha * term, metrics",
     ),
-    Mutant("integration/loss.py", "return policy_loss - alpha * bonus, metrics", "return policy_loss - bonus, metrics"),
-    Mutant("integration/loss.py", "return policy_loss - alpha * bonus, metrics", "return policy_loss, metrics"),
-    Mutant("integration/loss.py", "agg_loss(weight * entropy, mask", "agg_loss(entropy, mask"),
-    Mutant("integration/loss.py", "agg_loss(weight * entropy, mask", "agg_loss(weight * entropy.detach(), mask"),
+    Mutant("integration/loss.py", "return policy_loss - alpha * term, metrics", "return policy_loss - term, metrics"),
+    Mutant("integration/loss.py", "return policy_loss - alpha * term, metrics", "return policy_loss, metrics"),
+    Mutant(
+        "integration/loss.py", "agg_loss(weight * token_weight * penalty.value", "agg_loss(token_weight * penalty.value"
+    ),
+    Mutant("integration/loss.py", "penalty.value(entropy, signal)", "penalty.value(entropy.detach(), signal)"),
     Mutant(
         "integration/loss.py",
-        'if aggregation == "policy" else "token-mean"',
-        'if aggregation == "policy" else config.loss_agg_mode',
+        'config.loss_agg_mode if aggregation == "policy" else aggregation',
+        "config.loss_agg_mode",
     ),
     Mutant(
         "integration/loss.py",
@@ -146,22 +151,29 @@ MUTANTS = [
         "torch.where(mask, entropy, 0).double().sum()",
     ),
     Mutant("integration/loss.py", "torch.where(mask, entropy, 0).double()", "entropy.double()"),
-    Mutant("integration/loss.py", '"actor/aer/entropy_gradient": alpha * pull', '"actor/aer/entropy_gradient": pull'),
+    Mutant("integration/loss.py", '"actor/aer/entropy_gradient": abs(alpha) *', '"actor/aer/entropy_gradient": 1.0 *'),
+    Mutant("integration/loss.py", "mask & rows_with_a_term(data)[:, None]", "mask"),
+    Mutant("integration/loss.py", "(_required_alpha(data) * _required_weight(data))", "_required_alpha(data)"),
     Mutant(
         "integration/loss.py",
         '"actor/aer/policy_loss": policy_loss.detach()',
-        '"actor/aer/policy_loss": (policy_loss - alpha * bonus).detach()',
+        '"actor/aer/policy_loss": (policy_loss - alpha * term).detach()',
     ),
     # Batch
     Mutant("integration/batch.py", 'key.rsplit("_", 2)', 'key.split("_", 2)'),
-    Mutant("integration/batch.py", "value.double()[row.bool()].sum()", "(value.double() * row).sum()"),
-    Mutant("integration/batch.py", "row.double().sum().item() for row in mask", "float(len(row)) for row in mask"),
+    Mutant("integration/batch.py", "sums.append(values[row].sum().item())", "sums.append((values * row).sum().item())"),
+    Mutant("integration/batch.py", "float(row.sum()) for row in mask", "float(len(row)) for row in mask"),
     Mutant("integration/batch.py", "if value is None and not is_padding[i]]", "if value is None]"),
-    Mutant("integration/batch.py", 'getattr(row, "data", row) for row', "row for row"),
     Mutant(
         "integration/batch.py",
-        "    return tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)",
-        "    tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)\n    return batch",
+        'getattr(row, "data", row) for row in list(data["extra_fields"])',
+        'list(data["extra_fields"])',
+    ),
+    Mutant("integration/batch.py", 'getattr(row, "data", row) for row in list(data[name])', "list(data[name])"),
+    Mutant(
+        "integration/batch.py",
+        "batch_size=len(batch.keys))\n    return tq.kv_batch_put(",
+        "batch_size=len(batch.keys))\n    return batch if tq else tq.kv_batch_put(",
     ),
     # A step
     Mutant(
@@ -174,7 +186,8 @@ MUTANTS = [
         "            return attach_weights(batch, weights)",
         "            attach_weights(batch, weights)\n            return batch",
     ),
-    Mutant("integration/trainer.py", "real = ~rows.is_padding", "real = rows.is_padding | ~rows.is_padding"),
+    Mutant("integration/trainer.py", "counted = ~rows.is_padding & (rows.tokens > 0)", "counted = rows.tokens > 0"),
+    Mutant("integration/trainer.py", 'if aggregation == "seq-mean-token-mean":', "if False:"),
     Mutant(
         "integration/trainer.py",
         "        self.entropy_nats += nats\n        self.tokens += tokens",
@@ -277,15 +290,48 @@ MUTANTS = [
     Mutant("advantage_shaping.py", "masked_fill(~tokens.mask, 0.0)", "masked_fill(~tokens.mask, -99.0)"),
     Mutant("advantage_shaping.py", "tokens.advantages - alpha * sure", "tokens.advantages + alpha * sure"),
     Mutant("advantage_shaping.py", "> self.probability", "< self.probability"),
-    Mutant("loss.py", "agg_loss(weight * token_weight * penalty.value", "agg_loss(weight * penalty.value"),
-    Mutant("loss.py", "_update_entropy(token_weight * entropy.detach()", "_update_entropy(entropy.detach()"),
-    Mutant("loss.py", "agg_loss(weight * token_weight * slope", "agg_loss(weight * slope"),
-    Mutant("trainer.py", "self.entropy_memory = replace(self.entropy_memory, questions=questions)", "pass"),
-    Mutant("trainer.py", "torch.where(tokens.mask, shaped", "torch.where(tokens.mask | True, shaped"),
-    Mutant("batch.py", "row[-1] += added", "row[0] += added"),
-    Mutant("batch.py", "values = values * selection.weights", "values = values + 0 * selection.weights"),
-    Mutant("batch.py", "self.index == last[rollout]) & ~self.is_padding", "self.index == last[rollout])"),
+    Mutant("integration/loss.py", "agg_loss(weight * token_weight * penalty.value", "agg_loss(weight * penalty.value"),
+    Mutant(
+        "integration/loss.py", "_update_entropy(token_weight * entropy.detach()", "_update_entropy(entropy.detach()"
+    ),
+    Mutant("integration/loss.py", "agg_loss(weight * token_weight * slope", "agg_loss(weight * slope"),
+    Mutant("integration/trainer.py", "self.entropy_memory = replace(self.entropy_memory, questions=questions)", "pass"),
+    Mutant("integration/trainer.py", "torch.where(tokens.mask, shaped", "torch.where(tokens.mask | True, shaped"),
+    Mutant("integration/batch.py", "row[-1] += added", "row[0] += added"),
+    Mutant("integration/batch.py", "values = values * selection.weights", "values = values + 0 * selection.weights"),
+    Mutant("integration/batch.py", "self.index == last[rollout]) & ~self.is_padding", "self.index == last[rollout])"),
     Mutant("state.py", '("config", "state", "memory", "conditions")', '("config", "state", "conditions")'),
+    # One pass over the logits
+    Mutant("kernels/operation.py", "log_pi -= state.top + state.log_z", "log_pi -= state.log_z"),
+    Mutant(
+        "kernels/operation.py", "torch.where(wanted, state.log_zk - state.mean_y, 0.0)", "state.log_zk - state.mean_y"
+    ),
+    Mutant("kernels/operation.py", "grad_entropy = torch.where(wanted, grad_entropy, 0.0)", "pass"),
+    Mutant("kernels/operation.py", "(state.log_z[rows] - state.log_zk[rows]).exp()", "1.0"),
+    Mutant("kernels/operation.py", "sub_(state.mean_y[rows, None])", "sub_(0.0)"),
+    Mutant("kernels/operation.py", "pi.div_(temperature[rows, None])", "pi"),
+    Mutant("kernels/operation.py", "pull.masked_fill_(outside, 0.0)", "pass"),
+    Mutant("kernels/operation.py", "grad = logits if settings.inplace", "grad = logits if True"),
+    Mutant("kernels/operation.py", "log_zk.exp() + shift", "log_zk.exp()"),
+    Mutant("kernels/operation.py", "return y.clamp_(min=-1e4)", "return y"),
+    Mutant("kernels/operation.py", "row_weight != 0", "row_weight == 0"),
+    Mutant("kernels/kept.py", "(index <= cut) if isinstance", "(index < cut) if isinstance"),
+    Mutant("kernels/kept.py", "else (index > cut)", "else (index >= cut)"),
+    Mutant("kernels/kept.py", "index[count == 0] = -1", "pass"),
+    Mutant("kernels/kept.py", "(vocabulary - excluded).double()", "vocabulary * excluded.double().add(1).clamp(max=1)"),
+    Mutant("kernels/kept.py", ".sum(dim=-1, keepdim=True) - 1", ".sum(dim=-1, keepdim=True) - 2"),
+    Mutant("kernels/kept.py", "stable=True", "stable=False"),
+    Mutant("kernels/kept.py", "outside[:, columns if columns is not None else len(index) :] = True", "pass"),
+    Mutant(
+        "integration/engine.py",
+        "first, end = prompts - 1, prompts + responses - 1",
+        "first, end = prompts, prompts + responses",
+    ),
+    Mutant("integration/engine.py", "counted &= rows_with_a_term(micro_batch).repeat_interleave(lengths)", "pass"),
+    Mutant(
+        "integration/engine.py", "return None if isinstance(functional, Full) else self._real_vocabulary", "return None"
+    ),
+    Mutant("integration/engine.py", "requested_functional(micro_batch) or Full()", "Full()"),
     # Summary
     Mutant("summary.py", "if entropy[0] > target else mean >= target", "if True else mean >= target"),
     Mutant("summary.py", "running_mean(entropy)[WINDOW - 1 :]", "entropy[WINDOW - 1 :]"),

@@ -47,7 +47,7 @@ class EntropyEngine(FSDPEngineWithLMHead):
         rows = self._packed(output, output_args) if packed else self._padded(output, output_args, micro_batch)
         wanted = tu.get_non_tensor_data(data=micro_batch, key="calculate_entropy", default=False)
         functional = requested_functional(micro_batch) or Full()
-        counted = self._counted_tokens(micro_batch, len(rows.logits)) if wanted else torch.zeros(len(rows.logits))
+        counted = self._counted_tokens(micro_batch, len(rows.logits)) if wanted else torch.zeros_like(rows.temperature)
         log_probs, entropy = self._log_probs_and_entropy(rows, functional, counted)
         pad_size = output_args["pad_size"] if packed else 0
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from verl_aer.methods.registry import Part, register_advantage_shaping
-from verl_aer.rollouts import Rollouts, Tokens
+from verl_aer.rollouts import Rollouts, ShapingError, Tokens
 
 WEIGHTINGS = ("linear", "exponential")
 
@@ -187,6 +187,25 @@ class Signed(AdvantageShaping):
     def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:
         sure = tokens.log_probs.exp() > self.probability
         return tokens.advantages - alpha * sure * tokens.advantages.abs()
+
+
+def shape_advantages(
+    shaping: AdvantageShaping, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float
+) -> torch.Tensor:
+    """What ``shaping.shape`` says, and the advantage as it was outside the mask.
+
+    Raises ShapingError for another shape than ``(N, T)``, and for a value in the mask that is not finite.
+    """
+    shaped = shaping.shape(tokens, rollouts, weight, alpha)
+    name = f"advantage shaping {shaping.kind!r}"
+    if shaped.shape != tokens.advantages.shape:
+        raise ShapingError(f"{name} returned shape {tuple(shaped.shape)} for {tuple(tokens.advantages.shape)}")
+    shaped = torch.where(tokens.mask, shaped.to(tokens.advantages.dtype), tokens.advantages)
+    bad = (tokens.mask & ~torch.isfinite(shaped)).nonzero()
+    if len(bad):
+        row, token = bad[0].tolist()
+        raise ShapingError(f"{name} returned {shaped[row, token]:g} for token {token} of row {row}; it must be finite")
+    return shaped
 
 
 def _column(values: np.ndarray, tokens: Tokens) -> torch.Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from verl_aer.methods.registry import Part, register_reward_shaping
-from verl_aer.rollouts import Rollouts
+from verl_aer.rollouts import Rollouts, ShapingError
 
 Memory = Mapping[str, float]
 """What a shaping remembers between steps: a few named numbers, saved with the checkpoint."""
@@ -77,6 +77,22 @@ class Length(RewardShaping):
         excess = np.clip((rollouts.tokens - shortest) / shortest, -0.9, 1.0)
         applies = np.append(improved, False)[groups.prompt_of_row]
         return np.where(applies, -self.beta * rollouts.correct * excess, 0.0), memory
+
+
+def change_rewards(shaping: RewardShaping, rollouts: Rollouts, memory: Memory) -> tuple[np.ndarray, Memory]:
+    """What ``shaping.change`` says, 0 on rows that carry no reward.
+
+    Raises ShapingError for another shape than ``(N,)``, and for a value that is not finite.
+    """
+    change, memory = shaping.change(rollouts, memory)
+    name = f"reward shaping {shaping.kind!r}"
+    if np.shape(change) != rollouts.is_last.shape:
+        raise ShapingError(f"{name} returned shape {np.shape(change)} for {len(rollouts.is_last)} rows")
+    change = np.where(rollouts.is_last, change, 0.0)
+    bad = np.flatnonzero(~np.isfinite(change))
+    if len(bad):
+        raise ShapingError(f"{name} returned {change[bad[0]]} for row {bad[0]}; it must be finite")
+    return change, memory
 
 
 BUCKETS = ("easy", "medium", "hard")

@@ -10,6 +10,10 @@ import torch
 from verl_aer.correctness import Groups
 
 
+class ShapingError(ValueError):
+    """A shaping returned something that cannot be used; the message names the row and the value."""
+
+
 @dataclass(frozen=True)
 class Rollouts:
     """The N rows of a batch.

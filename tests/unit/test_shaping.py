@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
 from verl_aer import Groups, Rollouts, Tokens, get_part, part_names
-from verl_aer.advantage_shaping import Confidence, EntropyBonus, Signed, Steer
-from verl_aer.reward_shaping import Ares, Length, difficulty_buckets, window_means
+from verl_aer.advantage_shaping import (
+    AdvantageShaping,
+    Confidence,
+    EntropyBonus,
+    Signed,
+    Steer,
+    shape_advantages,
+)
+from verl_aer.reward_shaping import Ares, Length, RewardShaping, change_rewards, difficulty_buckets, window_means
+from verl_aer.rollouts import ShapingError
 
 
 def rollouts_of(accuracy: list[float], correct: list[float], **others: object) -> Rollouts:
@@ -146,6 +155,48 @@ def test_the_shortest_correct_rollout_is_judged_by_its_last_output():
 def test_difficulty_buckets_begin_at_thirds():
     accuracy = np.array([0.0, 0.33, 1 / 3, 0.5, 2 / 3, 1.0])
     assert difficulty_buckets(accuracy).tolist() == ["hard", "hard", "medium", "medium", "easy", "easy"]
+
+
+@dataclass
+class Constant(RewardShaping):
+    """The same for every row."""
+
+    value: object = None
+
+    def change(self, rollouts, memory):
+        return self.value, memory
+
+
+def test_a_change_that_cannot_be_used_names_the_row():
+    change, _ = change_rewards(Constant(np.array([1.0, 2.0, 3.0, 4.0, np.nan])), ROLLOUTS, {})
+    # Padding carries no reward, whatever is said of it.
+    assert change.tolist() == [1.0, 2.0, 3.0, 4.0, 0.0]
+    with pytest.raises(ShapingError, match="returned inf for row 2"):
+        change_rewards(Constant(np.array([1.0, 2.0, np.inf, 4.0, 0.0])), ROLLOUTS, {})
+    with pytest.raises(ShapingError, match=r"shape \(1,\) for 5 rows"):
+        change_rewards(Constant(np.array([1.0])), ROLLOUTS, {})
+
+
+@dataclass
+class Given(AdvantageShaping):
+    """Advantages as they are given."""
+
+    value: object = None
+
+    def shape(self, tokens, rollouts, weight, alpha):
+        return self.value
+
+
+def test_advantages_that_cannot_be_used_name_the_token():
+    nan_outside = torch.where(MASK, 2.0, torch.nan)
+    shaped = shape_advantages(Given(nan_outside), TOKENS, ROLLOUTS, WEIGHT, 0.0)
+    assert torch.equal(shaped, torch.where(MASK, 2.0, TOKENS.advantages))
+    nan_inside = nan_outside.clone()
+    nan_inside[3, 1] = torch.nan
+    with pytest.raises(ShapingError, match="returned nan for token 1 of row 3"):
+        shape_advantages(Given(nan_inside), TOKENS, ROLLOUTS, WEIGHT, 0.0)
+    with pytest.raises(ShapingError, match=r"shape \(5,\) for \(5, 3\)"):
+        shape_advantages(Given(torch.ones(5)), TOKENS, ROLLOUTS, WEIGHT, 0.0)
 
 
 def ares_rollouts(counts: list[int], accuracy: list[float], correct: list[float]) -> Rollouts:

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
-import torch
 from omegaconf import DictConfig, open_dict
 from transfer_queue import KVBatchMeta
 from verl.experimental.agent_loop import AgentLoopManager
@@ -26,6 +25,7 @@ from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 
+from verl_aer.advantage_shaping import shape_advantages
 from verl_aer.allocation import allocate
 from verl_aer.config.schema import ConfigError, to_mapping
 from verl_aer.control import Decision, EntropyControl
@@ -57,6 +57,7 @@ from verl_aer.integration.watchdog import WatchdogMixin
 from verl_aer.metrics import decision_metrics
 from verl_aer.metrics_log import entropy_settings_path
 from verl_aer.questions import remember
+from verl_aer.reward_shaping import change_rewards
 from verl_aer.rollouts import Rollouts
 from verl_aer.state import RunMemory, save_state
 
@@ -226,9 +227,8 @@ class EntropyTrainerMixin:
         shaping = self.entropy_config.reward_shaping
         if not shaping.changes:
             return batch
-        change, memory = shaping.change(rollouts, self.entropy_memory.reward_shaping)
+        change, memory = change_rewards(shaping, rollouts, self.entropy_memory.reward_shaping)
         self.entropy_memory = replace(self.entropy_memory, reward_shaping=memory)
-        change = np.where(rollouts.is_last, change, 0.0)
         self._step_record.reward_changes.append(change[rollouts.is_last])
         return add_rewards(batch, change)
 
@@ -237,8 +237,7 @@ class EntropyTrainerMixin:
         if not shaping.shapes:
             return batch
         tokens = read_tokens(batch, self.entropy_config.functional.of_sample, shaping.uses_entropy)
-        shaped = shaping.shape(tokens, rollouts, weights, self.entropy_control.alpha)
-        shaped = torch.where(tokens.mask, shaped.to(tokens.advantages.dtype), tokens.advantages)
+        shaped = shape_advantages(shaping, tokens, rollouts, weights, self.entropy_control.alpha)
         self._step_record.advantage_changes.append((shaped - tokens.advantages).abs()[tokens.mask].numpy())
         return write_advantages(batch, shaped)
 

@@ -1,6 +1,6 @@
 """A trainer that goes through all methods in one real run: loaded by veRL's own switch for modules of users.
 
-Each method gets four steps. It is saved after the third with veRL's checkpoint, and the fourth starts from that
+Each method gets three steps. It is saved after the second with veRL's checkpoint, and the third starts from that
 checkpoint: a resume on the cluster that is there.
 """
 
@@ -13,7 +13,7 @@ from verl_aer import EntropyControl, RunMemory, get_method, method_names
 from verl_aer.after_import import after_import
 from verl_aer.integration.modes import TRAINER_MODES
 
-STEPS = 4
+STEPS = 3
 """Of each method; the state is saved before the last of them."""
 
 OUT_OF_REACH = {
@@ -21,7 +21,7 @@ OUT_OF_REACH = {
     "anchored": ["entropy.target.tau=1.0"],
     "band": ["entropy.target.low=5.0", "entropy.target.high=6.0"],
 }
-"""Settings with which α, or the pull, moves within four steps: with the defaults it would stay at a bound."""
+"""Settings with which α, or the pull, moves within three steps: with the defaults it would stay at a bound."""
 
 OF_METHOD = {"entropic": ["entropy.advantage_shaping.probability=0.01"]}
 """An untrained policy is sure of no token."""

@@ -31,6 +31,7 @@ def test_colocate_async_with_two_ranks_and_filtered_groups(train, reward):
         reward,
         "trainer.v1.trainer_mode=aer_colocate_async",
         "trainer.n_gpus_per_node=2",
+        "actor_rollout_ref.actor.ppo_epochs=2",
         "algorithm.filter_groups.enable=true",
         "algorithm.filter_groups.metric=acc",
         "entropy.target.tau=1.0",

@@ -60,13 +60,20 @@ def test_sockets_get_a_short_folder_and_nothing_is_left_in_it(run, tmp_path, mon
 
 
 def test_compare_covers_its_grid_once_and_runs_nothing_when_dry(tmp_path):
-    environment = {**os.environ, "DRY_RUN": "1", "SEEDS": "0 1", "FIXED": "0.1", "RUNS": str(tmp_path / "runs")}
+    environment = {
+        **os.environ,
+        "DRY_RUN": "1",
+        "SEEDS": "0 1",
+        "FIXED": "0.1",
+        "FIXED_SEEDS": "1",
+        "RUNS": str(tmp_path / "runs"),
+    }
     script = ROOT / "examples/countdown/compare.sh"
     environment["BIN"] = str(Path(sys.executable).parent)
     done = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True, check=True)
     commands = done.stdout.strip().splitlines()
     names = [word.partition("=")[2] for line in commands for word in line.split() if "experiment_name=" in word]
-    expected = {f"{arm}-seed{seed}" for arm in ("none", "aer", "fixed-0.1") for seed in (0, 1)}
-    assert len(names) == 6
+    expected = {f"{arm}-seed{seed}" for arm in ("none", "aer") for seed in (0, 1)} | {"fixed-0.1-seed1"}
+    assert len(names) == 5
     assert set(names) == expected
     assert not (tmp_path / "runs").exists()

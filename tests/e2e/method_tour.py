@@ -23,8 +23,13 @@ OUT_OF_REACH = {
 }
 """Settings with which α, or the pull, moves within three steps: with the defaults it would stay at a bound."""
 
-OF_METHOD = {"entropic": ["entropy.advantage_shaping.probability=0.01"]}
-"""An untrained policy is sure of no token."""
+OF_METHOD = {
+    # An untrained policy is sure of no token.
+    "entropic": ["entropy.advantage_shaping.probability=0.01"],
+    # Whether its entropy falls within two steps is chance.
+    "aer": ["entropy.controller.initial=0.01"],
+    "aer_no_allocation": ["entropy.controller.initial=0.01"],
+}
 
 TRAINER_MODES["aer_tour"] = "sync"
 

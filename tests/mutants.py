@@ -25,7 +25,11 @@ TESTS = {
         "tests/property/test_allocation_properties.py",
         "tests/unit/test_questions.py",
     ],
-    "correctness": ["tests/unit/test_correctness.py", "tests/property/test_allocation_properties.py"],
+    "correctness": [
+        "tests/unit/test_correctness.py",
+        "tests/property/test_allocation_properties.py",
+        "tests/integration/test_batch_transferqueue.py",
+    ],
     "target": ["tests/unit/test_control.py", "tests/unit/test_schema.py", "tests/unit/test_penalty.py"],
     "controller": ["tests/unit/test_controller.py", "tests/unit/test_control.py"],
     "control": ["tests/unit/test_control.py", "tests/property/test_control_properties.py"],
@@ -88,7 +92,7 @@ MUTANTS = [
     Mutant(
         "correctness.py", "np.append(next_differs, True)[: len(rows)]", "np.insert(next_differs, 0, True)[: len(rows)]"
     ),
-    Mutant("correctness.py", "np.full(len(real), -1, dtype=np.int64)", "np.full(len(real), 0, dtype=np.int64)"),
+    Mutant("correctness.py", "prompt_of_row = np.full(len(real), -1,", "prompt_of_row = np.full(len(real), 0,"),
     # Target
     Mutant("target.py", "self.tau * initial_entropy", "self.tau"),
     Mutant("target.py", "self.tau * initial_entropy", "initial_entropy"),
@@ -164,12 +168,12 @@ MUTANTS = [
     Mutant("integration/batch.py", "sums.append(values[row].sum().item())", "sums.append((values * row).sum().item())"),
     Mutant("integration/batch.py", "float(row.sum()) for row in mask", "float(len(row)) for row in mask"),
     Mutant("integration/batch.py", "if value is None and not is_padding[i]]", "if value is None]"),
+    Mutant("integration/batch.py", 'getattr(item, "data", item) for item in list(column)', "*list(column)"),
     Mutant(
         "integration/batch.py",
-        'getattr(row, "data", row) for row in list(data["extra_fields"])',
-        'list(data["extra_fields"])',
+        "if name in data else [None] * data.batch_size[0]",
+        "if False else [None] * data.batch_size[0]",
     ),
-    Mutant("integration/batch.py", 'getattr(row, "data", row) for row in list(data[name])', "list(data[name])"),
     Mutant(
         "integration/batch.py",
         "batch_size=len(batch.keys))\n    return tq.kv_batch_put(",
@@ -300,7 +304,7 @@ MUTANTS = [
     Mutant("reward_shaping.py", "np.where(rollouts.is_last, change, 0.0)", "np.asarray(change)"),
     Mutant("integration/batch.py", "row[-1] += added", "row[0] += added"),
     Mutant("integration/batch.py", "values = values * selection.weights", "values = values + 0 * selection.weights"),
-    Mutant("integration/batch.py", "self.index == last[rollout]) & ~self.is_padding", "self.index == last[rollout])"),
+    Mutant("correctness.py", "is_last[last] = True", "is_last[rows] = True"),
     Mutant("state.py", '("config", "state", "memory", "conditions")', '("config", "state", "conditions")'),
     # One pass over the logits
     Mutant("kernels/operation.py", "log_pi -= state.top + state.log_z", "log_pi -= state.log_z"),

@@ -39,6 +39,9 @@ class Groups:
     accuracy: ``(P,)`` float64 in [0, 1], mean correctness of the prompt's rollouts. size: ``(P,)`` int64,
     rollouts of the prompt. prompt_of_row: ``(N,)`` int64, the prompt of each row, -1 on padding.
 
+    From ``group_rows``: rollout_of_row: ``(N,)`` int64, the rollout of each row, -1 on padding. is_last: ``(N,)`` bool,
+    the row that its rollout is judged by; False on padding.
+
     Where a part of the method asks for the memory of questions (``verl_aer.questions``), and None elsewhere:
     history: ``(P,)`` float64, Acc_h of the prompt's question after this step. history_mean: Acc_h over all questions.
     shortest: ``(P,)`` float64, L_x in tokens, NaN where no correct response is known.
@@ -47,6 +50,8 @@ class Groups:
     accuracy: np.ndarray
     size: np.ndarray
     prompt_of_row: np.ndarray
+    rollout_of_row: np.ndarray | None = None
+    is_last: np.ndarray | None = None
     history: np.ndarray | None = None
     history_mean: float | None = None
     shortest: np.ndarray | None = None
@@ -141,13 +146,17 @@ def group_rows(
     rows, prompt = rows[order], prompt[order]
     next_differs = (prompt[1:] != prompt[:-1]) | (session[rows][1:] != session[rows][:-1])
     _require_distinct(rows, uid, session, index, next_differs)
-    is_last = np.append(next_differs, True)[: len(rows)]
-    last = rows[is_last]
+    ends = np.append(next_differs, True)[: len(rows)]
+    last = rows[ends]
     _require_in_unit_interval(last, correct)
+    rollout_of_row = np.full(len(real), -1, dtype=np.int64)
+    rollout_of_row[rows] = np.cumsum(ends) - ends
+    is_last = np.zeros(len(real), dtype=bool)
+    is_last[last] = True
 
-    size = np.bincount(prompt[is_last], minlength=prompts)
-    solved = np.bincount(prompt[is_last], weights=correct[last], minlength=prompts)
-    return Groups(accuracy=solved / np.maximum(size, 1), size=size, prompt_of_row=prompt_of_row)
+    size = np.bincount(prompt[ends], minlength=prompts)
+    solved = np.bincount(prompt[ends], weights=correct[last], minlength=prompts)
+    return Groups(solved / np.maximum(size, 1), size, prompt_of_row, rollout_of_row, is_last)
 
 
 def _number_prompts(uid: Sequence[str], rows: np.ndarray) -> tuple[np.ndarray, int]:

@@ -63,33 +63,22 @@ class BatchRows:
 
     def groups(self, correctness: CorrectnessConfig) -> Groups:
         """Group accuracy of each prompt from its rollouts' correctness, padding left out."""
-        return group_rows(self.uid, self.session, self.index, self.correct(correctness), self.is_padding)
+        return self.rollouts(correctness).groups
 
     def rollouts(self, correctness: CorrectnessConfig) -> Rollouts:
         """The rows as the method's parts see them, without any memory of their questions."""
-        rollout, is_last = self.rollout_of_row()
-        of_rollout = np.bincount(rollout, weights=self.tokens)
-        return Rollouts(
-            groups=self.groups(correctness),
-            correct=self.correct(correctness),
-            tokens=of_rollout[rollout],
-            is_last=is_last,
-            entropy=self.entropy,
-            mask=self.mask,
-        )
+        correct = self.correct(correctness)
+        groups = group_rows(self.uid, self.session, self.index, correct, self.is_padding)
+        real = ~self.is_padding
+        rollout = groups.rollout_of_row[real]
+        tokens = self.tokens.copy()
+        tokens[real] = np.bincount(rollout, weights=self.tokens[real])[rollout]
+        return Rollouts(groups, correct, tokens, groups.is_last, self.entropy, self.mask)
 
     def question_of_prompt(self, groups: Groups) -> list[str]:
         """The id of each prompt's question, P of them."""
         named = dict(zip(groups.prompt_of_row.tolist(), self.question, strict=True))
         return [named[prompt] for prompt in range(len(groups.accuracy))]
-
-    def rollout_of_row(self) -> tuple[np.ndarray, np.ndarray]:
-        """The number of each row's rollout, ``(N,)``, and whether the row is its rollout's last, False on padding."""
-        number = {key: i for i, key in enumerate(dict.fromkeys(zip(self.uid, self.session.tolist(), strict=True)))}
-        rollout = np.array([number[key] for key in zip(self.uid, self.session.tolist(), strict=True)], dtype=np.int64)
-        last = np.full(len(number), -1)
-        np.maximum.at(last, rollout, self.index)
-        return rollout, (self.index == last[rollout]) & ~self.is_padding
 
 
 def read_rows(batch: KVBatchMeta, config: EntropyConfig) -> BatchRows:
@@ -178,6 +167,11 @@ def _rows_of(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
     return tensor.unbind()
 
 
+def _items_of(column: Any) -> list[Any]:
+    """One item per row: which container comes back depends on the storage backend."""
+    return [getattr(item, "data", item) for item in list(column)]
+
+
 def _padded(rows: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
 
@@ -204,9 +198,7 @@ def _read_questions(data: TensorDict, key: str) -> list[str]:
     """The id of each row's question; padding rows have that of the row they are a copy of."""
 
     def column(name: str) -> list[Any]:
-        if name not in data:
-            return [None] * data.batch_size[0]
-        return [getattr(row, "data", row) for row in list(data[name])]
+        return _items_of(data[name]) if name in data else [None] * data.batch_size[0]
 
     columns = zip(column("extra_info"), column("data_source"), column("raw_prompt"), strict=True)
     return [question_id(extra_info, source, prompt, key) for extra_info, source, prompt in columns]
@@ -219,9 +211,7 @@ def _read_acc(data: TensorDict, key: str, is_padding: np.ndarray) -> np.ndarray 
     """
     if "extra_fields" not in data:
         return None
-    # Which container comes back depends on the storage backend; each yields one item per row.
-    rows = [getattr(row, "data", row) for row in list(data["extra_fields"])]
-    found = [_reward_info(row).get(key) for row in rows]
+    found = [_reward_info(row).get(key) for row in _items_of(data["extra_fields"])]
     missing = [i for i, value in enumerate(found) if value is None and not is_padding[i]]
     if len(missing) == int((~is_padding).sum()):
         return None

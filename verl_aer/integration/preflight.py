@@ -56,6 +56,12 @@ def read_entropy_config(config: DictConfig) -> EntropyConfig:
     return parse_entropy_config(OmegaConf.to_container(node, resolve=True))
 
 
+def bypasses_old_log_probs(config: DictConfig) -> bool:
+    """Whether veRL takes the rollout's log-probs for the old ones, and so has no entropy before the update."""
+    correction = config.algorithm.get("rollout_correction") or {}
+    return bool(correction.get("bypass_mode", False))
+
+
 def _problems(checks: list[Callable[..., Iterator[Problem]]], *args: Any) -> list[Problem]:
     return [problem for check in checks for problem in check(*args)]
 
@@ -236,8 +242,7 @@ def _functional_is_computed(config: DictConfig, entropy: EntropyConfig) -> Itera
 
 
 def _shaping_has_entropies(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
-    correction = config.algorithm.get("rollout_correction") or {}
-    if not correction.get("bypass_mode", False):
+    if not bypasses_old_log_probs(config):
         return
     for part in ("reward_shaping", "advantage_shaping"):
         shaping = getattr(entropy, part)

@@ -27,7 +27,7 @@ from verl.utils.config import omega_conf_to_dataclass
 
 from verl_aer.advantage_shaping import shape_advantages
 from verl_aer.allocation import allocate
-from verl_aer.config.schema import ConfigError, to_mapping
+from verl_aer.config.schema import ConfigError, EntropyConfig, to_mapping
 from verl_aer.control import Decision, EntropyControl
 from verl_aer.correctness import Groups
 from verl_aer.files import write_text_atomically
@@ -50,7 +50,7 @@ from verl_aer.integration.loss import (
     entropy_loss,
 )
 from verl_aer.integration.modes import TRAINER_MODES
-from verl_aer.integration.preflight import preflight, read_entropy_config
+from verl_aer.integration.preflight import bypasses_old_log_probs, preflight, read_entropy_config
 from verl_aer.integration.report import metrics_log_path, stack_report
 from verl_aer.integration.step_metrics import PromptSummary, group_metrics, summarize_prompts
 from verl_aer.integration.watchdog import WatchdogMixin
@@ -137,9 +137,14 @@ class EntropyTrainerMixin:
         super()._setup()
         self._install_loss()
 
+    @property
+    def _settings_of_run(self) -> EntropyConfig:
+        """What is trained with. Saved and compared is the config as it was written: a run may be resumed for more."""
+        return self.entropy_config.over(self.total_training_steps)
+
     def _install_loss(self) -> None:
         actor_config = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
-        entropy = self.entropy_config.over(self.total_training_steps)
+        entropy = self._settings_of_run
         loss = partial(
             entropy_loss,
             actor_config,
@@ -157,7 +162,7 @@ class EntropyTrainerMixin:
         if metrics_log is not None:
             write_text_atomically(
                 entropy_settings_path(metrics_log),
-                json.dumps(to_mapping(self.entropy_config.over(self.total_training_steps)), indent=2) + "\n",
+                json.dumps(to_mapping(self._settings_of_run), indent=2) + "\n",
             )
         super().fit(agent_loop_manager)
 
@@ -243,7 +248,7 @@ class EntropyTrainerMixin:
 
     def _weigh(self, rows: BatchRows, groups: Groups) -> np.ndarray:
         weights = allocate(self.entropy_config.allocation, groups)
-        if not self._bypasses_old_log_probs():
+        if not bypasses_old_log_probs(self.config):
             if rows.entropy_nats is None:
                 raise KeyError("veRL's old-log-prob pass left no 'entropy' in the batch; the controller needs it")
             self._step_record.add_entropy(*_added_up(rows, self.entropy_config.aggregation))
@@ -256,20 +261,16 @@ class EntropyTrainerMixin:
         signal = self.entropy_control.signal(self._step_record.entropy, self.global_steps)
         batch.extra_info[SIGNAL_KEY] = json.dumps(signal)
         # In bypass mode the controlled entropy is that of the update, and of all rows.
-        batch.extra_info[WEIGHTED_ROWS_KEY] = not self._bypasses_old_log_probs()
+        batch.extra_info[WEIGHTED_ROWS_KEY] = not bypasses_old_log_probs(self.config)
         self._step_record.push = self.entropy_control.push(self._step_record.entropy, signal)
         batch = super()._update_actor(batch, metrics=metrics)
         nats, tokens = metrics.pop(UPDATE_ENTROPY_NATS), metrics.pop(UPDATE_TOKENS)
         if tokens:
             metrics["actor/aer/entropy"] = nats / tokens
-        if self._bypasses_old_log_probs():
+        if bypasses_old_log_probs(self.config):
             self._step_record.add_entropy(nats, tokens)
         self._step_record.actor_updated = True
         return batch
-
-    def _bypasses_old_log_probs(self) -> bool:
-        correction = self.config.algorithm.get("rollout_correction") or {}
-        return bool(correction.get("bypass_mode", False))
 
     def _save_checkpoint(self) -> None:
         # First: veRL marks the checkpoint complete at the end of its own part.
@@ -284,15 +285,13 @@ class EntropyTrainerMixin:
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
-        # What is saved and compared is the config as it was written: a run may be resumed for more steps.
-        settings = self.entropy_config.over(self.total_training_steps)
-        self.entropy_control = EntropyControl(settings)
+        self.entropy_control = EntropyControl(self._settings_of_run)
         if self.global_steps == 0:
             return
         resumed = read_resumed_state(self.config, self.entropy_config)
         if resumed is not None:
             state, self.entropy_memory = resumed
-            self.entropy_control = EntropyControl(settings, state)
+            self.entropy_control = EntropyControl(self._settings_of_run, state)
             print(
                 f"[verl_aer] resumed after step {state.step}: alpha {state.alpha!r}, "
                 f"initial entropy {state.initial_entropy!r}",

@@ -191,6 +191,9 @@ def _read_state(path: str | os.PathLike[str], found: Any, config: EntropyConfig)
 
 def _read_memory(path: str | os.PathLike[str], found: Any) -> RunMemory:
     _require_keys(path, "its memory", found, {"questions", "reward_shaping"})
+    for name, value in found.items():
+        if not isinstance(value, dict):
+            raise StateError(path, f"its memory.{name} holds {type(value).__name__}, not an object of keys and values")
     questions, shaping = found["questions"], found["reward_shaping"]
     for name, value in shaping.items():
         _require_value(path, f"memory.reward_shaping.{name}", value, float, may_be_null=False)

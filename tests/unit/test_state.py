@@ -265,6 +265,8 @@ def test_the_runs_memory_comes_back(tmp_path, state, config):
 
 BAD_MEMORY = {
     "no questions": ({"reward_shaping": {}}, "questions"),
+    "questions in a list": ({"questions": [], "reward_shaping": {}}, "memory.questions holds list"),
+    "shaping in a number": ({"questions": {}, "reward_shaping": 1.0}, "memory.reward_shaping holds float"),
     "short question": ({"questions": {"x": [0.5, 3]}, "reward_shaping": {}}, "'x'"),
     "accuracy above 1": ({"questions": {"x": [1.5, 3, 1]}, "reward_shaping": {}}, "accuracy=1.5"),
     "accuracy as text": ({"questions": {"x": ["1", 3, 1]}, "reward_shaping": {}}, "questions.x.accuracy='1'"),

@@ -53,6 +53,7 @@ from verl_aer.integration.modes import TRAINER_MODES
 from verl_aer.integration.preflight import bypasses_old_log_probs, preflight, read_entropy_config
 from verl_aer.integration.report import metrics_log_path, stack_report
 from verl_aer.integration.step_metrics import PromptSummary, group_metrics, summarize_prompts
+from verl_aer.integration.stop_request import StopOnRequestMixin
 from verl_aer.integration.watchdog import WatchdogMixin
 from verl_aer.metrics import decision_metrics
 from verl_aer.metrics_log import entropy_settings_path
@@ -311,17 +312,17 @@ def _added_up(rows: BatchRows, aggregation: str) -> tuple[float, float]:
 
 
 @register_trainer("aer_sync")
-class EntropyTrainerSync(EntropyTrainerMixin, WatchdogMixin, PPOTrainerSync):
+class EntropyTrainerSync(EntropyTrainerMixin, StopOnRequestMixin, WatchdogMixin, PPOTrainerSync):
     """veRL's synchronous trainer with entropy control."""
 
 
 @register_trainer("aer_colocate_async")
-class EntropyTrainerColocateAsync(EntropyTrainerMixin, WatchdogMixin, PPOTrainerColocateAsync):
+class EntropyTrainerColocateAsync(EntropyTrainerMixin, StopOnRequestMixin, WatchdogMixin, PPOTrainerColocateAsync):
     """veRL's asynchronous trainer that shares its devices with the rollout, with entropy control."""
 
 
 @register_trainer("aer_separate_async")
-class EntropyTrainerSeparateAsync(EntropyTrainerMixin, WatchdogMixin, PPOTrainerSeparateAsync):
+class EntropyTrainerSeparateAsync(EntropyTrainerMixin, StopOnRequestMixin, WatchdogMixin, PPOTrainerSeparateAsync):
     """veRL's asynchronous trainer with rollout devices of its own, with entropy control.
 
     A global step holds `parameter_sync_step` local updates; they share one α, and one controller update follows them.

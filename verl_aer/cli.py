@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         "doctor",
         "doctor +entropy=aer data.train_files=train.parquet data.val_files=test.parquet",
         "doctor --config-path pkg://verl_aer.config --config-name aer_trainer entropy=aer hardware=cpu",
+        "doctor --cluster",
+        "doctor --cluster 10.0.0.1:6379 --nodes n1 n2 --gpus-per-node 8 --wait 300 --shared /shared/runs",
     )
     doctor.add_argument("--config-name", default="ppo_trainer", help="as for veRL's command")
     doctor.add_argument(
@@ -72,7 +74,30 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--elsewhere", action="store_true", help="check the run's config for another machine, and nothing of this one"
     )
+    doctor.add_argument("--config-only", action="store_true", help="check the run's config and data, no packages")
+    doctor.add_argument("--show-config", action="store_true", help="print the composed config too")
     doctor.add_argument("overrides", nargs="*", help="Hydra overrides of a run to check without starting it")
+    cluster = doctor.add_argument_group("a running Ray cluster, looked at node by node")
+    cluster.add_argument("--cluster", nargs="?", const="auto", metavar="HOST:PORT", help="its head (default: this one)")
+    cluster.add_argument("--nodes", nargs="+", default=[], metavar="NAME", help="nodes that have to be there")
+    cluster.add_argument("--gpus-per-node", type=int, default=0, help="GPUs that each of them has to bring")
+    cluster.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="how long to wait for them")
+    cluster.add_argument("--only-wait", action="store_true", help="wait for them, and look no further")
+    cluster.add_argument("--shared", type=Path, help="folder that all nodes share (default: this one)")
+
+    carried = _add(
+        commands,
+        "runtime-env",
+        "a runtime environment for `ray job submit` that carries this package to every node of a cluster",
+        _runtime_env,
+        "runtime-env --out runtime_env.yaml",
+        "runtime-env --module my_methods --env HF_HOME=/shared/huggingface --out runtime_env.yaml",
+    )
+    carried.add_argument("--out", type=Path, help="file to write (default: print it)")
+    carried.add_argument(
+        "--module", type=Path, action="append", default=[], metavar="FOLDER", help="carry this package too, and load it"
+    )
+    carried.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="a variable on every node")
 
     simulate = _add(
         commands,
@@ -226,6 +251,17 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--out", type=Path, help="also draw pass@k here")
     _add_markdown(compare)
 
+    why = _add(
+        commands,
+        "why",
+        "what a failed run died of, from its output",
+        _why,
+        "why runs/aer/train.log",
+        "why runs/aer/latest/train.log --exit-code 1",
+    )
+    why.add_argument("log", type=Path, help="all that the run has printed")
+    why.add_argument("--exit-code", type=int, default=1, help="of the run; negative for a signal (default 1)")
+
     _add(commands, "metrics", "every logged metric: unit, formula, how to read it", _metrics, "metrics")
     return parser
 
@@ -267,9 +303,39 @@ def _examples(*lines: str) -> str:
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    if args.cluster is not None:
+        from verl_aer.integration.ray_cluster import check_cluster
+
+        return check_cluster(
+            args.cluster,
+            expected=args.nodes,
+            gpus_per_node=args.gpus_per_node,
+            wait_seconds=args.wait,
+            shared=args.shared,
+            only_wait=args.only_wait,
+        )
     from verl_aer.doctor import doctor
 
-    return doctor(args.overrides, args.config_name, args.config_path, args.elsewhere)
+    return doctor(
+        args.overrides,
+        args.config_name,
+        args.config_path,
+        elsewhere=args.elsewhere,
+        config_only=args.config_only,
+        show_config=args.show_config,
+    )
+
+
+def _runtime_env(args: argparse.Namespace) -> int:
+    from verl_aer.files import write_text_atomically
+    from verl_aer.runtime_env import runtime_env_yaml
+
+    text = runtime_env_yaml(args.module, args.env)
+    if args.out is None:
+        print(text, end="")
+    else:
+        write_text_atomically(args.out, text)
+    return OK
 
 
 def _simulate(args: argparse.Namespace) -> int:
@@ -451,6 +517,13 @@ def _print_table(table: Table, markdown: bool) -> None:
     from verl_aer.tables import as_markdown, as_text
 
     print((as_markdown if markdown else as_text)(table), end="")
+
+
+def _why(args: argparse.Namespace) -> int:
+    from verl_aer.failure import explain_failure
+
+    print("\n".join(explain_failure(args.exit_code, args.log)))
+    return OK
 
 
 def _metrics(args: argparse.Namespace) -> int:

@@ -79,6 +79,8 @@ def doctor(
     config_name: str = "ppo_trainer",
     config_path: str = VERL_CONFIGS,
     elsewhere: bool = False,
+    config_only: bool = False,
+    show_config: bool = False,
 ) -> int:
     """Print the report; 0 without a failed check, else 1.
 
@@ -87,9 +89,13 @@ def doctor(
         config_name: that run's primary config, as for veRL's own command.
         config_path: the package where it lies, as for veRL's own command.
         elsewhere: the run is for another machine: its config is checked, and nothing of this one.
+        config_only: no packages are checked, but the config and the files that it names.
+        show_config: print the composed config before the report.
     """
-    checks = [] if elsewhere else machine_checks()
-    if elsewhere or (overrides and not any(check.status == FAIL for check in checks)):
+    if show_config:
+        print(composed_yaml(overrides, config_name, config_path))
+    checks = [] if elsewhere or config_only else machine_checks()
+    if elsewhere or config_only or (overrides and not any(check.status == FAIL for check in checks)):
         checks += config_checks(overrides, config_name, config_path, elsewhere)
     print(report(checks))
     failed = sum(check.status == FAIL for check in checks)
@@ -260,6 +266,18 @@ def compose(overrides: Sequence[str], config_name: str = "ppo_trainer", config_p
     search = [] if searched else [f"hydra.searchpath=[{VERL_CONFIGS},{OUR_CONFIGS}]"]
     with hydra.initialize_config_module(config_path.removeprefix("pkg://"), version_base=None):
         return hydra.compose(config_name, overrides=[*search, *overrides])
+
+
+def composed_yaml(overrides: Sequence[str], config_name: str, config_path: str) -> str:
+    """The composed config as YAML; what cannot be composed is named by the report that follows."""
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_yaml(compose(overrides, config_name, config_path))
+    except (HydraException, OmegaConfBaseException):
+        return ""
 
 
 def run_probe(code: str, **environment: str) -> Probe:

@@ -161,6 +161,17 @@ def test_pass_at_k_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.startswith("| level | problems | metric | before |\n| --- |")
 
 
+def test_why_names_the_exception_that_began_it(tmp_path, capsys):
+    log = tmp_path / "train.log"
+    lines = ["(Worker pid=1) ValueError: no such model", "", "ray.exceptions.RayTaskError(ValueError): it died"]
+    log.write_text("\n".join(lines))
+    assert main(["why", str(log), "--exit-code", "-9"]) == OK
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "the run failed (killed by SIGKILL, as the system does when memory runs out):"
+    assert said[1:] == ["  ValueError: no such model", f"whole log: {log}"]
+    assert main(["why", "nowhere.log"]) == BAD_INPUT
+
+
 def test_metrics_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["metrics"]) == OK
     assert "| `aer/alpha` | loss/nat |" in capsys.readouterr().out

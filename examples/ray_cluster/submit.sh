@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# One training run as a job of a Ray cluster that is there already; everything after the script goes to veRL.
+#
+#   RAY_API_SERVER_ADDRESS=http://HEAD:8265 OUT=/shared/runs NODES=2 examples/ray_cluster/submit.sh entropy=aer ...
+#   DRY_RUN=1 ... examples/ray_cluster/submit.sh ...     shows the command, the runtime environment and the config
+#
+# RUN names the run's folder below OUT, which all nodes share. The nodes need veRL and what it needs; this package is
+# carried to them from here. Submit the same again to go on with a run that was stopped.
+set -euo pipefail
+
+PYTHON=${PYTHON:-python}
+NODES=${NODES:-1}
+GPUS_PER_NODE=${GPUS_PER_NODE:-8}
+[ -n "${OUT:-}" ] || { echo "set OUT to a folder that all nodes share" >&2; exit 2; }
+RUN=${RUN:-run-$(date +%Y%m%d-%H%M%S)}
+folder=$OUT/$RUN
+
+config=(
+    --config-path pkg://verl_aer.config --config-name aer_trainer
+    "trainer.nnodes=$NODES"
+    "trainer.n_gpus_per_node=$GPUS_PER_NODE"
+    "trainer.experiment_name=$RUN"
+    "trainer.default_local_dir=$folder/checkpoints"
+    "trainer.validation_data_dir=$folder/validation"
+    "trainer.logger=[console,file]"
+    "hydra.run.dir=$folder/hydra"
+    # Ray runs already: veRL joins it, and must not say what it has.
+    "++ray_kwargs.ray_init.address=auto"
+    "++ray_kwargs.ray_init.num_cpus=null"
+    "++ray_kwargs.ray_init.num_gpus=null"
+    "$@"
+)
+# veRL begins its metrics log anew at every start: each attempt has a file of its own.
+attempt=$(date +%Y%m%d-%H%M%S)
+runtime_env=$(mktemp --suffix=.yaml)
+trap 'rm -f "$runtime_env"' EXIT
+# Words on purpose: options of `verl-aer runtime-env`, such as --env HF_HOME=/shared/huggingface --module my_methods.
+# shellcheck disable=SC2086
+"$PYTHON" -m verl_aer.cli runtime-env --out "$runtime_env" \
+    --env "VERL_FILE_LOGGER_PATH=$folder/metrics-$attempt.jsonl" ${RUNTIME_ENV:-}
+submit=(
+    "$PYTHON" -m ray.scripts.scripts job submit --runtime-env "$runtime_env" --
+    # The cluster's python, not this one.
+    "${CLUSTER_PYTHON:-python}" -m verl.trainer.main_ppo "${config[@]}"
+)
+if [ "${DRY_RUN:-0}" = 1 ]; then
+    printf '%q ' "${submit[@]}"
+    printf '\n\n'
+    cat "$runtime_env"
+    "$PYTHON" -m verl_aer.cli doctor --elsewhere "${config[@]}"
+    exit
+fi
+"${submit[@]}"

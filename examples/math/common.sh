@@ -1,7 +1,9 @@
+# shellcheck shell=bash
 # Sourced by the recipes of this folder: the settings that they share, and how a run is started, or only looked at.
 #
 #   recipe METHOD [OVERRIDES...]      METHOD is any of `verl-aer methods`
 #   DRY_RUN=1 recipe METHOD           prints the command, composes its config and checks it; needs no GPU and no data
+#   OVERRIDES_ONLY=1 recipe METHOD    prints what defines the run, a line each, for launchers that choose its folders
 #
 # DATA is the folder with the prepared files, MODEL the policy, OUT where checkpoints and logs go, SEED the seed.
 
@@ -39,14 +41,20 @@ run_recipe() {
         "algorithm.adv_estimator=grpo"
         "reward.custom_reward_function.path=pkg://verl_aer.rewards.math_reward"
         "reward.custom_reward_function.name=compute_score"
-        "trainer.experiment_name=$name-$method-seed$SEED"
-        "trainer.default_local_dir=$out/checkpoints"
-        "trainer.validation_data_dir=$out/validation"
         "trainer.logger=[console,file]"
         "trainer.test_freq=20"
         "trainer.save_freq=20"
         "${RECIPE[@]}"
         "$@"
+    )
+    if [ "${OVERRIDES_ONLY:-0}" = 1 ]; then
+        printf '%s\n' "${overrides[@]}"
+        exit
+    fi
+    config+=(
+        "trainer.experiment_name=$name-$method-seed$SEED"
+        "trainer.default_local_dir=$out/checkpoints"
+        "trainer.validation_data_dir=$out/validation"
     )
     if [ "${DRY_RUN:-0}" = 1 ]; then
         printf '%q ' "$PYTHON" -m verl.trainer.main_ppo "${config[@]}" "${overrides[@]}"

@@ -1,0 +1,152 @@
+# shellcheck shell=bash
+# Sourced after job.sh and ray_cluster.sh: one training run, from its config's check to its result.
+
+# verl_command OVERRIDES...   fills VERL with the arguments of veRL's command; the user's overrides come last
+verl_command() {
+    VERL=(--config-path pkg://verl_aer.config --config-name aer_trainer)
+    [ "$HARDWARE" = gpu ] || VERL+=(hardware=cpu)
+    VERL+=(
+        "trainer.nnodes=$NODES"
+        "trainer.n_gpus_per_node=$GPUS_PER_NODE"
+        "trainer.experiment_name=${DIR#"$OUT"/}"
+        "trainer.default_local_dir=$DIR/checkpoints"
+        "trainer.validation_data_dir=$DIR/validation"
+        "trainer.logger=[console,file]"
+        "trainer.resume_mode=auto"
+        "hydra.run.dir=$ATTEMPT/hydra"
+        # Ray runs already: veRL joins it, and must not say what it has.
+        "++ray_kwargs.ray_init.address=${RAY_HEAD:-HOST:PORT}"
+        "++ray_kwargs.ray_init.num_cpus=null"
+        "++ray_kwargs.ray_init.num_gpus=null"
+        "$@"
+    )
+}
+
+# Where checkpoints lie and how many nodes there are is the launcher's to say: it keeps runs apart by them.
+check_overrides() {
+    local override key
+    for override in "$@"; do
+        key=${override%%=*}
+        key=${key#+}
+        case ${key#+} in
+        trainer.nnodes) fail "$override: the number of nodes is NODES=${override#*=}, or sbatch --nodes" 2 ;;
+        trainer.default_local_dir) fail "$override: name the run's folder with OUT=... and RUN=..." 2 ;;
+        trainer.resume_mode | trainer.resume_from_path) fail "$override: a run goes on by itself; submit with its RUN=..." 2 ;;
+        ray_kwargs.ray_init.*) fail "$override: the launcher starts Ray; see INTERFACE and NODE_TMP in env.sh.example" 2 ;;
+        esac
+    done
+}
+
+# expand ARGUMENTS...   sets OVERRIDES: the arguments, or with RECIPE those of the recipe, METHOD OVERRIDES...
+expand() {
+    if [ -z "${RECIPE:-}" ]; then
+        OVERRIDES=("$@")
+    else
+        local method=${1:-aer} text
+        text=$(OVERRIDES_ONLY=1 bash "$RECIPE" "${method#entropy=}" "${@:2}") || fail "RECIPE=$RECIPE failed, see above" 2
+        # How many machines there are is the job's to say.
+        mapfile -t OVERRIDES < <(grep -vE '^trainer\.(nnodes|n_gpus_per_node)=' <<<"$text")
+    fi
+    check_overrides "${OVERRIDES[@]}"
+}
+
+# train_run NAME ARGUMENTS...
+train_run() {
+    local name=$1
+    expand "${@:2}"
+    set -- "${OVERRIDES[@]}"
+    read_nodes
+    prepare_environment
+    # FSDP's checkpoints are of one number of ranks: that is a part of what a run is.
+    open_run "$name" "ranks=$((NODES * GPUS_PER_NODE))" "$@"
+    STOP_REQUEST=$DIR/checkpoints/stop_requested
+    mkdir -p "$DIR/checkpoints"
+    # Of an attempt that was killed before it could see to it.
+    rm -f "$STOP_REQUEST"
+    export VERL_FILE_LOGGER_PATH=$ATTEMPT/metrics.jsonl
+    [ "$HARDWARE" = gpu ] || export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1}
+    check_config "$@"
+    ray_cluster_start
+    verl_command "$@"
+    on_node "${NODE_NAMES[0]}" "$ATTEMPT/train.log" "$PYTHON" -m verl.trainer.main_ppo "${VERL[@]}"
+    show "${LAUNCH[@]}" >"$ATTEMPT/command.txt"
+    say "training; whole output in $ATTEMPT/train.log"
+    "${LAUNCH[@]}" </dev/null &
+    DRIVER_PID=$!
+    await_driver
+    end_of_training
+}
+
+# Before Ray is started: what is wrong with the config, the data or the reward costs seconds, not a queue's hour.
+check_config() {
+    verl_command "$@"
+    on_node "${NODE_NAMES[0]}" "$ATTEMPT/config.log" "$PYTHON" -m verl_aer.cli doctor --config-only "${VERL[@]}"
+    "${LAUNCH[@]}" </dev/null || {
+        fail "the config has problems:
+$(cat "$ATTEMPT/config.log")" 2
+    }
+}
+
+await_driver() {
+    while alive "$DRIVER_PID"; do
+        ray_cluster_watch
+        if is_overdue; then
+            requeue "the step in progress did not end in time, the last checkpoint has to do"
+        fi
+        pause 1
+    done
+}
+
+end_of_training() {
+    local code=0
+    wait "$DRIVER_PID" || code=$?
+    DRIVER_PID=""
+    if [ "$code" -ne 0 ]; then
+        # A node that died takes the driver with it: the node is the cause.
+        pause 3
+        ray_cluster_watch
+        on_node "${NODE_NAMES[0]}" "$ATTEMPT/why.log" "$PYTHON" -m verl_aer.cli why "$ATTEMPT/train.log" --exit-code "$code"
+        "${LAUNCH[@]}" </dev/null || true
+        fail "$(cat "$ATTEMPT/why.log" 2>/dev/null || echo "see $ATTEMPT/train.log")" "$code"
+    fi
+    # The run removes a request that it has seen to; one that is still there came after its last step.
+    if [ -n "$STOP_ASKED" ] && [ ! -e "$STOP_REQUEST" ]; then
+        requeue "stopped with a checkpoint"
+    fi
+    rm -f "$STOP_REQUEST"
+    gather_metrics
+    printf 'job %s, %s\n' "$SLURM_JOB_ID" "$(date +%FT%T)" >"$DIR/.finished.txt"
+    mv "$DIR/.finished.txt" "$DIR/finished.txt"
+    say "finished; metrics in $DIR/metrics.jsonl"
+}
+
+# dry_run NAME ARGUMENTS...   what each node would run, and the composed config with its problems; needs no Slurm
+dry_run() {
+    local name=$1 number
+    expand "${@:2}"
+    set -- "${OVERRIDES[@]}"
+    read_nodes
+    DIR=$OUT/$name
+    ATTEMPT=$DIR/attempts/001-jobJOB-restart0
+    RAY_HEAD=HOST:PORT
+    echo "# settings"
+    RUN=$name print_settings
+    echo "# Ray"
+    for number in "${!NODE_NAMES[@]}"; do
+        if [ "$number" = 0 ]; then
+            ray_node_command 0 head --address-file "$ATTEMPT/ray-address" --peer "${NODE_NAMES[1]:-}"
+        else
+            ray_node_command "$number" worker --address "$RAY_HEAD"
+        fi
+        show "${LAUNCH[@]}"
+    done
+    ray_wait_command
+    show "${LAUNCH[@]}"
+    verl_command "$@"
+    echo "# training"
+    on_node "${NODE_NAMES[0]}" "$ATTEMPT/train.log" "$PYTHON" -m verl.trainer.main_ppo "${VERL[@]}"
+    show "${LAUNCH[@]}"
+    ATTEMPT=""
+    echo "# config"
+    "$PYTHON" -m verl_aer.cli doctor --elsewhere --show-config "${VERL[@]}" || fail "the config has problems, see above" 2
+}

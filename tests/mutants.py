@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-COPIED = ("verl_aer", "tests", "examples", "pyproject.toml", "README.md")
+COPIED = ("verl_aer", "tests", "examples", "slurm", ".ci", "pyproject.toml", "README.md")
 
 TESTS = {
     "allocation": [
@@ -55,8 +55,15 @@ TESTS = {
     "triton_rows": ["tests/unit/test_triton.py"],
     "kept": ["tests/unit/test_kernels.py", "-m", "not slow"],
     "engine": ["tests/integration/test_engines.py"],
+    "stop_request": ["tests/integration/test_stop_request.py"],
+    "ray_node": ["tests/unit/test_ray_node.py"],
+    "ray_cluster": ["tests/integration/test_ray_cluster.py"],
+    "runtime_env": ["tests/unit/test_runtime_env.py"],
+    "job": ["tests/slurm/test_scripts.py"],
+    "train_run": ["tests/slurm/test_scripts.py"],
+    "sweep": ["tests/slurm/test_scripts.py"],
 }
-"""By the name of the module that the fault is in."""
+"""By the name of the module or script that the fault is in."""
 
 
 class Mutant(NamedTuple):
@@ -378,6 +385,60 @@ MUTANTS = [
     Mutant("summary.py", "mean[first:] / target - 1.0", "mean / target - 1.0"),
     Mutant("summary.py", "is_finite(error) and error > 0", "is_finite(error) and error < 0"),
     Mutant("summary.py", "first_accuracy=_mean(accuracy[:WINDOW])", "first_accuracy=_mean(accuracy[:1])"),
+    # A run that is asked to stop
+    Mutant("integration/stop_request.py", "if self._saved_step != self.global_steps:", "if True:"),
+    Mutant("integration/stop_request.py", "                self._save_checkpoint()", "                pass"),
+    Mutant("integration/stop_request.py", " and self.global_steps < self.total_training_steps", ""),
+    Mutant("integration/stop_request.py", "            request.unlink()", "            pass"),
+    Mutant(
+        "integration/stop_request.py", "            self.total_training_steps = self.global_steps", "            pass"
+    ),
+    Mutant("integration/stop_request.py", "        super().on_step_end()", "        pass"),
+    # A Ray cluster
+    Mutant(
+        "ray_node.py", "_FAMILIES = (socket.AF_INET, socket.AF_INET6)", "_FAMILIES = (socket.AF_INET6, socket.AF_INET)"
+    ),
+    Mutant("ray_node.py", "usable = [name for name, found in addresses.items() if found]", "usable = list(addresses)"),
+    Mutant("ray_node.py", "        return address_towards(peer)", '        return "127.0.0.2"'),
+    Mutant("ray_node.py", 'return f"[{address}]:{port}" if ":" in address else', "return"),
+    Mutant("ray_node.py", "or os.cpu_count() or 1), LEAST_CPUS)", "or os.cpu_count() or 1), 0)"),
+    Mutant("ray_node.py", '        "--min-worker-port=0",', '        "--min-worker-port=10002",'),
+    Mutant("ray_node.py", 'f"--dashboard-port={dashboard}",', '"--dashboard-port=8265",'),
+    Mutant("ray_node.py", "log.stat().st_size - LOG_TAIL_BYTES", "LOG_TAIL_BYTES"),
+    Mutant("integration/ray_cluster.py", "if n.gpus < gpus_per_node]", "if n.gpus <= gpus_per_node]"),
+    Mutant("integration/ray_cluster.py", 'return name.partition(".")[0].lower()', "return name"),
+    Mutant("integration/ray_cluster.py", "if end - start < least:", "if True:"),
+    Mutant("integration/ray_cluster.py", "return 0.0 if abs(best) <= least / 2 else best", "return best"),
+    Mutant("integration/ray_cluster.py", "if len(by_version) > 1:", "if len(by_version) > 2:"),
+    Mutant(
+        "integration/ray_cluster.py",
+        'if found["gpus"] and found["gpus"] < node.gpus:',
+        'if found["gpus"] != node.gpus:',
+    ),
+    Mutant("integration/ray_cluster.py", 'FAIL if found["shm"] < SHM_FAIL else WARN', "WARN"),
+    Mutant(
+        "integration/ray_cluster.py",
+        'if abs(found["clock"]) > CLOCK_WARN_SECONDS:',
+        'if found["clock"] > CLOCK_WARN_SECONDS:',
+    ),
+    Mutant("runtime_env.py", '[*loaded, *filter(None, own.split(","))]', "loaded"),
+    Mutant("runtime_env.py", "    if name in SET_BY_VERL:", "    if False:"),
+    Mutant("runtime_env.py", '    if not (folder / "__init__.py").is_file():', "    if False:"),
+    # Jobs
+    Mutant("../slurm/job.sh", "tr -d '\\r' <<<\"$listed\" | awk 'NF { print $1 }'", 'echo "$listed"'),
+    Mutant("../slurm/job.sh", '    [ "${#NODE_NAMES[@]}" -eq "$NODES" ] ||', "    true ||"),
+    Mutant("../slurm/job.sh", '    if ! cmp -s "$settings" "$DIR/settings.txt"; then', "    if false; then"),
+    Mutant("../slurm/job.sh", '[ "$holder" != "$SLURM_JOB_ID" ] && ', ""),
+    Mutant("../slurm/job.sh", "grep -h '}}$'", "cat"),
+    Mutant("../slurm/job.sh", '    mv -T "$DIR/.latest.$SLURM_JOB_ID" "$DIR/latest"', "    true"),
+    Mutant("../slurm/job.sh", '        LAUNCH+=(apptainer exec --pwd "$PWD")', "        LAUNCH+=()"),
+    Mutant("../slurm/train_run.sh", "        case ${key#+} in", "        case ${override#+} in"),
+    Mutant("../slurm/train_run.sh", "grep -vE '^trainer", "grep -vE '^nothing"),
+    Mutant(
+        "../slurm/sweep.sbatch", "number / ${#SEED_NUMBERS[@]} % ${#SETTING_TEXTS[@]}", "number % ${#SETTING_TEXTS[@]}"
+    ),
+    Mutant("../slurm/sweep.sbatch", '    [ "$number" -lt "$CELLS" ] ||', "    true ||"),
+    Mutant("../slurm/sweep.sbatch", '[ -f "$OUT/$NAME/finished.txt" ] || left+=("$number")', 'left+=("$number")'),
 ]
 
 

@@ -125,6 +125,17 @@ def test_a_node_that_never_joins_ends_the_job_and_is_named(jobs: Jobs):
     assert jobs.left_behind() == []
 
 
+def test_a_training_that_fails_ends_the_job_with_the_exception_that_began_it(jobs: Jobs):
+    job = jobs.submit(*jobs.overrides(steps=1), f"actor_rollout_ref.model.path={jobs.shared}/nowhere", run="broken")
+    assert job.wait(START_SECONDS) == "FAILED"
+    said = job.last_words.splitlines()
+    assert said[0] == "verl_aer: the job failed (exit code 1): the run failed (exit code 1):", job.log
+    assert f"{jobs.shared}/nowhere" in said[1]
+    assert said[-1] == f"whole log: {job.attempts[0]}/train.log"
+    assert job.results == ["failed (1)\n" + "\n".join(said).partition("(exit code 1): ")[2] + "\n"]
+    assert jobs.left_behind() == []
+
+
 def test_a_bad_config_ends_an_array_task_before_ray_is_started(jobs: Jobs):
     grid = {"METHODS": "none aer", "SWEEP": "grid"}
     (jobs.out / "grid" / "none-seed0").mkdir(parents=True)

@@ -230,8 +230,24 @@ asked_to_stop() {
     say "Slurm asks the job to stop"
     if [ -n "$DRIVER_PID" ] && [ -n "$STOP_REQUEST" ]; then
         say "a checkpoint is asked for, after the step in progress"
-        touch "$STOP_REQUEST"
+        touch "$STOP_REQUEST" || say "cannot write $STOP_REQUEST; the last checkpoint has to do"
     fi
+}
+
+# Slurm sends its signal SIGNAL_SECONDS before the end: a job that is not much longer would be stopped at its first step,
+# again and again.
+check_time_limit() {
+    local limit
+    limit=$(seconds_of "$(squeue -h -j "$SLURM_JOB_ID" -o %l 2>/dev/null || true)")
+    [ -z "$limit" ] || [ "$limit" -ge $((2 * SIGNAL_SECONDS)) ] ||
+        fail "the job's time limit is $limit s, and SIGNAL_SECONDS=$SIGNAL_SECONDS before its end it is stopped: set TIME to twice that at least, or SIGNAL_SECONDS (sbatch --signal=B:USR1@SECONDS) to less" 2
+}
+
+# seconds_of [DAYS-][[HOURS:]MINUTES:]SECONDS   as squeue prints a limit; nothing for one that is no time
+seconds_of() {
+    [[ $1 =~ ^(([0-9]+)-)?(([0-9]+):)?([0-9]+):([0-9]+)$ ]] || return 0
+    local days=${BASH_REMATCH[2]:-0} hours=${BASH_REMATCH[4]:-0} minutes=${BASH_REMATCH[5]} seconds=${BASH_REMATCH[6]}
+    echo $((((10#$days * 24 + 10#$hours) * 60 + 10#$minutes) * 60 + 10#$seconds))
 }
 
 # Whether the time that Slurm left for an orderly end is nearly over.

@@ -56,6 +56,7 @@ train_run() {
     expand "${@:2}"
     set -- "${OVERRIDES[@]}"
     read_nodes
+    check_time_limit
     prepare_environment
     # FSDP's checkpoints are of one number of ranks: that is a part of what a run is.
     open_run "$name" "ranks=$((NODES * GPUS_PER_NODE))" "$@"
@@ -63,6 +64,7 @@ train_run() {
     mkdir -p "$DIR/checkpoints"
     # Of an attempt that was killed before it could see to it.
     rm -f "$STOP_REQUEST"
+    SAVED_BEFORE=$(saved_step)
     export VERL_FILE_LOGGER_PATH=$ATTEMPT/metrics.jsonl
     [ "$HARDWARE" = gpu ] || export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1}
     check_config "$@"
@@ -91,10 +93,20 @@ await_driver() {
     while alive "$DRIVER_PID"; do
         ray_cluster_watch
         if is_overdue; then
-            requeue "the step in progress did not end in time, the last checkpoint has to do"
+            requeue_without_checkpoint
         fi
         pause 1
     done
+}
+
+# The step that veRL's last whole checkpoint is of; nothing before the first.
+saved_step() { cat "$DIR/checkpoints/latest_checkpointed_iteration.txt" 2>/dev/null || true; }
+
+requeue_without_checkpoint() {
+    # An attempt that has saved nothing would only be made again, and again.
+    [ "$(saved_step)" != "$SAVED_BEFORE" ] ||
+        fail "the step in progress did not end within four fifths of SIGNAL_SECONDS=$SIGNAL_SECONDS, and this attempt has saved nothing: set SIGNAL_SECONDS to more than a step takes, or trainer.save_freq to less"
+    requeue "the step in progress did not end in time, the last checkpoint has to do"
 }
 
 end_of_training() {

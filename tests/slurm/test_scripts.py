@@ -120,6 +120,40 @@ def test_a_sites_file_that_is_not_there_is_named():
 
 
 @pytest.mark.parametrize(
+    ("limit", "seconds"),
+    [("30:00", "1800"), ("1:00:00", "3600"), ("2-08:09:10", "202150"), ("1-00:00:00", "86400"), ("0:08", "8")]
+    + [(text, "") for text in ("UNLIMITED", "INVALID", "", "NOT_SET")],
+)
+def test_a_time_limit_is_read_as_squeue_prints_it(limit, seconds):
+    assert sourced(f"seconds_of '{limit}'").stdout.strip() == seconds
+
+
+def test_a_job_that_slurm_would_stop_at_once_is_refused(tmp_path):
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1", "OUT": str(tmp_path / "out")}
+    done = script("train", "entropy=aer", **job, **fake(tmp_path, scontrol="echo n1", squeue="echo 15:00"))
+    assert done.returncode == 2
+    assert "the job's time limit is 900 s, and SIGNAL_SECONDS=600 before its end it is stopped" in done.stderr
+
+
+@pytest.mark.parametrize(("saved", "code"), [("", 1), ("4", 1), ("5", 0)])
+def test_an_attempt_that_has_saved_nothing_is_not_made_again(tmp_path, saved, code):
+    (tmp_path / "checkpoints").mkdir()
+    if saved:
+        (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text(saved)
+    before = saved if code else "4"
+    state = f"read_settings; DIR={tmp_path}; ATTEMPT={tmp_path}; SAVED_BEFORE='{before}'; pause() {{ :; }};"
+    path = fake(tmp_path, scontrol=f'echo "$@" > {tmp_path}/asked')
+    done = sourced(f"{state} requeue_without_checkpoint", SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="1", **path)
+    assert done.returncode == code, done.stderr
+    if code:
+        assert "this attempt has saved nothing" in done.stderr.splitlines()[-1]
+        assert not (tmp_path / "asked").exists()
+    else:
+        assert (tmp_path / "asked").read_text() == "requeue 7\n"
+        assert (tmp_path / "result.txt").read_text().startswith("re-queued: the step in progress did not end in time")
+
+
+@pytest.mark.parametrize(
     ("override", "advice"),
     [
         ("trainer.nnodes=4", "NODES=4"),

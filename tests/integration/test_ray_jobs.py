@@ -6,9 +6,11 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,12 +47,14 @@ def bare_python(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bare_cluster(ray_temp_dir, tmp_path_factory) -> Iterator[BareCluster]:
+def bare_cluster(tmp_path_factory) -> Iterator[BareCluster]:
     folder = tmp_path_factory.mktemp("bare")
+    # A folder that no other test's Ray uses, which would take the address that is left there for its own.
+    ray_files = Path(tempfile.mkdtemp(prefix="aer", dir="/tmp"))
     python = bare_python(folder / "venv")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32, "RAY_TMPDIR": str(ray_temp_dir)}
-    common = {"temp_dir": ray_temp_dir, "cpus": 16, "gpus": 1, "dashboard": True}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "ab" * 32, "RAY_TMPDIR": str(ray_files)}
+    common = {"temp_dir": ray_files, "cpus": 16, "gpus": 1, "dashboard": True}
     started: list[tuple[subprocess.Popen[bytes], ProcessTree]] = []
 
     def start(role: str, address: str = "") -> list[str]:
@@ -87,6 +91,7 @@ def bare_cluster(ray_temp_dir, tmp_path_factory) -> Iterator[BareCluster]:
             deadline = time.monotonic() + 3
             tree.end(hurry=lambda until=deadline: time.monotonic() > until)
             process.wait()
+        shutil.rmtree(ray_files, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -49,6 +49,8 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
 """
 
 
+# A minute and a half of waiting for what tests/unit/test_watchdog.py holds by itself.
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_generation_that_stands_still_ends_the_run_with_the_last_good_checkpoint(train, tmp_path):
     checkpoints, flag, reward = tmp_path / "checkpoints", tmp_path / "hang", tmp_path / "reward.py"

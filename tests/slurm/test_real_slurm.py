@@ -29,7 +29,7 @@ def latest_step(run: Path) -> int:
 
 
 def test_a_job_that_is_preempted_and_requeued_goes_on_with_its_alpha_and_finishes(jobs: Jobs, capsys):
-    steps = 15
+    steps = 10
     job = jobs.submit(*jobs.overrides(steps), "trainer.save_freq=1000", run="moved")
     job.wait_for(lambda: job.steps(1) != [], START_SECONDS)
     urgent = jobs.slurm.command("sbatch", "--parsable", "-p", "high", "-N2", "--exclusive", "--wrap", "sleep 1")

@@ -376,7 +376,8 @@ def open_run(folder: Path, job: str = "7", restart: str = "", **more: str) -> su
 
 
 def test_each_attempt_has_a_folder_and_latest_is_the_last(tmp_path):
-    path = fake(tmp_path, squeue="true")
+    # Slurm knows the job itself as running, which is no other job.
+    path = fake(tmp_path, squeue="echo running")
     for restart, name in (("", "001-job7-restart0"), ("1", "002-job7-restart1")):
         done = open_run(tmp_path, restart=restart, **path)
         assert done.stdout.splitlines()[-1] == f"attempt {name}", done.stderr

@@ -62,8 +62,8 @@ train_run() {
     open_run "$name" "ranks=$((NODES * GPUS_PER_NODE))" "$@"
     STOP_REQUEST=$DIR/checkpoints/stop_requested
     mkdir -p "$DIR/checkpoints"
-    # Of an attempt that was killed before it could see to it.
-    rm -f "$STOP_REQUEST"
+    # Of an earlier attempt.
+    rm -f "$STOP_REQUEST" "$DIR/checkpoints/stopped_on_request"
     SAVED_BEFORE=$(saved_step)
     export VERL_FILE_LOGGER_PATH=$ATTEMPT/metrics.jsonl
     [ "$HARDWARE" = gpu ] || export VLLM_CPU_KVCACHE_SPACE=${VLLM_CPU_KVCACHE_SPACE:-1}
@@ -121,9 +121,13 @@ end_of_training() {
         "${LAUNCH[@]}" </dev/null || true
         fail "$(cat "$ATTEMPT/why.log" 2>/dev/null || echo "see $ATTEMPT/train.log")" "$code"
     fi
-    # The run removes a request that it has seen to; one that is still there came after its last step.
-    if [ -n "$STOP_ASKED" ] && [ ! -e "$STOP_REQUEST" ]; then
-        requeue "stopped with a checkpoint"
+    # A request that came after the last step is still there, and the run is finished.
+    if [ -e "$DIR/checkpoints/stopped_on_request" ]; then
+        [ -z "$STOP_ASKED" ] || requeue "stopped with a checkpoint"
+        # A user asked, not Slurm.
+        echo "stopped on request after step $(cat "$DIR/checkpoints/stopped_on_request")" >"$ATTEMPT/result.txt"
+        say "stopped on request; submit the same again to go on with $DIR"
+        return
     fi
     rm -f "$STOP_REQUEST"
     gather_metrics

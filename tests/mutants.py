@@ -432,6 +432,16 @@ MUTANTS = [
     Mutant("../slurm/job.sh", "grep -h '}}$'", "cat"),
     Mutant("../slurm/job.sh", '    mv -T "$DIR/.latest.$SLURM_JOB_ID" "$DIR/latest"', "    true"),
     Mutant("../slurm/job.sh", '        LAUNCH+=(apptainer exec --pwd "$PWD")', "        LAUNCH+=()"),
+    Mutant(
+        "../slurm/train_run.sh",
+        '        [ -z "$STOP_ASKED" ] || requeue "stopped with a checkpoint"',
+        '        requeue "stopped with a checkpoint"',
+    ),
+    Mutant(
+        "../slurm/train_run.sh",
+        '    if [ -e "$DIR/checkpoints/stopped_on_request" ]; then',
+        '    if [ -n "$STOP_ASKED" ]; then',
+    ),
     Mutant("../slurm/train_run.sh", "        case ${key#+} in", "        case ${override#+} in"),
     Mutant("../slurm/train_run.sh", "grep -vE '^trainer", "grep -vE '^nothing"),
     Mutant(

@@ -153,6 +153,34 @@ def test_an_attempt_that_has_saved_nothing_is_not_made_again(tmp_path, saved, co
         assert (tmp_path / "result.txt").read_text().startswith("re-queued: the step in progress did not end in time")
 
 
+ENDED = """
+read_settings; DIR={folder}; ATTEMPT={folder}; STOP_ASKED={asked}; STOP_REQUEST={folder}/checkpoints/stop_requested
+pause() {{ :; }}; true & DRIVER_PID=$!; end_of_training
+"""
+
+
+@pytest.mark.parametrize(
+    ("left", "asked", "result", "finished", "requeued"),
+    [
+        ("", "", "finished", True, False),
+        ("stop_requested", "1", "finished", True, False),
+        ("stopped_on_request", "1", "re-queued: stopped with a checkpoint", False, True),
+        ("stopped_on_request", "", "stopped on request after step 3", False, False),
+    ],
+)
+def test_a_run_that_was_stopped_is_not_finished(tmp_path, left, asked, result, finished, requeued):
+    (tmp_path / "checkpoints").mkdir()
+    if left:
+        (tmp_path / "checkpoints" / left).write_text("3\n")
+    path = fake(tmp_path, scontrol=f"touch {tmp_path}/requeued")
+    done = sourced(ENDED.format(folder=tmp_path, asked=asked), SLURM_JOB_ID="7", SLURM_JOB_NUM_NODES="1", **path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "result.txt").read_text() == f"{result}\n"
+    assert (tmp_path / "finished.txt").exists() is finished
+    assert (tmp_path / "requeued").exists() is requeued
+    assert not (tmp_path / "checkpoints" / "stop_requested").exists()
+
+
 @pytest.mark.parametrize(
     ("override", "advice"),
     [

@@ -9,10 +9,13 @@ so the time between the request and the end is at most one step and one checkpoi
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
-REQUEST_FILE = "stop_requested"
+from verl_aer.files import write_text_atomically
+
+REQUEST_FILE, STOPPED_FILE = "stop_requested", "stopped_on_request"
 
 
 def request_path(config: DictConfig) -> Path:
@@ -31,6 +34,11 @@ class StopOnRequestMixin:
     total_training_steps: int
     _saved_step: int | None = None
 
+    def fit(self, agent_loop_manager: Any) -> None:
+        # An earlier attempt's: it says nothing of this one.
+        request_path(self.config).with_name(STOPPED_FILE).unlink(missing_ok=True)
+        super().fit(agent_loop_manager)
+
     def _save_checkpoint(self) -> None:
         super()._save_checkpoint()
         self._saved_step = self.global_steps
@@ -41,6 +49,7 @@ class StopOnRequestMixin:
         if request.exists() and self.global_steps < self.total_training_steps:
             if self._saved_step != self.global_steps:
                 self._save_checkpoint()
+            write_text_atomically(request.with_name(STOPPED_FILE), f"{self.global_steps}\n")
             request.unlink()
             print(
                 f"[verl_aer] stopped on request after step {self.global_steps} of {self.total_training_steps}; "

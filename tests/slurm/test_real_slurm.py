@@ -130,7 +130,7 @@ def test_a_training_that_fails_ends_the_job_with_the_exception_that_began_it(job
     assert job.wait(START_SECONDS) == "FAILED"
     said = job.last_words.splitlines()
     assert said[0] == "verl_aer: the job failed (exit code 1): the run failed (exit code 1):", job.log
-    assert f"{jobs.shared}/nowhere" in said[1]
+    assert f"{jobs.shared}/nowhere" in job.last_words
     assert said[-1] == f"whole log: {job.attempts[0]}/train.log"
     assert job.results == ["failed (1)\n" + "\n".join(said).partition("(exit code 1): ")[2] + "\n"]
     assert jobs.left_behind() == []

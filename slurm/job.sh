@@ -195,7 +195,8 @@ open_run() {
     say "attempt ${ATTEMPT##*/} of $name; everything is in $DIR/latest"
 }
 
-# Two jobs that train one run would overwrite each other's checkpoints.
+# Two jobs that train one run would overwrite each other's checkpoints. squeue fails for a job that Slurm has forgotten,
+# which trains nothing any more.
 claim_run() {
     local holder=""
     [ ! -f "$DIR/job.txt" ] || holder=$(cat "$DIR/job.txt")
@@ -209,7 +210,7 @@ claim_run() {
 # One metrics log of all attempts. A step that was made twice stands twice, and every reader takes the later one.
 gather_metrics() {
     if compgen -G "$DIR/attempts/*/metrics.jsonl" >/dev/null; then
-        # A line that a kill cut off is no step.
+        # A line that a kill cut off is no step; logs without a whole line are none, for which grep fails.
         grep -h '}}$' "$DIR"/attempts/*/metrics.jsonl >"$DIR/.metrics.jsonl" || true
         mv "$DIR/.metrics.jsonl" "$DIR/metrics.jsonl"
         [ ! -f "$ATTEMPT/metrics.jsonl.entropy.json" ] ||
@@ -238,6 +239,7 @@ asked_to_stop() {
 # again and again.
 check_time_limit() {
     local limit
+    # Without an answer there is no limit to be checked: Slurm will enforce its own.
     limit=$(seconds_of "$(squeue -h -j "$SLURM_JOB_ID" -o %l 2>/dev/null || true)")
     [ -z "$limit" ] || [ "$limit" -ge $((2 * SIGNAL_SECONDS)) ] ||
         fail "the job's time limit is $limit s, and SIGNAL_SECONDS=$SIGNAL_SECONDS before its end it is stopped: set TIME to twice that at least, or SIGNAL_SECONDS (sbatch --signal=B:USR1@SECONDS) to less" 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import tempfile
@@ -14,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from examples.countdown.model import build_model, build_tokenizer, save
-from examples.countdown.prepare import prepare
 from examples.countdown.train import Run, training_command, training_environment
+from tests.small_run import SMALL, command_line, logged_steps, make_inputs
 from verl_aer.process_tree import ProcessTree
 
 START_SECONDS = 500
@@ -32,9 +30,7 @@ class Inputs:
 @pytest.fixture(scope="session")
 def inputs() -> Iterator[Inputs]:
     folder = Path(tempfile.mkdtemp(prefix="aer", dir="/tmp"))
-    prepare(folder / "data", train_rows=512, seed=0)
-    tokenizer = build_tokenizer()
-    save(build_model(tokenizer, seed=0), tokenizer, folder / "model")
+    make_inputs(folder, train_rows=512)
     yield Inputs(data=folder / "data", model=folder / "model")
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -77,20 +73,10 @@ class Training:
     @property
     def steps(self) -> list[dict]:
         """The metrics of each step that is logged so far."""
-        if not self.run.metrics.exists():
-            return []
-        complete = self.run.metrics.read_text().rpartition("\n")[0]
-        return [json.loads(line)["data"] for line in complete.splitlines()]
+        return logged_steps(self.run.metrics)
 
     def pids_named(self, name: str) -> list[int]:
         return [pid for pid in self.tree.watch() if name in command_line(pid)]
-
-
-def command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
 
 
 REWARD = """
@@ -124,18 +110,7 @@ def trainings(inputs: Inputs, folder: Path) -> Iterator[Callable[..., Training]]
     ) -> Training:
         run = Run(folder=folder / name, data=inputs.data, model=inputs.model)
         run.folder.mkdir()
-        # The sizes of a run that takes seconds a step: 4 prompts of 4 rollouts, two mini-batches.
-        small = [
-            "data.train_batch_size=4",
-            "actor_rollout_ref.rollout.n=4",
-            "actor_rollout_ref.rollout.agent.num_workers=1",
-            "actor_rollout_ref.actor.ppo_mini_batch_size=2",
-            "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2",
-            "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4",
-            "trainer.val_before_train=false",
-            "trainer.test_freq=-1",
-        ]
-        command = training_command(run, entropy, seed=0, steps=steps, overrides=[*small, *overrides])
+        command = training_command(run, entropy, seed=0, steps=steps, overrides=[*SMALL, *overrides])
         with training_environment(run) as own, run.log.open("wb") as log:
             short = str(inputs.data.parent)
             process = subprocess.Popen(

@@ -19,7 +19,8 @@ from examples.countdown.prepare import held_out, train_problems
 from examples.countdown.settings import RESPONSE_LENGTH, TEST_SAMPLES
 from examples.countdown.task import Problem
 from tests.data_prep.hub_samples import dapo
-from tests.e2e.conftest import START_SECONDS, Inputs, command_line
+from tests.e2e.conftest import START_SECONDS, Inputs
+from tests.small_run import command_line
 from verl_aer.cli import main as verl_aer
 from verl_aer.data.prepare import Settings, prepare
 from verl_aer.evaluation.pass_at_k import read_dump

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.jobs import countdown_overrides, make_inputs
+from tests.slurm.jobs import countdown_overrides
+from tests.small_run import make_inputs
 from verl_aer.cli import main as verl_aer
 from verl_aer.process_tree import ProcessTree
 from verl_aer.ray_node import ray_start_command
@@ -156,7 +157,7 @@ def test_another_token_is_refused_with_what_to_do(bare_cluster):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_job_trains_on_two_nodes_that_lack_the_package(bare_cluster, tmp_path):
-    make_inputs(tmp_path)
+    make_inputs(tmp_path, train_rows=64)
     environment = {
         **bare_cluster.environment,
         "RAY_API_SERVER_ADDRESS": bare_cluster.dashboard,

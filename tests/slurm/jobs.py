@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from examples.countdown import settings
-from examples.countdown.model import build_model, build_tokenizer, save
-from examples.countdown.prepare import prepare
 from tests.slurm.real_slurm import LOCAL, Slurm, wait_until
+from tests.small_run import SMALL, logged_steps, make_inputs
 
 FOLDER = Path(__file__).parents[2] / "slurm"
 SET_BY_THE_LAUNCHER = ("trainer.nnodes=", "trainer.n_gpus_per_node=")
@@ -38,26 +37,13 @@ export VERL_LOGGING_LEVEL=WARNING
 """
 
 
-def make_inputs(folder: Path) -> None:
-    """Data and a randomly initialised policy of the Countdown example."""
-    prepare(folder / "data", train_rows=64, seed=0)
-    tokenizer = build_tokenizer()
-    save(build_model(tokenizer, seed=0), tokenizer, folder / "model")
-
-
 def countdown_overrides(inputs: Path, steps: int) -> list[str]:
     """The Countdown example at a size that takes seconds a step: 4 prompts of 4 rollouts, two mini-batches."""
     example = settings.verl_overrides(inputs / "data", inputs / "model", seed=0, steps=steps)
     return [
         "entropy=aer",
         *(override for override in example if not override.startswith(SET_BY_THE_LAUNCHER)),
-        "data.train_batch_size=4",
-        "actor_rollout_ref.rollout.n=4",
-        "actor_rollout_ref.rollout.agent.num_workers=1",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=2",
-        "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=2",
-        "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4",
-        "trainer.test_freq=-1",
+        *SMALL,
         "trainer.save_freq=1",
         # α moves at every step: one that sits at a bound would hide a lost state.
         "entropy.target.tau=1.0",
@@ -94,10 +80,7 @@ class Job:
     def steps(self, attempt: int) -> list[dict]:
         """The metrics of each step that this attempt, from 1, has logged so far."""
         found = self.attempts[attempt - 1 : attempt]
-        log = found[0] / "metrics.jsonl" if found else None
-        if log is None or not log.exists():
-            return []
-        return [json.loads(line)["data"] for line in log.read_text().rpartition("\n")[0].splitlines()]
+        return logged_steps(found[0] / "metrics.jsonl") if found else []
 
     def state_after(self, step: int) -> dict:
         return json.loads((self.folder / "checkpoints" / f"global_step_{step}" / "aer_state.json").read_text())["state"]
@@ -140,7 +123,7 @@ class Jobs:
         self.shared = slurm.root / "shared"
         self.out = self.shared / "runs"
         self.shared.mkdir()
-        make_inputs(self.shared)
+        make_inputs(self.shared, train_rows=64)
         self.site = self.shared / "env.sh"
         self.site.write_text(
             SITE.format(python=sys.executable, out=self.out, local=LOCAL, root=Path(__file__).parents[2])

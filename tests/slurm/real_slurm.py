@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.small_run import command_line
+
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter")
 PACKAGES = ("slurm-wlm", "munge", "iproute2", "util-linux")
 INSTALL_SECONDS = 300
@@ -333,10 +335,3 @@ def wait_until(happened: Callable[[], bool], seconds: float, otherwise: str | Ca
         if time.monotonic() > deadline:
             raise AssertionError(f"within {seconds} s: {otherwise if isinstance(otherwise, str) else otherwise()}")
         time.sleep(0.2)
-
-
-def command_line(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    except OSError:
-        return ""

@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import verl_aer
 from verl_aer.doctor import FAIL, GIB, OK, TORCH_PROBE, WARN, Check, free_disk, installed_version, report, run_probe
+from verl_aer.ray_node import split_host
 from verl_aer.tables import Table, as_text
 
 LOOK_SECONDS = 1.0
@@ -103,9 +104,9 @@ def connect(address: str) -> None:
     """
     if address != "auto":
         # Ray itself would try for two minutes.
-        host, _, port = address.rpartition(":")
+        port = address.rpartition(":")[2]
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+            socket.create_connection((split_host(address), int(port)), timeout=CONNECT_SECONDS).close()
         except (OSError, ValueError) as error:
             raise ClusterError(f"no Ray cluster answers at {address} (HOST:PORT of its head): {error}") from error
     try:

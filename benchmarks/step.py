@@ -17,6 +17,7 @@ import sys
 import tempfile
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from tensordict import TensorDict
@@ -33,7 +34,7 @@ import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from benchmarks.meter import machine, table, taking_turns, timed
 from examples.countdown.model import build_tokenizer
 from verl_aer.integration.batch import WEIGHT_FIELD
-from verl_aer.integration.engine import EntropyEngine
+from verl_aer.integration.engine import EntropyEngine, install_entropy_engines
 from verl_aer.integration.loss import ALPHA_KEY, WEIGHTED_ROWS_KEY, entropy_loss
 
 VOCABULARY = 151_936
@@ -81,9 +82,9 @@ def worker_of(engine: type, folder: Path) -> TrainingWorker:
         )
     )
     worker.reset()
-    # veRL's registry gives ours, which has no state of its own, and takes one engine a process.
-    assert type(worker.engine) is EntropyEngine
-    worker.engine.__class__ = engine
+    if engine is EntropyEngine:
+        install_entropy_engines(SimpleNamespace(actor=worker))
+    assert type(worker.engine) is engine
     return worker
 
 

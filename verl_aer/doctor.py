@@ -55,6 +55,11 @@ names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())
 accelerator = torch.accelerator.current_accelerator(check_available=True)
 print(json.dumps([torch.__version__, torch.version.cuda or torch.version.hip, names, str(accelerator or "")]))
 """
+PLUGIN_PROBE = """
+import verl.trainer.ppo.v1
+from verl_aer.integration.plugin import require_plugin
+require_plugin()
+"""
 COMPOSE_PROBE = "from verl_aer.doctor import compose; compose(['+entropy=aer'])"
 
 
@@ -194,7 +199,7 @@ def check_vllm() -> Check:
 def check_plugin() -> list[Check]:
     """veRL's trainer and our plug-in, imported here because veRL hides a plug-in's exception."""
     names = [point.value for point in entry_points("verl.plugins")]
-    error = run_probe("import verl_aer.integration.plugin, verl.trainer.ppo.v1").error
+    error = run_probe(PLUGIN_PROBE).error
     # Without plug-ins: is it veRL itself? Where the plug-in imports, veRL does.
     verl_error = error and run_probe("import verl.trainer.ppo.v1", VERL_USE_EXTERNAL_PLUGINS="none").error
     checks = [

@@ -11,6 +11,7 @@ import os
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +30,7 @@ from tests.integration.test_loss_equals_verl import LENGTHS, nested
 from tests.integration.test_loss_equals_verl import make_rows as make_loss_rows
 from verl_aer.functional import Clamped, Full, Functional, Nucleus
 from verl_aer.integration.batch import WEIGHT_FIELD
-from verl_aer.integration.engine import EntropyEngine
+from verl_aer.integration.engine import EntropyEngine, install_entropy_engines
 from verl_aer.integration.functional_request import FUNCTIONAL_KEY, request_of
 from verl_aer.integration.loss import ALPHA_KEY, WEIGHTED_ROWS_KEY, entropy_loss
 
@@ -50,7 +51,6 @@ class Case(NamedTuple):
     lora_rank: int = 0
     functional: Functional = Full()
     engine: type = EntropyEngine
-    """Of FSDP 1, which alone is registered by these tests."""
     weighted_rows: bool = False
     """Whether the update may leave out the entropy of rows of weight 0."""
     gradient_checkpointing: bool = False
@@ -152,6 +152,8 @@ def training_worker(case: Case, model: str) -> TrainingWorker:
     )
     torch.manual_seed(0)
     worker.reset()
+    if case.engine is EntropyEngine:
+        install_entropy_engines(SimpleNamespace(actor=worker))
     actor = FSDPActorConfig(
         strategy=case.strategy,
         rollout_n=2,
@@ -173,8 +175,9 @@ def parameters(worker: TrainingWorker) -> dict[str, torch.Tensor]:
 def run(case: Case, model: str) -> dict[str, Any]:
     """Entropies by row from the pass without gradient, then one update: its metrics and its gradient."""
     if case.strategy == "fsdp":
-        # veRL's registry has none for a CPU and takes one a process: no more than one case of its ranks is FSDP 1.
-        EngineRegistry.register(model_type="language_model", backend="fsdp", device="cpu")(case.engine)
+        # veRL's registry has none for a CPU and takes one per process: no more than one case of its ranks is FSDP 1.
+        verls = transformer_impl.FSDPEngineWithLMHead
+        EngineRegistry.register(model_type="language_model", backend="fsdp", device="cpu")(verls)
     worker = training_worker(case, model)
     assert type(worker.engine) is case.engine
     data = rank_batch(case, worker.rank)

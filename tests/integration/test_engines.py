@@ -6,10 +6,13 @@ metrics and the gradient of the update are those of the whole batch on one rank.
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import socket
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,14 +21,17 @@ import torch
 from tensordict import TensorDict
 from transformers import AutoModelForCausalLM
 from verl.utils import tensordict_utils as tu
+from verl.utils import torch_functional as verl_F
 from verl.workers.config import FSDPEngineConfig
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from examples.countdown.model import build_model, build_tokenizer, save
 from tests.integration.engine_rank import ALPHA, CASES, TEMPERATURE, VOCABULARY, WEIGHTS, make_rows, rank_batch
 from tests.integration.test_loss_equals_verl import LENGTHS, nested
-from verl_aer.functional import Clamped, Functional, Nucleus
-from verl_aer.integration.engine import EntropyEngine
+from verl_aer.functional import Clamped, Full, Functional, Nucleus
+from verl_aer.integration import engine as engine_module
+from verl_aer.integration.engine import EntropyEngine, install_entropy_engines
 from verl_aer.integration.functional_request import DONE_KEY, FUNCTIONAL_KEY, request_of, require_done
 from verl_aer.integration.loss import UPDATE_ENTROPY_NATS, UPDATE_TOKENS, WEIGHTED_ROWS_KEY
 
@@ -193,22 +199,40 @@ def test_lora_trains_its_adapters_and_nothing_else(found):
 
 
 def outputs(
-    functional: Functional, packed: bool, logits: list[torch.Tensor], vocabulary: int | None = None, **config: object
+    functional: Functional,
+    packed: bool,
+    logits: list[torch.Tensor],
+    vocabulary: int | None = None,
+    engine_class: type = EntropyEngine,
+    dense: bool = False,
+    switches: dict[str, bool] | None = None,
+    **config: object,
 ) -> tuple[dict[str, torch.Tensor], TensorDict]:
-    """What the engine makes of the model's logits, given a row at a time as ``(s_i, V)``."""
-    engine = object.__new__(EntropyEngine)
+    """What the engine makes of the model's logits, given a row at a time as ``(s_i, V)``; prompts are of one token.
+
+    dense: prompts and responses are padded, as veRL's legacy trainers send them.
+    """
+    engine = object.__new__(engine_class)
     engine.engine_config = FSDPEngineConfig(use_torch_compile=False, **config)
     engine.use_ulysses_sp = False
-    engine.compute_entropy_from_logits = None
+    engine.pad_to_length = None
+    engine.compute_entropy_from_logits = verl_F.entropy_from_logits
     tokens = {str(token): token for token in range(vocabulary or 0)}
     tokenizer = SimpleNamespace(get_vocab=lambda: tokens) if vocabulary else None
     engine.model_config = SimpleNamespace(tokenizer=tokenizer)
 
     lengths = [len(row) for row in logits]
     ids = nested([torch.arange(length) for length in lengths])
-    data = TensorDict({"input_ids": ids}, batch_size=len(logits))
+    prompts, responses = nested([torch.arange(1)] * len(logits)), nested([torch.arange(n - 1) for n in lengths])
+    if dense:
+        prompts, responses = prompts.to_padded_tensor(0), responses.to_padded_tensor(0)
+    data = TensorDict({"input_ids": ids, "prompts": prompts, "responses": responses}, batch_size=len(logits))
     tu.assign_non_tensor(
-        data, calculate_entropy=True, use_remove_padding=packed, **{FUNCTIONAL_KEY: request_of(functional)}
+        data,
+        calculate_entropy=True,
+        use_remove_padding=packed,
+        **{FUNCTIONAL_KEY: request_of(functional)},
+        **(switches or {}),
     )
     temperature = torch.linspace(0.5, 1.5, len(logits))
     arguments = {"input_ids_rmpad_rolled": ids.values().roll(-1), "temperature_is_one": False}
@@ -223,7 +247,7 @@ def outputs(
 
 def random_logits(vocabulary: int) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(length, vocabulary, generator=generator).requires_grad_() for length in (3, 7, 1)]
+    return [torch.randn(length, vocabulary, generator=generator).requires_grad_() for length in (3, 7, 2)]
 
 
 @pytest.mark.parametrize("functional", [Clamped(p=0.3), Nucleus(p=0.7)], ids=repr)
@@ -244,7 +268,8 @@ def test_packed_and_padded_paths_agree_in_value_and_gradient(functional, config)
         found, data = outputs(functional, packed, logits, **config)
         for number, row in enumerate(found["entropy"].unbind()):
             temperature = [0.5, 1.0, 1.5][number]
-            torch.testing.assert_close(row, functional.entropy(logits[number] / temperature), rtol=1e-6, atol=1e-7)
+            expected = functional.entropy(logits[number][:-1] / temperature)
+            torch.testing.assert_close(row, torch.nn.functional.pad(expected, (0, 1)), rtol=1e-6, atol=1e-7)
         assert tu.get_non_tensor_data(data, DONE_KEY, default=False)
         assert tu.get_non_tensor_data(data, "calculate_entropy", default=False)
         (found["entropy"].values().sum() + found["log_probs"].values().sum()).backward()
@@ -273,8 +298,8 @@ def test_padded_columns_of_the_vocabulary_belong_to_no_set(packed):
     logits = random_logits(vocabulary=16)
     found, _ = outputs(Clamped(p=0.5), packed, logits, vocabulary=10)
     for number, row in enumerate(found["entropy"].unbind()):
-        expected = Clamped(p=0.5).entropy(logits[number][:, :10] / [0.5, 1.0, 1.5][number])
-        torch.testing.assert_close(row, expected, rtol=1e-6, atol=1e-7)
+        expected = Clamped(p=0.5).entropy(logits[number][:-1, :10] / [0.5, 1.0, 1.5][number])
+        torch.testing.assert_close(row[:-1], expected, rtol=1e-6, atol=1e-7)
 
 
 def test_an_engine_that_ignores_the_request_is_found_out():
@@ -282,3 +307,82 @@ def test_an_engine_that_ignores_the_request_is_found_out():
     tu.assign_non_tensor(data, **{FUNCTIONAL_KEY: request_of(Clamped())})
     with pytest.raises(RuntimeError, match="ignored the functional"):
         require_done(data)
+
+
+# ------------------------------------------------------------------ whose engine it is
+
+
+class OfAnotherVendor(FSDPEngineWithLMHead):
+    """A subclass of veRL's, as recipes have them."""
+
+
+def worker_with(**engines: type) -> SimpleNamespace:
+    """A Ray actor's worker whose roles hold engines of these classes."""
+    return SimpleNamespace(**{role: SimpleNamespace(engine=object.__new__(cls)) for role, cls in engines.items()})
+
+
+def test_the_engines_of_actor_and_reference_policy_become_ours_and_no_others():
+    policy = worker_with(actor=FSDPEngineWithLMHead, ref=FSDPEngineWithLMHead)
+    critic = worker_with(engine=FSDPEngineWithValueHead)
+    install_entropy_engines(SimpleNamespace(worker_dict={"actor_rollout_ref": policy, "critic": critic}))
+    assert type(policy.actor.engine) is type(policy.ref.engine) is EntropyEngine
+    assert type(critic.engine.engine) is FSDPEngineWithValueHead
+    other = worker_with(actor=OfAnotherVendor)
+    install_entropy_engines(other)
+    assert type(other.actor.engine) is OfAnotherVendor
+    install_entropy_engines(SimpleNamespace(actor=None, ref=None))
+
+
+def test_on_a_device_without_kernels_of_ours_verls_engine_stays(monkeypatch):
+    monkeypatch.setattr(engine_module, "get_device_name", lambda: "npu")
+    policy = worker_with(actor=FSDPEngineWithLMHead)
+    install_entropy_engines(policy)
+    assert type(policy.actor.engine) is FSDPEngineWithLMHead
+
+
+def switches_of_verl() -> set[str]:
+    """What veRL's method looks up in a batch, by its source."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(FSDPEngineWithLMHead.prepare_model_outputs)))
+    keywords = [node for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "key"]
+    return {keyword.value.value for keyword in keywords if isinstance(keyword.value, ast.Constant)}
+
+
+def test_every_switch_that_verls_outputs_depend_on_is_known():
+    known = {
+        "calculate_entropy",
+        "calculate_sum_pi_squared",
+        "distillation_only",
+        "distillation_use_topk",
+        "pad_mode",
+        "use_fused_kernels",
+        "use_remove_padding",
+    }
+    assert switches_of_verl() == known
+    assert known - engine_module._other_switches() == engine_module.HANDLED_SWITCHES
+
+
+def of_verls_class(**arguments: object) -> dict[str, torch.Tensor]:
+    """What veRL's own class makes of the same batch."""
+    return outputs(Full(), engine_class=FSDPEngineWithLMHead, **arguments)[0]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(
+    "unlike",
+    [{"dense": True}, {"switches": {"calculate_sum_pi_squared": True}}],
+    ids=["dense prompts", "another output"],
+)
+def test_a_batch_that_is_not_for_us_takes_verls_path_bit_for_bit(packed, unlike):
+    arguments = {"packed": packed, "logits": random_logits(vocabulary=11), **unlike}
+    expected = of_verls_class(**arguments)
+    found, data = outputs(Full(), **arguments)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert torch.equal(found[name].values(), tensor.values()), name
+    assert not tu.get_non_tensor_data(data, DONE_KEY, default=False)
+
+
+def test_a_switch_of_another_trainer_changes_nothing():
+    logits = random_logits(vocabulary=11)
+    _, data = outputs(Clamped(p=0.3), True, logits, switches={"disable_auto_offload": True, "my_own_switch": True})
+    require_done(data)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from verl_aer import after_import as waiting
 from verl_aer.after_import import after_import
 
 
@@ -52,15 +53,24 @@ def test_a_module_that_is_there_already_is_acted_on_now():
     assert seen == [1]
 
 
-def test_an_error_of_the_action_is_an_error_of_the_import(module):
-    name = module("awaited_in_vain", "")
+def test_an_error_of_the_action_is_no_error_of_the_import(module, monkeypatch, caplog):
+    monkeypatch.setattr(waiting, "failures", [])
+    name = module("awaited_in_vain", "value = 1\n")
+    seen = []
 
     def fail() -> None:
         raise LookupError("does not fit")
 
     after_import(name, fail)
-    with pytest.raises(LookupError, match="does not fit"):
-        importlib.import_module(name)
+    after_import(name, lambda: seen.append(1))
+    assert importlib.import_module(name).value == 1
+    assert seen == [1]
+    (failure,) = waiting.failures
+    assert failure.endswith("fail failed: LookupError: does not fit")
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert failure in record.message
+    assert record.exc_info
 
 
 def test_the_action_waits_for_an_import_that_succeeds(module, tmp_path):

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
 from torch.distributed.tensor import DTensor
 from verl.utils import tensordict_utils as tu
-from verl.utils.device import get_device_name, get_vendor
-from verl.workers.engine.base import EngineRegistry
+from verl.utils.device import get_device_name
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from verl_aer.functional import Full, Functional
-from verl_aer.integration.functional_request import BACKENDS, mark_done, requested_functional
+from verl_aer.integration.functional_request import mark_done, requested_functional
 from verl_aer.integration.loss import rows_with_a_term
 from verl_aer.kernels import FUNCTIONALS, logprob_and_entropy
 
@@ -30,18 +29,27 @@ class Rows(NamedTuple):
     temperature: torch.Tensor
 
 
+DEVICES = ("cpu", "cuda")
+"""Devices that our kernels are written for; on others veRL's engine stays."""
+
+HANDLED_SWITCHES = frozenset({"calculate_entropy", "use_remove_padding"})
+"""Switches of a batch that change the model's outputs and that this engine heeds."""
+
+
 class EntropyEngine(FSDPEngineWithLMHead):
     """veRL's FSDP engine with log-probs and entropy in one pass over the logits.
 
     ``model_output["entropy"]`` is the functional that the batch asks for, and the entropy of the whole vocabulary where
-    it asks for none. It is computed for the tokens alone whose entropy anybody reads, and is 0 at all others: those of
+    it asks for none. It is computed only for tokens whose entropy is read, and is 0 at all others: read are those of
     the response, and in an update those of rows that get an entropy term.
+
+    A batch in another layout than veRL's v1 trainers send, or one that asks for another output too, takes veRL's path.
     """
 
     def prepare_model_outputs(
         self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict, logits_processor_func: Any
     ) -> dict[str, torch.Tensor]:
-        if not _has_logits_to_itself(micro_batch):
+        if not (_is_of_v1_trainer(micro_batch) and _has_logits_to_itself(micro_batch)):
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
         packed = tu.get_non_tensor_data(data=micro_batch, key="use_remove_padding", default=True)
         rows = self._packed(output, output_args) if packed else self._padded(output, output_args, micro_batch)
@@ -74,7 +82,7 @@ class EntropyEngine(FSDPEngineWithLMHead):
 
     def _counted_tokens(self, micro_batch: TensorDict, tokens: int) -> torch.Tensor | None:
         """``(T,)``, not 0 where a token's entropy is read; None, which means everywhere, where ranks share a row."""
-        if self.use_ulysses_sp or "responses" not in micro_batch:
+        if self.use_ulysses_sp:
             return None
         lengths = micro_batch["input_ids"].offsets().diff()
         prompts, responses = (micro_batch[name].offsets().diff() for name in ("prompts", "responses"))
@@ -113,31 +121,42 @@ class EntropyEngine(FSDPEngineWithLMHead):
         return None if tokenizer is None else max(tokenizer.get_vocab().values()) + 1
 
 
+def _is_of_v1_trainer(micro_batch: TensorDict) -> bool:
+    """Whether rows are nested, prompts and responses apart: older trainers of veRL send them dense, or as one."""
+    columns = [micro_batch.get(name, None) for name in ("input_ids", "prompts", "responses")]
+    return all(isinstance(column, torch.Tensor) and column.is_nested for column in columns)
+
+
 def _has_logits_to_itself(micro_batch: TensorDict) -> bool:
-    """Whether nothing else is asked of the logits, which then are there."""
-    others = ("use_fused_kernels", "calculate_sum_pi_squared", "distillation_use_topk", "distillation_only")
-    return not any(tu.get_non_tensor_data(data=micro_batch, key=key, default=False) for key in others)
+    """Whether the logits are there, and the batch asks for nothing else that is made of them."""
+    return not any(tu.get_non_tensor_data(micro_batch, name, False) is True for name in _other_switches())
+
+
+@cache
+def _other_switches() -> frozenset[str]:
+    """Names that veRL's own method looks up in a batch, less those that are heeded here.
+
+    Taken from the installed veRL, so that an output of a later version, which is unknown here, is left to it.
+    """
+    constants = FSDPEngineWithLMHead.prepare_model_outputs.__code__.co_consts
+    return frozenset(name for name in constants if isinstance(name, str) and name.isidentifier()) - HANDLED_SWITCHES
 
 
 def _whole(logits: torch.Tensor | DTensor) -> torch.Tensor:
     return logits.full_tensor() if isinstance(logits, DTensor) else logits
 
 
-def register_entropy_engines() -> None:
-    """Put our engine before veRL's own: it is looked up by device and vendor first, then by the device alone.
+def install_entropy_engines(worker: Any) -> None:
+    """Make the FSDP engines of a worker's actor and reference policy ours; runs inside the Ray actor.
 
-    Another vendor's engine stays: it may not be FSDP's.
+    It acts on the engines that veRL has built, and on nothing else in the process: veRL's class and its registry stay
+    as they are. An engine of another class stays too: Megatron's, another vendor's, a user-defined one.
+
+    worker: veRL's worker, which may hold several roles.
     """
-    register = EngineRegistry.register
-    device, vendor = get_device_name(), get_vendor()
-    for backend in BACKENDS:
-        if _engine_of(backend) is FSDPEngineWithLMHead:
-            register("language_model", backend, device, vendor)(EntropyEngine)
-
-
-def _engine_of(backend: str) -> type | None:
-    try:
-        return EngineRegistry.get_engine_cls("language_model", backend)
-    except (ValueError, AssertionError):
-        # Not on this device, or not at all.
-        return None
+    roles = getattr(worker, "worker_dict", {"": worker}).values()
+    policies = [getattr(role, policy, None) for role in roles for policy in ("actor", "ref")]
+    for engine in [getattr(policy, "engine", None) for policy in policies]:
+        if type(engine) is FSDPEngineWithLMHead and get_device_name() in DEVICES:
+            # veRL has no other place to choose the class of an engine for one run. Ours adds methods and no state.
+            engine.__class__ = EntropyEngine

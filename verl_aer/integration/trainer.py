@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
+import ray
 from omegaconf import DictConfig, open_dict
 from transfer_queue import KVBatchMeta
 from verl.experimental.agent_loop import AgentLoopManager
@@ -40,6 +41,7 @@ from verl_aer.integration.batch import (
     write_advantages,
 )
 from verl_aer.integration.checkpoint import conditions, read_resumed_state, resume_warnings, state_path
+from verl_aer.integration.engine import install_entropy_engines
 from verl_aer.integration.functional_request import FUNCTIONAL_KEY, request_of
 from verl_aer.integration.loss import (
     ALPHA_KEY,
@@ -136,7 +138,14 @@ class EntropyTrainerMixin:
 
     def _setup(self) -> None:
         super()._setup()
+        self._install_engines()
         self._install_loss()
+
+    def _install_engines(self) -> None:
+        """On the workers of this run only: other runs on the same cluster, and veRL's own trainers, keep veRL's."""
+        groups = [self.actor_rollout_wg, *([self.ref_policy_wg] if self.use_reference_policy else [])]
+        workers = {worker for group in groups for worker in group.workers}
+        ray.get([worker.__ray_call__.remote(install_entropy_engines) for worker in workers])
 
     @property
     def _settings_of_run(self) -> EntropyConfig:

@@ -3,9 +3,10 @@
     make verl-tests VERL_TESTS=path/to/verl/tests
 
 The tests come from a clone of veRL at the installed version; they run against the installed veRL. Lists every test
-whose outcome differs; exit code 1 if one passed without the plug-in and does not with it, 2 if there are no such tests.
-A test that fails in both runs, for want of a network or a data set, is no difference. On a machine without a GPU some
-pass with the plug-in alone: it lets veRL find vLLM's CPU build.
+whose outcome differs, and every process of the run with the plug-in that imported veRL without it. Exit code 1 if a
+test passed without the plug-in and does not with it, or if the plug-in was not active in some process; 2 if there are
+no such tests. A test that fails in both runs, because it needs a network, a GPU or a data set, is no difference. On a
+machine without a GPU some pass only with the plug-in: it lets veRL find vLLM's CPU build.
 """
 
 from __future__ import annotations
@@ -24,28 +25,67 @@ from verl_aer.process_tree import ProcessTree
 PLUGINS = {"without": "none", "with": "auto"}
 """Values of VERL_USE_EXTERNAL_PLUGINS."""
 
-SECONDS_A_FILE = 240
+SECONDS_PER_FILE = 240
 """A test that waits for more CPUs than there are would wait for ever."""
 
+TESTS = ("*_on_cpu.py", "models/test_engine.py")
+"""Below the folder of tests. The second holds those of veRL's engines in the layout of its older trainers, which need a
+GPU and models: on other machines they fail in both runs."""
 
-def outcomes(tests: Path, plugins: str) -> dict[str, str]:
-    """Outcome of each test, by its name; a file that cannot be collected or does not end is a test of its own."""
+WITNESS = """
+import os, sys
+from importlib.machinery import PathFinder
+
+class Witness:
+    # Notes, once veRL has been imported, whether that import has loaded the plug-in.
+    def find_spec(self, fullname, path=None, target=None):
+        if fullname != "verl":
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+            def execute_and_note(module):
+                execute(module)
+                found = "active" if "verl_aer.integration.plugin" in sys.modules else "absent"
+                with open(os.path.join({folder!r}, str(os.getpid())), "w") as note:
+                    note.write(found + " " + " ".join(sys.argv))
+            spec.loader.exec_module = execute_and_note
+        return spec
+
+sys.meta_path.insert(0, Witness())
+"""
+"""``sitecustomize.py`` of every Python process of a test, Ray's workers included."""
+
+
+def files_below(tests: Path) -> list[Path]:
+    return sorted({file for pattern in TESTS for file in tests.rglob(pattern)})
+
+
+def outcomes(tests: Path, plugins: str, witness: Path) -> dict[str, str]:
+    """Outcome of each test, by its name; a file that cannot be collected or does not end counts as one test."""
     found: dict[str, str] = {}
-    files = sorted(tests.rglob("*_on_cpu.py"))
+    files = files_below(tests)
     for number, file in enumerate(files, start=1):
-        of_file = outcomes_of_file(file, tests.parent, plugins)
+        of_file = outcomes_of_file(file, tests.parent, plugins, witness)
         found |= of_file
         name = file.relative_to(tests.parent)
         print(f"{number}/{len(files)} plug-ins {plugins}: {name}: {dict(Counter(of_file.values()))}", flush=True)
     return found
 
 
-def outcomes_of_file(file: Path, root: Path, plugins: str) -> dict[str, str]:
+def outcomes_of_file(file: Path, root: Path, plugins: str, witness: Path) -> dict[str, str]:
     """A process for each file: none of them finds what another has left, such as a Ray cluster."""
     name, report = str(file.relative_to(root)), root / "report.xml"
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", name, "-q", "-p", "no:cacheprovider", "--asyncio-mode=auto"]
-    environment = {**os.environ, "VERL_USE_EXTERNAL_PLUGINS": plugins, "TORCHINDUCTOR_DISABLE": "1"}
+    python_path = os.pathsep.join(filter(None, [str(witness), os.environ.get("PYTHONPATH")]))
+    environment = {
+        **os.environ,
+        "VERL_USE_EXTERNAL_PLUGINS": plugins,
+        "TORCHINDUCTOR_DISABLE": "1",
+        "PYTHONPATH": python_path,
+    }
     with (root / "log").open("ab") as log:
         process = subprocess.Popen(
             [*command, f"--junitxml={report}"],
@@ -57,7 +97,7 @@ def outcomes_of_file(file: Path, root: Path, plugins: str) -> dict[str, str]:
         )
         tree = ProcessTree(process)
         try:
-            ended = tree.wait_until_gone(SECONDS_A_FILE)
+            ended = tree.wait_until_gone(SECONDS_PER_FILE)
         finally:
             tree.end()
     if not ended or not report.is_file():
@@ -69,8 +109,24 @@ def outcomes_of_file(file: Path, root: Path, plugins: str) -> dict[str, str]:
     return found
 
 
+def write_witness(folder: Path) -> Path:
+    """A folder for PYTHONPATH, whose ``notes`` hold a file for each process that has imported veRL."""
+    (folder / "notes").mkdir(parents=True)
+    (folder / "sitecustomize.py").write_text(WITNESS.replace("{folder!r}", repr(str(folder / "notes"))))
+    return folder
+
+
+def processes(witness: Path) -> dict[str, list[str]]:
+    """The command lines of processes that imported veRL, by what they found: the plug-in ``active`` or ``absent``."""
+    found: dict[str, list[str]] = {"active": [], "absent": []}
+    for note in sorted((witness / "notes").iterdir()):
+        state, _, command = note.read_text().partition(" ")
+        found[state].append(command)
+    return found
+
+
 def main(source: str) -> int:
-    if not list(Path(source).rglob("*_on_cpu.py")):
+    if not files_below(Path(source)):
         print(f"{source}: no *_on_cpu.py below it; give the folder `tests` of a clone of veRL", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +134,9 @@ def main(source: str) -> int:
         tests = Path(shutil.copytree(source, Path(folder) / "tests"))
         # The folder may lie inside this project, whose settings are not for them.
         (Path(folder) / "pytest.ini").write_text("[pytest]\n")
-        found = {label: outcomes(tests, plugins) for label, plugins in PLUGINS.items()}
+        witnesses = {label: write_witness(Path(folder) / f"witness_{label}") for label in PLUGINS}
+        found = {label: outcomes(tests, plugins, witnesses[label]) for label, plugins in PLUGINS.items()}
+        seen = {label: processes(witness) for label, witness in witnesses.items()}
     for label, result in found.items():
         print(f"{label} the plug-in: {dict(Counter(result.values()))}")
     names = sorted(found["without"].keys() | found["with"].keys())
@@ -86,8 +144,14 @@ def main(source: str) -> int:
     for name in different:
         print(f"  {name}: {found['without'].get(name)} without, {found['with'].get(name)} with")
     worse = [name for name in different if found["without"].get(name) == "passed"]
-    print(f"{len(different)} of {len(names)} tests differ; {len(worse)} pass without the plug-in alone")
-    return bool(worse)
+    print(f"{len(different)} of {len(names)} tests differ; {len(worse)} pass only without the plug-in")
+    active, absent = (seen["with"][state] for state in ("active", "absent"))
+    print(f"the plug-in was active in {len(active)} of {len(active) + len(absent)} processes that imported veRL")
+    for command in absent:
+        print(f"  not in {command}")
+    stray = seen["without"]["active"]
+    print(f"in the run without it, it was active in {len(stray)} of {len(stray) + len(seen['without']['absent'])}")
+    return bool(worse or absent or stray or not active)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from examples.countdown.train import Run, training_command, training_environment
+from examples.countdown import settings
+from examples.countdown.train import Run, accelerator_is_here, training_command, training_environment
 from tests.small_run import SMALL, command_line, logged_steps, make_inputs
 from verl_aer.process_tree import ProcessTree
 
@@ -96,9 +98,28 @@ def reward(inputs: Inputs) -> str:
 
 @pytest.fixture
 def train(inputs: Inputs, tmp_path: Path) -> Iterator[Callable[..., Training]]:
-    """Starts a run: ``train("name", "aer", steps=3, overrides...)``. What is left at the end is killed."""
+    """Starts a run: ``train("name", "aer", steps=3, overrides...)``; None for a method is a run of veRL's own.
+
+    What is left at the end is killed.
+    """
     with trainings(inputs, tmp_path) as start:
         yield start
+
+
+def stock_command(run: Run, steps: int, overrides: Sequence[str]) -> list[str]:
+    """A run of veRL's own, with the package installed and nothing of it asked for but, without a GPU, a device."""
+    return [
+        sys.executable,
+        "-m",
+        "verl.trainer.main_ppo",
+        *(["hydra.searchpath=[pkg://verl_aer.config]", "+hardware=cpu"] if not accelerator_is_here() else []),
+        *settings.verl_overrides(run.data, run.model, seed=0, steps=steps),
+        "trainer.logger=[console,file]",
+        f"trainer.default_local_dir={run.folder}/checkpoints",
+        "trainer.resume_mode=disable",
+        f"hydra.run.dir={run.folder}/hydra",
+        *overrides,
+    ]
 
 
 @contextmanager
@@ -106,11 +127,18 @@ def trainings(inputs: Inputs, folder: Path) -> Iterator[Callable[..., Training]]
     started: list[Training] = []
 
     def start(
-        name: str, entropy: str, *overrides: str, steps: int, environment: Mapping[str, str] | None = None
+        name: str,
+        entropy: str | None,
+        *overrides: str,
+        steps: int,
+        environment: Mapping[str, str] | None = None,
     ) -> Training:
         run = Run(folder=folder / name, data=inputs.data, model=inputs.model)
         run.folder.mkdir()
-        command = training_command(run, entropy, seed=0, steps=steps, overrides=[*SMALL, *overrides])
+        if entropy is None:
+            command = stock_command(run, steps, [*SMALL, *overrides])
+        else:
+            command = training_command(run, entropy, seed=0, steps=steps, overrides=[*SMALL, *overrides])
         with training_environment(run) as own, run.log.open("wb") as log:
             short = str(inputs.data.parent)
             process = subprocess.Popen(

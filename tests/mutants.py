@@ -200,7 +200,7 @@ MUTANTS = [
         "            attach_weights(batch, weights)\n            return batch",
     ),
     Mutant("integration/trainer.py", "counted = ~rows.is_padding & (rows.tokens > 0)", "counted = rows.tokens > 0"),
-    Mutant("integration/trainer.py", 'if aggregation == "seq-mean-token-mean":', "if False:"),
+    Mutant("integration/trainer.py", 'if measures_responses(aggregation):', "if False:"),
     Mutant(
         "integration/trainer.py",
         "        self.entropy_nats += nats\n        self.tokens += tokens",

@@ -39,6 +39,10 @@ class Controller(Part):
         """Whether this rule can have led to ``alpha``: what a loaded state is checked against."""
         return alpha >= 0
 
+    def nearest(self, alpha: float) -> float:
+        """What a run whose ``alpha`` was decided under other settings resumes from: the nearest that is allowed."""
+        return alpha if self.allows(alpha) else self.initial_alpha()
+
     def smooth(self, previous: float | None, entropy: float) -> float:
         """What the rule takes for the entropy: the measured one. ``previous``: the last smoothed value."""
         return entropy
@@ -144,6 +148,9 @@ class Integral(Controller):
 
     def allows(self, alpha: float) -> bool:
         return self.minimum <= alpha <= self.maximum
+
+    def nearest(self, alpha: float) -> float:
+        return self._clip(alpha)
 
     def smooth(self, previous: float | None, entropy: float) -> float:
         return entropy if previous is None else self.ema * previous + (1 - self.ema) * entropy
@@ -258,6 +265,9 @@ class SignGated(Controller):
     def allows(self, alpha: float) -> bool:
         return self.minimum <= alpha <= self.maximum or (self.gate and alpha == 0)
 
+    def nearest(self, alpha: float) -> float:
+        return alpha if self.allows(alpha) else _clip(alpha, self.minimum, self.maximum)
+
     def saturated(self, alpha: float, entropy: float, target: float | None, step: int) -> bool:
         wanted = self._wanted(alpha, entropy, target)
         return _held_back(wanted, wanted, self.minimum, self.maximum)
@@ -312,6 +322,10 @@ class Schedule(Controller):
 
     def allows(self, alpha: float) -> bool:
         return abs(alpha) <= self.initial
+
+    def nearest(self, alpha: float) -> float:
+        """The first step of the resumed run trains with it; the next value is the schedule's."""
+        return _clip(alpha, -self.initial, self.initial)
 
 
 def _clip(alpha: float, minimum: float, maximum: float) -> float:

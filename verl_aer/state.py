@@ -3,11 +3,18 @@
     {"format": "verl_aer.entropy_control", "version": 3, "config": {...}, "state": {...}, "memory": {...},
      "conditions": {...}, "sha256": "..."}
 
-Floats are written so that they read back bit for bit. The state belongs to the settings it was made with: H0
-and the smoothed entropy mean nothing for another functional, alpha nothing for another controller.
-Allocation, aggregation and correctness may change between a save and a load. So may the conditions (temperature,
-lengths, data): they move the entropy while H0 stays, which is the user's to want or not, so ``load_state`` accepts
-them and ``changed_conditions`` names them.
+Floats are written so that they read back bit for bit. What H0 means must not change between a save and a load: the
+measured entropy (functional, selection, and whether tokens or responses are averaged), and whether the target is
+relative to H0. Everything else may: ``load_run`` names it, and the state survives:
+
+    H0           stays, except that entropy.target.initial_entropy, where it is given, replaces it
+    alpha        resumes from the value nearest to the saved one that the controller's settings allow
+    the rest     counters, the smoothed entropy, the run's memory: as saved
+
+Conditions (temperature, lengths, data) may change too; ``changed_conditions`` names them.
+
+Versions: a file of an older one is migrated, step by step; a newer one is refused, and so is an unknown key, which a
+newer package wrote. A setting that the file lacks is newer than the file, and has its default.
 """
 
 from __future__ import annotations
@@ -18,23 +25,27 @@ import json
 import math
 import os
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from verl_aer.config.schema import EntropyConfig, to_mapping
+from verl_aer.config.schema import EntropyConfig, measures_responses, to_mapping
 from verl_aer.control import ControlState
 from verl_aer.files import write_text_atomically
+from verl_aer.methods.registry import PART_KINDS, get_method, get_part, method_names, part_names
 from verl_aer.questions import Question, QuestionMemory
 
 FORMAT = "verl_aer.entropy_control"
 VERSION = 3
 
-BOUND_PARTS = ("functional", "selection", "target", "controller")
-"""Parts whose settings give the state its meaning; a state is refused for others."""
+MEASURING_PARTS = ("functional", "selection")
+"""Parts whose settings decide which entropy H0 is; a state is refused for others."""
 
-_SWITCH = "To start the controller afresh, set entropy.on_missing_state=restart."
+_NO_PART_IN_A_RESUME = ("method", "on_missing_state", "limits")
+"""Keys of the config that name nothing, or nothing that a resumed run does differently."""
+
+_SWITCH = "To restart the controller, set entropy.on_missing_state=restart."
 
 
 @dataclass(frozen=True)
@@ -45,8 +56,16 @@ class RunMemory:
     reward_shaping: Mapping[str, float] = field(default_factory=dict)
 
 
+class SavedRun(NamedTuple):
+    """What ``load_run`` found: the control's state, the run's memory, and a sentence for each setting that changed."""
+
+    state: ControlState
+    memory: RunMemory
+    changes: list[str]
+
+
 class StateError(ValueError):
-    """A state file that cannot be used: the message names the file, the problem and the switch to go on."""
+    """A state file that cannot be used: the message names the file, the problem and the switch that restarts."""
 
     def __init__(self, path: str | os.PathLike[str], problem: str) -> None:
         self.path = Path(path)
@@ -82,38 +101,51 @@ def save_state(
 
 
 def load_state(path: str | os.PathLike[str], config: EntropyConfig) -> ControlState:
-    """The control's state that ``save_state`` wrote, bit for bit.
+    """The control's state that ``save_state`` wrote, bit for bit where no setting has changed.
 
     Raises:
-        StateError: the file is missing, is not whole, is of another format or version, has other keys or types,
-            holds impossible or changed values, or belongs to other settings of functional, selection, target or
-            controller.
+        StateError: the file is missing, is not whole, is of another format or a newer version, has unknown keys or
+            other types, holds impossible or changed values, or its H0 means another entropy than ``config`` measures.
     """
-    return load_run(path, config)[0]
+    return load_run(path, config).state
 
 
-def load_run(path: str | os.PathLike[str], config: EntropyConfig) -> tuple[ControlState, RunMemory]:
-    """Like ``load_state``, with what the run remembers beside the control."""
+def load_run(path: str | os.PathLike[str], config: EntropyConfig) -> SavedRun:
+    """Like ``load_state``, with what the run remembers beside the control and what has changed since."""
     document = _read(path)
+    version = VERSION
     if isinstance(document, dict) and document.get("format") == FORMAT and "version" in document:
         # Before the keys: another version has others.
         _require_version(path, document["version"])
-    keys = {"format", "version", "config", "state", "memory", "conditions", "sha256"}
-    _require_keys(path, "the file", document, keys)
+        version = document["version"]
+    optional = {"conditions"} if version == 2 else set()
+    _require_keys(path, "the file", document, _KEYS[version], optional)
     if document["format"] != FORMAT:
         raise StateError(path, f"its format is {document['format']!r}, not {FORMAT!r}: it is some other file")
-    _require_same_settings(path, document["config"], to_mapping(config))
-    state = _read_state(path, document["state"], config)
+    for part in ("config", "state"):
+        _require_object(path, f"its {part}", document[part])
+    is_whole = document["sha256"] == _digest(document)
+    for older in range(version, VERSION):
+        document = _MIGRATIONS[older](document)
+
+    saved = _with_defaults(path, document["config"], to_mapping(config))
+    _require_same_measure(path, saved, config)
+    state = _read_state(path, document["state"], saved)
     memory = _read_memory(path, document["memory"])
     # Last: what can be named is named above; this finds the digit that a damaged disk or an editor changed.
-    if document["sha256"] != _digest(document):
+    if not is_whole:
         raise StateError(path, "its contents do not match their sha256: they were changed after it was written")
-    return state, memory
+    changes = _changed_settings(document["config"], to_mapping(config))
+    state, adapted = _adapted(state, config)
+    return SavedRun(state, memory, changes + adapted)
 
 
 def changed_conditions(path: str | os.PathLike[str], current: Mapping[str, Any]) -> list[str]:
     """A sentence for each condition that differs from those of the file, a state that ``load_state`` accepts."""
-    saved = _read(path)["conditions"]
+    saved = _read(path).get("conditions")
+    if saved is None:
+        # Versions 1 and 2 did not always write them: nothing is known to have changed.
+        return []
     return [
         f"{key} was {saved.get(key)!r} and is now {current.get(key)!r}"
         for key in sorted(set(saved) | set(current))
@@ -122,7 +154,8 @@ def changed_conditions(path: str | os.PathLike[str], current: Mapping[str, Any])
 
 
 def _digest(document: dict[str, Any]) -> str:
-    contents = json.dumps([document[part] for part in ("config", "state", "memory", "conditions")], sort_keys=True)
+    parts = [document[part] for part in ("config", "state", "memory", "conditions") if part in document]
+    contents = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(contents.encode()).hexdigest()
 
 
@@ -136,12 +169,57 @@ def _read(path: str | os.PathLike[str]) -> Any:
         raise StateError(path, f"it is not whole JSON, it may be truncated or damaged ({error})") from error
 
 
-def _require_keys(path: str | os.PathLike[str], what: str, found: Any, expected: set[str]) -> None:
+def _from_version_1(document: dict[str, Any]) -> dict[str, Any]:
+    """Version 1 had no damping: the rule goes on from alpha itself."""
+    state = document["state"]
+    return {**document, "state": {**state, "undamped_alpha": state.get("alpha")}}
+
+
+def _from_version_2(document: dict[str, Any]) -> dict[str, Any]:
+    """Version 2 had four parts and no memory, and added up the entropies of H0 alone; at first it had no conditions."""
+    names = {"anchor_sum": "entropy_sum", "anchor_count": "entropy_count"}
+    return {
+        "conditions": {},
+        **document,
+        "config": {
+            "selection": {"kind": "all"},
+            "penalty": {"kind": "bonus"},
+            "reward_shaping": {"kind": "none"},
+            "advantage_shaping": {"kind": "none"},
+            **document["config"],
+        },
+        "state": {names.get(name, name): value for name, value in document["state"].items()},
+        "memory": {"questions": {}, "reward_shaping": {}},
+    }
+
+
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_version_1, 2: _from_version_2}
+"""From a version's document to that of the next one."""
+
+_KEYS = {
+    1: {"format", "version", "config", "state", "sha256"},
+    2: {"format", "version", "config", "state", "sha256"},
+    3: {"format", "version", "config", "state", "memory", "conditions", "sha256"},
+}
+
+
+def _require_object(path: str | os.PathLike[str], what: str, found: Any) -> None:
     if not isinstance(found, dict):
         raise StateError(path, f"{what} holds {type(found).__name__}, not an object of keys and values")
-    if set(found) != expected:
-        missing, unknown = sorted(expected - set(found)), sorted(set(found) - expected)
-        raise StateError(path, f"{what} lacks the keys {missing} and has the unknown keys {unknown}")
+
+
+def _require_keys(
+    path: str | os.PathLike[str], what: str, found: Any, required: Set[str], optional: Set[str] = frozenset()
+) -> None:
+    _require_object(path, what, found)
+    missing, unknown = sorted(required - set(found)), sorted(set(found) - required - optional)
+    if missing:
+        raise StateError(path, f"{what} lacks the keys {missing}")
+    if unknown:
+        raise StateError(
+            path,
+            f"{what} has the unknown keys {unknown}, which a newer verl_aer wrote; install that one to resume from it",
+        )
 
 
 def _require_version(path: str | os.PathLike[str], version: Any) -> None:
@@ -151,50 +229,119 @@ def _require_version(path: str | os.PathLike[str], version: Any) -> None:
         raise StateError(
             path,
             f"its version {version} is newer than {VERSION}, the newest this verl_aer reads; install the "
-            "verl_aer that wrote it to go on from it",
+            "verl_aer that wrote it to resume from it",
         )
-    if version < VERSION:
+
+
+def _with_defaults(path: str | os.PathLike[str], saved: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
+    """The saved config, with the default of each setting that is newer than it."""
+    required = {"method", "functional", "target", "controller", "aggregation"}
+    _require_keys(path, "its config", saved, required, set(current))
+    filled = {}
+    for section, settings in saved.items():
+        if section not in PART_KINDS and not isinstance(current[section], dict):
+            filled[section] = settings
+            continue
+        _require_object(path, f"its config.{section}", settings)
+        if section in PART_KINDS:
+            defaults, required = _defaults(section, settings, saved["method"]), {"kind"}
+        else:
+            defaults, required = current[section], set()
+        # The settings of a kind that is not registered here are not known.
+        known = set(settings if defaults is None else defaults)
+        _require_keys(path, f"its config.{section}", settings, required, known)
+        filled[section] = {**(defaults or {}), **settings}
+    return {**current, **filled}
+
+
+def _defaults(part: str, settings: dict[str, Any], method: str) -> dict[str, Any] | None:
+    """The settings of the part's method, else of its kind; None for a kind that is not registered here."""
+    kind = settings.get("kind")
+    if kind not in part_names(part):
+        return None
+    own = getattr(get_method(method), part) if method in method_names() else None
+    defaults = own if own is not None and own.kind == kind else get_part(part, kind)()
+    return {"kind": kind, **dataclasses.asdict(defaults)}
+
+
+def _part(part: str, settings: dict[str, Any]) -> Any | None:
+    """The part with these settings; None where its kind is not registered here."""
+    if settings["kind"] not in part_names(part):
+        return None
+    return get_part(part, settings["kind"])(**{name: value for name, value in settings.items() if name != "kind"})
+
+
+def _require_same_measure(path: str | os.PathLike[str], saved: dict[str, Any], config: EntropyConfig) -> None:
+    current = to_mapping(config)
+    differing = [part for part in MEASURING_PARTS if saved[part] != current[part]]
+    if measures_responses(saved["aggregation"]) != measures_responses(config.aggregation):
+        differing.append("aggregation")
+    target = _part("target", saved["target"])
+    if target is None or target.needs_anchor != config.target.needs_anchor:
+        differing.append("target")
+    if differing:
+        settings = [f"entropy.{name} was {saved[name]!r} and is now {current[name]!r}" for name in differing]
         raise StateError(
             path,
-            f"its version {version} is older than {VERSION}, which this verl_aer reads; go on from it with the "
-            "verl_aer that wrote it, or restart with entropy.controller.initial and entropy.target.initial_entropy set "
-            "to the values in the file",
+            f"its H0 is that of another entropy or target: {'; '.join(settings)}. Set them back to resume from it",
         )
 
 
-def _require_same_settings(path: str | os.PathLike[str], saved: Any, current: dict[str, Any]) -> None:
-    if not isinstance(saved, dict):
-        raise StateError(path, f"its config holds {type(saved).__name__}, not an object of keys and values")
-    differences = [
-        f"entropy.{part} was {saved.get(part)} and is now {current[part]}"
-        for part in BOUND_PARTS
-        if saved.get(part) != current[part]
-    ]
-    if differences:
-        raise StateError(
-            path,
-            f"it was written under other settings: {'; '.join(differences)}. Set them back to go on from it; "
-            "to keep alpha and H0 under new settings, restart with entropy.controller.initial and "
-            "entropy.target.initial_entropy set to the values in the file",
+def _changed_settings(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """A sentence for each setting that differs from the saved one, or that the saved config does not have."""
+    changes = []
+    for section, settings in current.items():
+        if section in _NO_PART_IN_A_RESUME:
+            continue
+        before = saved.get(section)
+        if not isinstance(settings, dict) or not isinstance(before, dict) or before.get("kind") != settings.get("kind"):
+            changes += _change(section, before, settings, is_new=section not in saved)
+            continue
+        for name, value in settings.items():
+            changes += _change(f"{section}.{name}", before.get(name), value, is_new=name not in before)
+    return changes
+
+
+def _change(key: str, before: Any, now: Any, is_new: bool) -> list[str]:
+    if is_new:
+        return [f"entropy.{key} is newer than the checkpoint and is {now!r}"]
+    return [] if before == now else [f"entropy.{key} was {before!r} and is now {now!r}"]
+
+
+def _adapted(state: ControlState, config: EntropyConfig) -> tuple[ControlState, list[str]]:
+    """The state under the settings of ``config``, and a sentence for each of H0 and alpha that they changed."""
+    controller, changes = config.controller, []
+    given = config.target.initial_entropy if config.target.needs_anchor else None
+    initial_entropy = state.initial_entropy if given is None else given
+    if initial_entropy != state.initial_entropy:
+        changes.append(f"H0 was {state.initial_entropy!r} and is now {given!r}, as entropy.target.initial_entropy says")
+    alpha = controller.nearest(state.alpha)
+    if alpha != state.alpha:
+        changes.append(
+            f"alpha was {state.alpha!r} and is now {alpha!r}, the nearest that the controller "
+            f"{controller.kind!r} allows"
         )
+    undamped_alpha = controller.nearest(state.undamped_alpha)
+    adapted = dataclasses.replace(state, alpha=alpha, undamped_alpha=undamped_alpha, initial_entropy=initial_entropy)
+    return adapted, changes
 
 
-def _read_state(path: str | os.PathLike[str], found: Any, config: EntropyConfig) -> ControlState:
+def _read_state(path: str | os.PathLike[str], found: Any, saved: dict[str, Any]) -> ControlState:
     fields = {field.name: hint for field, hint in _state_fields()}
-    _require_keys(path, "its state", found, set(fields))
-    for name, optional_number in fields.items():
-        _require_value(path, name, found[name], *optional_number)
+    required = {field.name for field, _ in _state_fields() if field.default is dataclasses.MISSING}
+    _require_keys(path, "its state", found, required, set(fields))
+    for name, value in found.items():
+        _require_value(path, name, value, *fields[name])
     state = ControlState(**found)
-    _require_possible(path, state, config)
+    _require_possible(path, state, saved)
     return state
 
 
 def _read_memory(path: str | os.PathLike[str], found: Any) -> RunMemory:
-    _require_keys(path, "its memory", found, {"questions", "reward_shaping"})
+    _require_keys(path, "its memory", found, set(), {"questions", "reward_shaping"})
     for name, value in found.items():
-        if not isinstance(value, dict):
-            raise StateError(path, f"its memory.{name} holds {type(value).__name__}, not an object of keys and values")
-    questions, shaping = found["questions"], found["reward_shaping"]
+        _require_object(path, f"its memory.{name}", value)
+    questions, shaping = found.get("questions", {}), found.get("reward_shaping", {})
     for name, value in shaping.items():
         _require_value(path, f"memory.reward_shaping.{name}", value, float, may_be_null=False)
     for name, question in questions.items():
@@ -228,13 +375,15 @@ def _require_value(path: str | os.PathLike[str], name: str, value: Any, wanted: 
         raise StateError(path, f"its state has {name}={value!r}, which is not finite")
 
 
-def _require_possible(path: str | os.PathLike[str], state: ControlState, config: EntropyConfig) -> None:
+def _require_possible(path: str | os.PathLike[str], state: ControlState, saved: dict[str, Any]) -> None:
     for name in ("entropy_count", "step", "updates", "skipped_updates", "saturated_steps"):
         if getattr(state, name) < 0:
             raise StateError(path, f"its state has {name}={getattr(state, name)!r}, which is negative")
+    controller = _part("controller", saved["controller"])
     for name in ("alpha", "undamped_alpha"):
-        if not config.controller.allows(getattr(state, name)):
-            kind, value = config.controller.kind, getattr(state, name)
+        # A kind of a user's that is no longer registered is not judged.
+        if controller is not None and not controller.allows(getattr(state, name)):
+            kind, value = controller.kind, getattr(state, name)
             raise StateError(path, f"its state has {name}={value!r}, which the controller {kind!r} cannot have")
     if state.updates + state.skipped_updates > state.step:
         raise StateError(path, "its state counts more updates than steps")
@@ -242,5 +391,5 @@ def _require_possible(path: str | os.PathLike[str], state: ControlState, config:
         raise StateError(path, "its state counts more saturated steps than updates")
     if state.updates and state.entropy_ema is None:
         raise StateError(path, "its state counts updates and lacks entropy_ema")
-    if state.updates and config.target.needs_anchor and state.initial_entropy is None:
+    if state.updates and _part("target", saved["target"]).needs_anchor and state.initial_entropy is None:
         raise StateError(path, "its state counts updates towards a target and lacks initial_entropy")

@@ -104,7 +104,8 @@ class Anchored(Target):
 
     Args:
         tau: share of H0, in (0, 1].
-        initial_entropy: H0 in nats per token if already known; None measures it.
+        initial_entropy: H0 in nats per token if already known; None measures it. On resume a number replaces the saved
+            H0, and None keeps it.
         anchor_steps: average H0 over this many first steps; alpha does not move before they are over.
 
     >>> Anchored(tau=0.4).level(initial_entropy=0.5, history=None, entropy=0.3)

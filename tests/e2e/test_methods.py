@@ -68,7 +68,8 @@ def test_a_method_trains_three_steps_saves_and_resumes(of_method, request):
     saved = json.loads(state_file.read_text())
     assert saved["config"]["method"] == name
     written = parse_entropy_config(saved["config"])
-    state, memory = load_run(state_file, written)
+    state, memory, changes = load_run(state_file, written)
+    assert changes == []
     config = written.over(STEPS * len(method_names()))
 
     assert [row["aer/updates"] for row in rows] == [1, 2, 3]

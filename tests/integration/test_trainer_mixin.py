@@ -20,6 +20,7 @@ from verl_aer.integration.batch import BatchRows
 from verl_aer.integration.functional_request import FUNCTIONAL_KEY
 from verl_aer.integration.loss import ALPHA_KEY, SIGNAL_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS, WEIGHTED_ROWS_KEY
 from verl_aer.rollouts import Tokens
+from verl_aer.state import save_state
 
 
 def composed(*overrides: str):
@@ -47,6 +48,7 @@ class Base:
 
     local_updates = 1
     update_actor = True
+    total_training_steps = 100
 
     def __init__(self, config) -> None:
         self.config = config
@@ -73,6 +75,9 @@ class Base:
 
     def _compute_advantage(self, batch, metrics: dict):
         return batch
+
+    def _load_checkpoint(self):
+        self.global_steps = self.resumed_step
 
     def _update_actor(self, batch, metrics: dict):
         assert len(batch.weights), "the batch that came back with the weights must go on"
@@ -299,6 +304,21 @@ def test_the_workers_halves_become_one_token_mean(make):
     metrics = run_step(make(*HALF, queue=[rows(1.0)]))
     assert metrics["actor/aer/entropy"] == 0.75
     assert not {UPDATE_ENTROPY_NATS, UPDATE_TOKENS} & set(metrics)
+
+
+def test_a_resumed_run_says_which_settings_changed_and_keeps_its_h0(make, tmp_path, caplog):
+    folder = f"trainer.default_local_dir={tmp_path}"
+    first = make(*HALF, folder, queue=[rows(1.0), rows(0.25)])
+    run_step(first), run_step(first)
+    save_state(tmp_path / "global_step_2" / "aer_state.json", first.entropy_control.state, first.entropy_config)
+    resume = ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={tmp_path / 'global_step_2'}"]
+    second = make("entropy.target.tau=0.5", "entropy.controller.maximum=0.01", folder, *resume, queue=[rows(0.25)])
+    second.resumed_step = 2
+    second._load_checkpoint()
+    assert "entropy.controller.eta was 0.1 and is now 0.05" in caplog.text
+    assert "alpha was 0.025 and is now 0.01" in caplog.text
+    metrics = run_step(second)
+    assert (metrics["aer/alpha"], metrics["aer/initial_entropy"], metrics["aer/updates"]) == (0.01, 1.0, 3)
 
 
 def test_our_name_gets_verls_own_buffer_for_the_mode(monkeypatch):

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -17,11 +21,25 @@ from verl_aer import (
     load_state,
     parse_entropy_config,
     save_state,
+    to_mapping,
 )
 from verl_aer.questions import Question
 from verl_aer.state import changed_conditions
 
-SWITCH = "To start the controller afresh, set entropy.on_missing_state=restart."
+SWITCH = "To restart the controller, set entropy.on_missing_state=restart."
+
+
+FILES = Path(__file__).parent / "state_files"
+"""State files as released code wrote them, by version; never to be written again."""
+
+
+def rewrite(path: Path, change: Callable[[dict], None]) -> None:
+    """Change the document and give it the digest of version 3, as another release would have written it."""
+    document = json.loads(path.read_text())
+    change(document)
+    parts = [document[part] for part in ("config", "state", "memory", "conditions")]
+    document["sha256"] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(document))
 
 
 def bits(value: float) -> bytes:
@@ -101,18 +119,142 @@ def test_other_weights_and_averages_may_be_resumed_with(saved, state):
     assert load_state(saved, changed) == state
 
 
+def test_unchanged_settings_change_nothing(saved, config):
+    assert load_run(saved, config).changes == []
+
+
 @pytest.mark.parametrize(
     ("node", "named"),
     [
-        ({"controller": {"ema": 0.3, "eta": 0.5}}, "entropy.controller"),
-        ({"controller": {"ema": 0.3}, "target": {"tau": 0.5}}, "entropy.target"),
-        ({"target": {"kind": "absolute"}, "controller": {"ema": 0.3}}, "entropy.target"),
+        ({"functional": {"kind": "clamped"}}, "entropy.functional was {'kind': 'full'} and is now {'kind': 'clamped'"),
+        ({"selection": {"kind": "turns"}}, "entropy.selection was {'kind': 'all'} and is now {'kind': 'turns'}"),
+        (
+            {"aggregation": "seq-mean-token-mean"},
+            "entropy.aggregation was 'token-mean' and is now 'seq-mean-token-mean'",
+        ),
+        ({"target": {"kind": "absolute"}}, "entropy.target was {'kind': 'anchored'"),
     ],
 )
-def test_a_state_of_other_settings_is_refused(saved, node, named):
-    with pytest.raises(StateError, match=f"{named} was .* and is now") as caught:
-        load_state(saved, parse_entropy_config({"method": "aer", **node}))
+def test_a_state_whose_h0_means_another_entropy_is_refused(saved, node, named):
+    with pytest.raises(StateError, match=re.escape(named)) as caught:
+        load_state(saved, parse_entropy_config({"method": "aer", "controller": {"ema": 0.3}, **node}))
     assert_names_file_and_switch(caught.value, saved)
+
+
+def test_an_unanchored_run_does_not_become_an_anchored_one(tmp_path, state):
+    path = tmp_path / "aer_state.json"
+    save_state(path, state, parse_entropy_config({"method": "aer_absolute_target"}))
+    with pytest.raises(StateError, match=r"entropy\.target was"):
+        load_state(path, parse_entropy_config({"method": "aer"}))
+
+
+def test_clamping_by_another_share_measures_another_entropy(tmp_path, state):
+    path = tmp_path / "aer_state.json"
+    save_state(path, state, parse_entropy_config({"method": "aer", "functional": {"kind": "clamped", "p": 0.2}}))
+    with pytest.raises(StateError, match=r"'p': 0.2} and is now .*'p': 0.3}"):
+        load_state(path, parse_entropy_config({"method": "aer", "functional": {"kind": "clamped", "p": 0.3}}))
+
+
+CHANGES = {
+    "eta": ({"controller": {"ema": 0.3, "eta": 0.5}}, {}, ["entropy.controller.eta was 0.05 and is now 0.5"]),
+    "tau": (
+        {"controller": {"ema": 0.3}, "target": {"tau": 0.5}},
+        {},
+        ["entropy.target.tau was 0.4 and is now 0.5"],
+    ),
+    "maximum": (
+        {"controller": {"ema": 0.3, "maximum": 0.1}},
+        {"alpha": 0.1, "undamped_alpha": 0.1},
+        [
+            "entropy.controller.maximum was 0.2 and is now 0.1",
+            "alpha was 0.16999999999999998 and is now 0.1, the nearest that the controller 'integral' allows",
+        ],
+    ),
+    "minimum": (
+        {"controller": {"ema": 0.3, "initial": 0.15, "minimum": 0.15}},
+        {"undamped_alpha": 0.15},
+        [
+            "entropy.controller.initial was 0.0 and is now 0.15",
+            "entropy.controller.minimum was 0.0 and is now 0.15",
+        ],
+    ),
+    "another kind within its bounds": (
+        {"controller": {"kind": "proportional_integral"}},
+        {},
+        ["entropy.controller was {'kind': 'integral', 'update_rule': 'proportional', 'eta': 0.05, "],
+    ),
+    "another kind with tighter bounds": (
+        {"controller": {"kind": "sign_gated"}},
+        {"alpha": 0.005, "undamped_alpha": 0.005},
+        ["entropy.controller was {", "alpha was 0.16999999999999998 and is now 0.005, the nearest"],
+    ),
+    "a given H0": (
+        {"controller": {"ema": 0.3}, "target": {"initial_entropy": 0.5}},
+        {"initial_entropy": 0.5},
+        [
+            "entropy.target.initial_entropy was None and is now 0.5",
+            "H0 was 0.3333333333333333 and is now 0.5, as entropy.target.initial_entropy says",
+        ],
+    ),
+    "another allocation": (
+        {"controller": {"ema": 0.3}, "allocation": {"kind": "uniform"}},
+        {},
+        ["entropy.allocation was {'kind': 'difficulty'"],
+    ),
+    "a given H0 after the first steps": (
+        {"controller": {"ema": 0.3}, "target": {"anchor_steps": 9}},
+        {},
+        ["entropy.target.anchor_steps was 1 and is now 9"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_changed_settings_are_named_and_the_state_survives(tmp_path, state, config, name):
+    node, moved, sentences = CHANGES[name]
+    path, memory = tmp_path / "s.json", RunMemory(QuestionMemory({"x": Question(0.5, 20, 7)}))
+    save_state(path, state, config, memory=memory)
+    loaded = load_run(path, parse_entropy_config({"method": "aer", **node}))
+    assert loaded.state == replace(state, **moved)
+    assert loaded.memory == memory
+    assert len(loaded.changes) == len(sentences)
+    assert all(found.startswith(wanted) for found, wanted in zip(loaded.changes, sentences, strict=True))
+
+
+def test_a_changed_coefficient_is_what_the_next_step_trains_with(tmp_path):
+    node = {"method": "fixed", "controller": {"coefficient": 0.02}}
+    fixed = EntropyControl(parse_entropy_config(node))
+    fixed.observe(0.5, 1)
+    save_state(tmp_path / "s.json", fixed.state, parse_entropy_config(node))
+    node["controller"] = {"coefficient": 0.03}
+    loaded = load_state(tmp_path / "s.json", parse_entropy_config(node))
+    assert (loaded.alpha, loaded.undamped_alpha, loaded.step) == (0.03, 0.03, 1)
+
+
+def test_a_lower_schedule_starts_at_its_own_bound(tmp_path):
+    node = {"method": "ceeh_me"}
+    control = EntropyControl(parse_entropy_config(node).over(40))
+    control.observe(0.5, 1)
+    save_state(tmp_path / "s.json", control.state, parse_entropy_config(node))
+    lower = parse_entropy_config({**node, "controller": {"initial": 1e-4}})
+    assert load_state(tmp_path / "s.json", lower).alpha == 1e-4
+
+
+def test_a_gated_coefficient_of_zero_stays_withheld():
+    gated = parse_entropy_config({"method": "skywork", "controller": {"minimum": 0.001, "initial": 0.001}})
+    assert [gated.controller.nearest(alpha) for alpha in (0.0, 0.002, 0.3)] == [0.0, 0.002, 0.005]
+    always = parse_entropy_config(
+        {"method": "skywork", "controller": {"minimum": 0.001, "initial": 0.001, "gate": False}}
+    )
+    assert always.controller.nearest(0.0) == 0.001
+
+
+def test_null_keeps_an_h0_that_was_given(tmp_path, state, config):
+    given = parse_entropy_config({"method": "aer", "controller": {"ema": 0.3}, "target": {"initial_entropy": 1 / 3}})
+    save_state(tmp_path / "s.json", state, given)
+    loaded = load_run(tmp_path / "s.json", config)
+    assert loaded.state == state
+    assert loaded.changes == ["entropy.target.initial_entropy was 0.3333333333333333 and is now None"]
 
 
 def assert_names_file_and_switch(error: StateError, path) -> None:
@@ -152,7 +294,7 @@ def changed(**state) -> dict:
 CORRUPTIONS = {
     "other format": ({"format": "something"}, "format is 'something'"),
     "newer version": ({"version": 4}, "newer than 3"),
-    "older version": ({"version": 2}, "older than 3"),
+    "version of other keys": ({"version": 2}, r"unknown keys \['memory'\]"),
     "version zero": ({"version": 0}, "version is 0"),
     "version as text": ({"version": "2"}, "version is '2'"),
     "version as bool": ({"version": True}, "version is True"),
@@ -213,8 +355,179 @@ def test_a_lost_state_key_is_refused(saved, config, key):
     document = json.loads(saved.read_text())
     del document["state"][key]
     saved.write_text(json.dumps(document))
-    with pytest.raises(StateError, match=rf"lacks the keys \['{key}'\]"):
+    # A key with a default may be newer than the file; that it was there is known from the digest.
+    with pytest.raises(StateError, match=rf"lacks the keys \['{key}'\]|lacks {key}|sha256|more updates|more saturated"):
         load_state(saved, config)
+
+
+def test_a_number_that_is_newer_than_the_file_has_its_default(saved, config, state):
+    rewrite(saved, lambda document: document["state"].pop("saturated_steps"))
+    assert load_state(saved, config) == replace(state, saturated_steps=0)
+
+
+@pytest.mark.parametrize("part", ["allocation", "controller", "target", "correctness"])
+def test_a_setting_that_is_newer_than_the_file_has_its_default(saved, config, state, part):
+    current = to_mapping(config)[part]
+    name = list(current)[-1]
+    rewrite(saved, lambda document: document["config"][part].pop(name))
+    loaded = load_run(saved, config)
+    assert loaded.state == state
+    assert loaded.changes == [f"entropy.{part}.{name} is newer than the checkpoint and is {current[name]!r}"]
+
+
+def test_a_setting_of_what_is_measured_that_is_newer_than_the_file_has_its_default(tmp_path, state):
+    clamped = {"method": "aer", "functional": {"kind": "clamped"}}
+    path = tmp_path / "s.json"
+    save_state(path, state, parse_entropy_config(clamped))
+    rewrite(path, lambda document: document["config"]["functional"].pop("p"))
+    assert load_state(path, parse_entropy_config(clamped)) == state
+    clamped["functional"]["p"] = 0.3
+    with pytest.raises(StateError, match=r"'p': 0.2} and is now .*'p': 0.3}"):
+        load_state(path, parse_entropy_config(clamped))
+
+
+def test_a_part_that_is_newer_than_the_file_is_named(saved, config, state):
+    rewrite(saved, lambda document: document["config"].pop("penalty"))
+    loaded = load_run(saved, config)
+    assert loaded.state == state
+    assert loaded.changes == ["entropy.penalty is newer than the checkpoint and is {'kind': 'bonus'}"]
+
+
+@pytest.mark.parametrize("section", ["allocation", "target", "correctness", "limits"])
+def test_a_setting_that_a_newer_package_wrote_is_refused(saved, config, section):
+    rewrite(saved, lambda document: document["config"][section].update(momentum=0.5))
+    with pytest.raises(
+        StateError, match=rf"config.{section} has the unknown keys \['momentum'\], which a newer verl_aer"
+    ):
+        load_state(saved, config)
+
+
+def test_an_unknown_section_is_refused(saved, config):
+    rewrite(saved, lambda document: document["config"].update(momentum={"kind": "none"}))
+    with pytest.raises(StateError, match=r"its config has the unknown keys \['momentum'\]"):
+        load_state(saved, config)
+
+
+def test_a_controller_that_is_registered_no_longer_gives_way_to_another(saved, config, state):
+    rewrite(saved, lambda document: document["config"].update(controller={"kind": "mine", "speed": 3}))
+    loaded = load_run(saved, config)
+    assert loaded.state == state
+    assert loaded.changes[0].startswith(
+        "entropy.controller was {'kind': 'mine', 'speed': 3} and is now {'kind': 'integr"
+    )
+
+
+WRITTEN = {
+    "version_1_aer": (
+        {"method": "aer", "controller": {"eta": 0.02}},
+        ControlState(
+            alpha=0.0028000000000000047,
+            undamped_alpha=0.0028000000000000047,
+            initial_entropy=0.8,
+            entropy_sum=0.8,
+            entropy_count=1,
+            entropy_ema=0.25,
+            step=8,
+            updates=7,
+            skipped_updates=1,
+        ),
+        RunMemory(),
+    ),
+    "version_3_aer": (
+        {"method": "aer", "controller": {"damping": 0.5}},
+        ControlState(
+            alpha=0.042000000000000044,
+            undamped_alpha=0.007000000000000011,
+            initial_entropy=0.8,
+            entropy_sum=2.97,
+            entropy_count=7,
+            entropy_ema=0.25,
+            step=8,
+            updates=7,
+            skipped_updates=1,
+        ),
+        RunMemory(),
+    ),
+    "version_3_skywork": (
+        {"method": "skywork"},
+        ControlState(
+            alpha=0.0002,
+            undamped_alpha=0.0002,
+            entropy_sum=1.5099999999999998,
+            entropy_count=6,
+            entropy_ema=0.17,
+            step=6,
+            updates=6,
+        ),
+        RunMemory(),
+    ),
+    "version_3_ceeh_me": (
+        {"method": "ceeh_me"},
+        ControlState(
+            alpha=0.0009723699203976765,
+            undamped_alpha=0.0009723699203976765,
+            entropy_sum=1.35,
+            entropy_count=3,
+            entropy_ema=0.4,
+            step=3,
+            updates=3,
+        ),
+        RunMemory(
+            QuestionMemory(
+                {"q-17": Question(1 / 3, 212, 3), "q-4": Question(0.0, None, 2), "ü": Question(0.9625, 31, 1)}
+            )
+        ),
+    ),
+    "version_3_ares": (
+        {"method": "ares"},
+        ControlState(
+            alpha=0.0, undamped_alpha=0.0, entropy_sum=1.35, entropy_count=3, entropy_ema=0.4, step=3, updates=3
+        ),
+        RunMemory(
+            reward_shaping={"threshold": 0.1 + 0.2, "target_easy": 2.0, "next_target_easy": 2.1, "gain_easy": 0.45}
+        ),
+    ),
+}
+# Version 2 had version 3's state, and had added up the entropies of H0 alone.
+WRITTEN["version_2_aer"] = (
+    WRITTEN["version_3_aer"][0],
+    replace(WRITTEN["version_3_aer"][1], entropy_sum=0.8, entropy_count=1),
+    RunMemory(),
+)
+WRITTEN["version_2_aer_without_conditions"] = WRITTEN["version_2_aer"]
+
+
+def test_a_part_without_a_kind_is_refused(saved, config):
+    rewrite(saved, lambda document: document["config"]["controller"].pop("kind"))
+    with pytest.raises(StateError, match=r"its config.controller lacks the keys \['kind'\]"):
+        load_state(saved, config)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_file_of_every_released_version_is_read(name):
+    node, state, memory = WRITTEN[name]
+    loaded = load_run(FILES / f"{name}.json", parse_entropy_config(node))
+    assert loaded.state == state
+    assert loaded.memory == memory
+    # The settings are those that it was written under; those that it lacks have their defaults.
+    assert all("is newer than the checkpoint" in change for change in loaded.changes)
+
+
+def test_every_file_that_is_kept_is_read():
+    assert sorted(WRITTEN) == sorted(path.stem for path in FILES.iterdir())
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_changed_digit_in_an_older_file_is_found(name, tmp_path):
+    text = (FILES / f"{name}.json").read_text()
+    changed = re.sub(r'"alpha": [0-9.]+', '"alpha": 0.0001' if '"alpha": 0.0,' not in text else '"alpha": -0.0', text)
+    (tmp_path / "s.json").write_text(changed)
+    with pytest.raises(StateError, match="do not match their sha256"):
+        load_state(tmp_path / "s.json", parse_entropy_config(WRITTEN[name][0]))
+
+
+def test_a_file_without_conditions_has_none_that_changed():
+    assert changed_conditions(FILES / "version_1_aer.json", {"temperature": 0.7}) == []
 
 
 def test_an_interrupted_write_leaves_the_file_that_was_there(saved, config, state, monkeypatch):
@@ -259,12 +572,13 @@ def test_the_runs_memory_comes_back(tmp_path, state, config):
     questions = QuestionMemory({"x": Question(1 / 3, 20, 7), "ü": Question(0.0, None, 3)})
     memory = RunMemory(questions, {"threshold": 0.1 + 0.2})
     save_state(tmp_path / "s.json", state, config, memory=memory)
-    assert load_run(tmp_path / "s.json", config) == (state, memory)
+    assert load_run(tmp_path / "s.json", config) == (state, memory, [])
     assert load_state(tmp_path / "s.json", config) == state
 
 
 BAD_MEMORY = {
-    "no questions": ({"reward_shaping": {}}, "questions"),
+    "no questions": ({"reward_shaping": {}}, "sha256"),
+    "unknown memory": ({"questions": {}, "reward_shaping": {}, "moments": {}}, "unknown keys ['moments']"),
     "questions in a list": ({"questions": [], "reward_shaping": {}}, "memory.questions holds list"),
     "shaping in a number": ({"questions": {}, "reward_shaping": 1.0}, "memory.reward_shaping holds float"),
     "short question": ({"questions": {"x": [0.5, 3]}, "reward_shaping": {}}, "'x'"),

@@ -39,6 +39,11 @@ AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "policy")
 ON_MISSING_STATE = ("error", "restart")
 
 
+def measures_responses(aggregation: str) -> bool:
+    """Whether the controlled entropy is a mean over responses, of which each counts alike, and not over tokens."""
+    return aggregation == "seq-mean-token-mean"
+
+
 class Problem(NamedTuple):
     """One thing wrong with the config: the full key, what is wrong with it, and what to do."""
 

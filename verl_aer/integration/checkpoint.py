@@ -14,9 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from verl_aer.config.schema import EntropyConfig
-from verl_aer.control import ControlState
 from verl_aer.integration.data_files import data_files
-from verl_aer.state import RunMemory, StateError, changed_conditions, load_run
+from verl_aer.state import SavedRun, StateError, changed_conditions, load_run
 
 STATE_FILE = "aer_state.json"
 
@@ -68,8 +67,8 @@ def resume_warnings(config: DictConfig) -> list[str]:
     ]
 
 
-def read_resumed_state(config: DictConfig, entropy: EntropyConfig) -> tuple[ControlState, RunMemory] | None:
-    """The state to go on from, and what the run remembers beside it; None for a run from scratch.
+def read_resumed_state(config: DictConfig, entropy: EntropyConfig) -> SavedRun | None:
+    """The state to resume from, what the run remembers beside it, and what has changed; None for a run from scratch.
 
     With ``entropy.on_missing_state=restart`` a state that cannot be used is reported and the controller starts
     afresh (None too); otherwise StateError says which file is wrong, how, and names that switch.

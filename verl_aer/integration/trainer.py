@@ -28,7 +28,7 @@ from verl.utils.config import omega_conf_to_dataclass
 
 from verl_aer.advantage_shaping import shape_advantages
 from verl_aer.allocation import allocate
-from verl_aer.config.schema import ConfigError, EntropyConfig, to_mapping
+from verl_aer.config.schema import ConfigError, EntropyConfig, measures_responses, to_mapping
 from verl_aer.control import Decision, EntropyControl
 from verl_aer.correctness import Groups
 from verl_aer.files import write_text_atomically
@@ -300,14 +300,14 @@ class EntropyTrainerMixin:
             return
         resumed = read_resumed_state(self.config, self.entropy_config)
         if resumed is not None:
-            state, self.entropy_memory = resumed
+            state, self.entropy_memory = resumed.state, resumed.memory
             self.entropy_control = EntropyControl(self._settings_of_run, state)
             print(
                 f"[verl_aer] resumed after step {state.step}: alpha {state.alpha!r}, "
                 f"initial entropy {state.initial_entropy!r}",
                 flush=True,
             )
-            for warning in resume_warnings(self.config):
+            for warning in [*resumed.changes, *resume_warnings(self.config)]:
                 logger.warning("%s", warning)
 
 
@@ -315,7 +315,7 @@ def _added_up(rows: BatchRows, aggregation: str) -> tuple[float, float]:
     """Nats and tokens of all rows; where each response counts alike, their means and their number."""
     counted = ~rows.is_padding & (rows.tokens > 0)
     nats, tokens = rows.entropy_nats[counted], rows.tokens[counted]
-    if aggregation == "seq-mean-token-mean":
+    if measures_responses(aggregation):
         return float((nats / tokens).sum()), float(len(nats))
     return float(nats.sum()), float(tokens.sum())
 

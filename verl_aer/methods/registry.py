@@ -119,7 +119,7 @@ _REQUIRED = {
     "functional": ("entropy", "of_sample"),
     "selection": ("weights", "selects"),
     "target": ("bounds", "level", "needs_anchor"),
-    "controller": ("initial_alpha", "next_alpha", "applied", "allows", "smooth", "saturated", "uses_target"),
+    "controller": ("initial_alpha", "next_alpha", "applied", "allows", "nearest", "smooth", "saturated", "uses_target"),
     "penalty": ("value", "slope", "signal", "uses_target"),
     "reward_shaping": ("change", "changes", "uses_questions", "uses_entropy"),
     "advantage_shaping": ("shape", "shapes", "uses_entropy", "steers"),

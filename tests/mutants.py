@@ -87,9 +87,11 @@ MUTANTS = [
     Mutant("allocation.py", "            weights = margin\n", "            weights = margin / self.rho\n"),
     Mutant("allocation.py", "(margin > 0).astype", "(margin >= 0).astype"),
     Mutant("allocation.py", "(margin / self.rho) ** self.power\n        else", "margin**self.power\n        else"),
-    Mutant(
-        "allocation.py", "np.where(groups.accuracy == 0, 0.0, weights)", "np.where(groups.accuracy != 0, 0.0, weights)"
-    ),
+    Mutant("allocation.py", "explores &= groups.accuracy != 0", "explores &= groups.accuracy == 0"),
+    Mutant("allocation.py", "explores &= ~(groups.entropy > ", "explores &= (groups.entropy <= "),
+    Mutant("allocation.py", "np.where(explores, largest - weights, 0.0)", "largest - weights"),
+    Mutant("allocation.py", "self.mean_floor * largest - weights.mean()", "self.mean_floor - weights.mean()"),
+    Mutant("allocation.py", "min(1.0, missing / room.mean())", "missing"),
     Mutant("allocation.py", "if not self.include_all_wrong:", "if self.include_all_wrong:"),
     Mutant("allocation.py", "weights = weights / weights.mean()", "weights = weights / weights.sum()"),
     Mutant("allocation.py", "np.append(weights, 0.0)", "np.append(weights, 1.0)"),
@@ -200,7 +202,7 @@ MUTANTS = [
         "            attach_weights(batch, weights)\n            return batch",
     ),
     Mutant("integration/trainer.py", "counted = ~rows.is_padding & (rows.tokens > 0)", "counted = rows.tokens > 0"),
-    Mutant("integration/trainer.py", 'if measures_responses(aggregation):', "if False:"),
+    Mutant("integration/trainer.py", "if measures_responses(aggregation):", "if False:"),
     Mutant(
         "integration/trainer.py",
         "        self.entropy_nats += nats\n        self.tokens += tokens",

@@ -59,7 +59,19 @@ class Difficulty(Allocation):
         step         w(q) = 1 if g < rho else 0
         power        w(q) = (max(0, rho - g) / rho) ** power
 
-    then w(q) = 0 where g = 0 unless include_all_wrong, then w / mean(w) with mean_normalize.
+    then, in this order:
+
+        w(q) = 0                      where g = 0, unless include_all_wrong
+        w(q) = 0                      where H(q) > entropy_ceiling * H0
+        w(q) + s * (w_max - w(q))     for all other prompts, with the s >= 0 that lifts mean(w) to mean_floor * w_max
+        w / mean(w)                   with mean_normalize
+
+    w_max is the weight of g = 0, and H(q) the mean entropy of the prompt's rollouts.
+
+    A policy that gets good leaves few prompts below rho. Without the floor alpha then rises by 1 / mean(w) to move the
+    mean entropy through these few alone, and they get it undiluted: their entropy runs away while the mean sits on its
+    target. The floor lets alpha act through all prompts instead, the harder ones still more; the ceiling ends the bonus
+    of a prompt that is above the initial level. Both are our addition, chosen by ``python -m benchmarks.actuator``.
 
     ``linear`` and ``linear_raw`` differ in units only: raw with alpha, eta and the bounds divided by rho
     gives the same lambda. Our reading of AER (arXiv 2510.10959), whose description gives the threshold rho,
@@ -73,12 +85,17 @@ class Difficulty(Allocation):
             coefficient; few hard prompts then get large ones.
         include_all_wrong: whether a group without any correct rollout, which has no advantage to learn
             from, is explored.
+        mean_floor: least mean weight of the step's prompts, as a share of w_max, in [0, 1); 0 is off.
+        entropy_ceiling: a prompt whose own entropy is above this many times H0 gets no bonus, > 0; None is off. Without
+            an anchored target there is no H0, and in bypass mode no H(q): it is then not read.
 
     >>> from verl_aer.correctness import Groups
     >>> accuracy = np.array([0.0, 0.125, 0.5, 1.0])
     >>> groups = Groups(accuracy, size=np.full(4, 8), prompt_of_row=np.arange(4))
     >>> Difficulty(rho=0.5).weights(groups)
     array([1.  , 0.75, 0.  , 0.  ])
+    >>> Difficulty(rho=0.5, mean_floor=0.55).weights(groups)  # s = (0.55 - 0.4375) / (1 - 0.4375) = 0.2
+    array([1. , 0.8, 0.2, 0.2])
     >>> Difficulty(shape="power", power=2.0).weights(groups)
     array([1.    , 0.5625, 0.    , 0.    ])
     """
@@ -88,6 +105,8 @@ class Difficulty(Allocation):
     power: float = 1.0
     mean_normalize: bool = False
     include_all_wrong: bool = True
+    mean_floor: float = 0.1
+    entropy_ceiling: float | None = 1.0
 
     def problems(self) -> list[tuple[str, str]]:
         found = []
@@ -97,10 +116,14 @@ class Difficulty(Allocation):
             found.append(("rho", "> 0"))
         if self.power <= 0:
             found.append(("power", "> 0"))
+        if not 0 <= self.mean_floor < 1:
+            found.append(("mean_floor", "in [0, 1)"))
+        if self.entropy_ceiling is not None and self.entropy_ceiling <= 0:
+            found.append(("entropy_ceiling", "null (off) or > 0"))
         return found
 
     def weights(self, groups: Groups) -> np.ndarray:
-        """``(P,)`` float64 >= 0, exactly 0 where accuracy >= rho."""
+        """``(P,)`` float64 >= 0."""
         margin = np.maximum(0.0, self.rho - groups.accuracy)
         if self.shape == "linear":
             weights = margin / self.rho
@@ -112,11 +135,30 @@ class Difficulty(Allocation):
             weights = (margin / self.rho) ** self.power
         else:
             raise ValueError(f"shape must be one of {', '.join(SHAPES)}, got {self.shape!r}")
-        if not self.include_all_wrong:
-            weights = np.where(groups.accuracy == 0, 0.0, weights)
+        explores = self._explores(groups)
+        weights = self._lifted(np.where(explores, weights, 0.0), explores)
         if self.mean_normalize and weights.any():
             weights = weights / weights.mean()
         return weights
+
+    def _explores(self, groups: Groups) -> np.ndarray:
+        """``(P,)`` bool: prompts that may get a weight."""
+        explores = np.full(len(groups.accuracy), True)
+        if not self.include_all_wrong:
+            explores &= groups.accuracy != 0
+        if self.entropy_ceiling is not None and groups.entropy is not None and groups.initial_entropy is not None:
+            # NaN compares false: a prompt without response tokens is not above anything.
+            explores &= ~(groups.entropy > self.entropy_ceiling * groups.initial_entropy)
+        return explores
+
+    def _lifted(self, weights: np.ndarray, explores: np.ndarray) -> np.ndarray:
+        """The weights, mixed with w_max on all prompts that explore until their mean is the floor."""
+        largest = self.rho if self.shape == "linear_raw" else 1.0
+        room = np.where(explores, largest - weights, 0.0)
+        if not room.any():
+            return weights
+        missing = max(0.0, self.mean_floor * largest - weights.mean())
+        return weights + min(1.0, missing / room.mean()) * room
 
 
 @register_allocation("historical")

@@ -45,6 +45,10 @@ class Groups:
     Where a part of the method asks for the memory of questions (``verl_aer.questions``), and None elsewhere:
     history: ``(P,)`` float64, Acc_h of the prompt's question after this step. history_mean: Acc_h over all questions.
     shortest: ``(P,)`` float64, L_x in tokens, NaN where no correct response is known.
+
+    Where weights are computed: entropy: ``(P,)`` float64, mean entropy of each prompt's rollouts as the control
+    measures it, nats per token, NaN for a prompt without response tokens; None where the driver does not know it
+    (bypass mode). initial_entropy: H0, nats per token, None while it is not known and where the target is not anchored.
     """
 
     accuracy: np.ndarray
@@ -55,6 +59,8 @@ class Groups:
     history: np.ndarray | None = None
     history_mean: float | None = None
     shortest: np.ndarray | None = None
+    entropy: np.ndarray | None = None
+    initial_entropy: float | None = None
 
 
 def trajectory_correctness(reward: np.ndarray | None, acc: np.ndarray | None, threshold: float | None) -> np.ndarray:

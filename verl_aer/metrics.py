@@ -53,7 +53,7 @@ METRICS = [
         "aer/weight/mean",
         "1",
         "mean_i w_i",
-        "mean weight of real rows; alpha times it is the mean coefficient",
+        "mean weight of real rows; alpha times it is the mean coefficient; below 0.05 the log warns",
     ),
     MetricSpec("aer/weight/positive_share", "1", "mean_q 1[w(q) > 0]", "share of prompts that explore"),
     MetricSpec("aer/accuracy/mean", "1", "mean_q g(q)", "mean group accuracy"),
@@ -67,14 +67,21 @@ METRICS = [
     MetricSpec("aer/weight/hard", "1", f"mean_q w(q), {_HARD}", "absent in a step without such prompts"),
     MetricSpec("aer/weight/middle", "1", f"mean_q w(q), {_MIDDLE}", "absent in a step without such prompts"),
     MetricSpec("aer/weight/easy", "1", f"mean_q w(q), {_EASY}", "absent in a step without such prompts"),
-    MetricSpec("aer/entropy/hard", "nats/token", f"token mean of H, {_HARD}", "do hard prompts keep exploring?"),
+    MetricSpec(
+        "aer/entropy/hard",
+        "nats/token",
+        f"token mean of H, {_HARD}",
+        "do hard prompts keep exploring? above aer/initial_entropy the log warns",
+    ),
     MetricSpec(
         "aer/entropy/middle",
         "nats/token",
         f"token mean of H, {_MIDDLE}",
         "absent in a step without such prompts",
     ),
-    MetricSpec("aer/entropy/easy", "nats/token", f"token mean of H, {_EASY}", "may fall: easy prompts get no bonus"),
+    MetricSpec(
+        "aer/entropy/easy", "nats/token", f"token mean of H, {_EASY}", "may fall: easy prompts get little or no bonus"
+    ),
     MetricSpec(
         "aer/push",
         "1",

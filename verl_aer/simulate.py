@@ -1,11 +1,11 @@
-"""A synthetic entropy plant, the loop closed around it, and the replay of a real run's loop from its log.
+"""Synthetic entropy plants, the loop closed around them, and the replay of a real run's loop from its log.
 
     H_{t+1} = clip(H_t - decay * H_t + gain * alpha_t * push_t, 0, ceiling) the plant
     alpha_{t+1} = next_alpha(alpha_t, H_t, H*, t)                           the control, unchanged
 
 The plant is the simplest that has both failures of a constant coefficient: too small a one lets the
 entropy decay towards 0 (collapse), too large a one drives it far above its start (explosion). It is not
-fitted to any model.
+fitted to any model. In the ``Population`` each prompt has its own entropy, and the allocation decides what reaches it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 
 from verl_aer.config.schema import EntropyConfig
 from verl_aer.control import ControlState, EntropyControl
+from verl_aer.correctness import DIFFICULTY_BUCKETS, Groups
 from verl_aer.metrics import decision_metrics
 from verl_aer.metrics_log import MetricsRow
 
@@ -30,13 +31,17 @@ class Plant:
     A constant alpha settles at gain * alpha / decay, so holding H* takes alpha = decay * H* / gain: 0.107 for
     the defaults and H* = 0.4 * 0.8.
 
+    multiplicative: ln H_{t+1} = ln H_t - decay + gain * alpha_t, within the same bounds. Only alpha = decay / gain
+    holds a level, whichever it is: below it entropy collapses, above it it explodes.
+
     Args:
         initial: H of the first step, nats per token.
         decay: share of the entropy that a step of the policy loss takes.
-        gain: nats per token that a step adds per unit of alpha.
+        gain: nats per token (multiplicative: share of the entropy) that a step adds per unit of alpha.
         ceiling: entropy of the uniform policy, log V, nats per token.
         noise: standard deviation of the measurement, nats per token.
         seed: of the noise.
+        multiplicative: whether a step changes the logarithm of the entropy.
 
     >>> plant = Plant(initial=0.8, decay=0.05, gain=0.15)
     >>> round(plant.next_entropy(0.8, alpha=0.1), 6)  # 0.8 - 0.04 + 0.015
@@ -49,10 +54,18 @@ class Plant:
     ceiling: float = 10.0
     noise: float = 0.0
     seed: int = 0
+    multiplicative: bool = False
 
     def next_entropy(self, entropy: float, alpha: float) -> float:
         """Entropy after a step trained with ``alpha``, nats per token."""
+        if self.multiplicative:
+            # e^700 is about the largest float there is.
+            return self.bounded(entropy * math.exp(min(self.gain * alpha - self.decay, 700.0)))
         return self.bounded(entropy - self.decay * entropy + self.gain * alpha)
+
+    def hold(self, entropy: float) -> float:
+        """The alpha that holds a level of ``entropy``, nats per token."""
+        return self.decay / self.gain if self.multiplicative else self.decay * entropy / self.gain
 
     def bounded(self, entropy: float) -> float:
         """``entropy`` within what a distribution over the vocabulary can have."""
@@ -89,6 +102,86 @@ def simulate(
         # The step trained with the alpha from before its own observation.
         entropy = plant.next_entropy(entropy, decision.alpha * push)
     return rows
+
+
+@dataclass(frozen=True)
+class Population:
+    """Prompts of one plant, of which a falling number is hard (accuracy 0) and all others are easy (accuracy 1).
+
+        a_i = alpha * [generalization * mean(w) + (1 - generalization) * w_i]
+
+    is the coefficient that acts on the entropy of prompt i, w the allocation's weights. A prompt that is solved keeps
+    its entropy.
+
+    Args:
+        plant: what each prompt's entropy follows.
+        generalization: share of a prompt's push that reaches all prompts alike, in [0, 1].
+        hard_first: share of hard prompts in the first step.
+        hard_last: the same in the last step; in between it changes by equal amounts.
+        prompts: their number.
+
+    >>> population = Population(Plant(), generalization=0.5, prompts=4)
+    >>> population.coefficients(alpha=0.1, weights=np.array([1.0, 0.0, 0.0, 0.0]))
+    array([0.0625, 0.0125, 0.0125, 0.0125])
+    """
+
+    plant: Plant
+    generalization: float = 1.0
+    hard_first: float = 0.5
+    hard_last: float = 0.05
+    prompts: int = 100
+
+    def coefficients(self, alpha: float, weights: np.ndarray) -> np.ndarray:
+        """a_i, ``(P,)`` loss units per nat."""
+        return alpha * (self.generalization * weights.mean() + (1 - self.generalization) * weights)
+
+    def accuracy(self, step: int, steps: int) -> np.ndarray:
+        """``(P,)`` 0 or 1, in ``step`` of ``steps``; at least one prompt is hard."""
+        share = self.hard_first + (self.hard_last - self.hard_first) * (step - 1) / max(steps - 1, 1)
+        return (np.arange(self.prompts) >= max(1, round(share * self.prompts))).astype(np.float64)
+
+
+def simulate_population(config: EntropyConfig, population: Population, steps: int) -> list[MetricsRow]:
+    """The control and the allocation of ``config`` around a population, as the rows that a run would log.
+
+    >>> from verl_aer import parse_entropy_config
+    >>> plant = Plant(initial=0.45, decay=0.012, gain=10.0, multiplicative=True)
+    >>> node = {"method": "aer", "controller": {"eta": 0.005, "damping": 0.1}}
+    >>> rows = simulate_population(parse_entropy_config(node), Population(plant, generalization=0.5), steps=1000)
+    >>> [round(rows[-1].data[name], 2) for name in ("aer/target", "aer/entropy", "aer/entropy/hard")]
+    [0.18, 0.18, 0.47]
+    """
+    config = config.over(steps)
+    control, plant = EntropyControl(config), population.plant
+    noise = np.random.default_rng(plant.seed)
+    entropy, rows = np.full(population.prompts, plant.initial), []
+    for step in range(1, steps + 1):
+        groups = _groups(population.accuracy(step, steps), entropy, control.state.initial_entropy)
+        weights = config.allocation.weights(groups)
+        measured = entropy.mean() + plant.noise * noise.standard_normal()
+        push = control.push(measured, control.signal(measured, step)) + config.advantage_shaping.steers
+        decision = control.observe(measured, step)
+        metrics = {"aer/push": push, "aer/weight/mean": float(weights.mean())}
+        for name, contains in DIFFICULTY_BUCKETS.items():
+            if contains(groups.accuracy).any():
+                metrics[f"aer/entropy/{name}"] = float(entropy[contains(groups.accuracy)].mean())
+        rows.append(MetricsRow(step, {**decision_metrics(decision, control.state), **metrics}))
+        coefficients = population.coefficients(decision.alpha * push, weights)
+        entropy = np.array([plant.next_entropy(*of_prompt) for of_prompt in zip(entropy, coefficients, strict=True)])
+    return rows
+
+
+def _groups(accuracy: np.ndarray, entropy: np.ndarray, initial_entropy: float | None) -> Groups:
+    """One row a prompt; what is remembered of a question is its accuracy."""
+    return Groups(
+        accuracy,
+        size=np.ones(len(accuracy), dtype=np.int64),
+        prompt_of_row=np.arange(len(accuracy)),
+        history=accuracy,
+        history_mean=accuracy.mean(),
+        entropy=entropy,
+        initial_entropy=initial_entropy,
+    )
 
 
 class ReplayError(ValueError):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,6 +20,7 @@ difficulties = st.builds(
     power=st.floats(0.1, 5.0),
     mean_normalize=st.booleans(),
     include_all_wrong=st.booleans(),
+    mean_floor=st.one_of(st.just(0.0), st.floats(0.0, 0.99)),
 )
 allocations = st.one_of(st.just(Uniform()), difficulties)
 
@@ -72,24 +75,36 @@ def test_the_rollouts_of_one_prompt_get_one_weight(batch, allocation):
         assert len(set(weights[rows].tolist())) == 1
 
 
-@given(batches(), difficulties)
-def test_weights_are_zero_from_rho_on(batch, allocation):
+@given(batches(), difficulties.filter(lambda d: d.mean_floor == 0))
+def test_without_a_floor_weights_are_zero_from_rho_on(batch, allocation):
     groups = group_rows(**batch)
     weights = allocation.weights(groups)
     assert (weights[groups.accuracy >= allocation.rho] == 0).all()
 
 
-@given(batches(), st.sampled_from(SHAPES), st.floats(0.05, 2.0), st.floats(0.1, 5.0))
-def test_a_harder_prompt_never_gets_less(batch, shape, rho, power):
+@given(batches(), difficulties)
+def test_the_mean_weight_is_at_least_the_floor(batch, allocation):
     groups = group_rows(**batch)
-    weights = Difficulty(shape=shape, rho=rho, power=power).weights(groups)
+    plain = replace(allocation, mean_normalize=False)
+    weights = plain.weights(groups)
+    largest = allocation.rho if allocation.shape == "linear_raw" else 1.0
+    explores = (groups.accuracy > 0) | allocation.include_all_wrong
+    assert weights.mean() >= min(allocation.mean_floor, explores.mean()) * largest - 1e-12
+    assert (weights >= replace(plain, mean_floor=0.0).weights(groups)).all()
+
+
+@given(batches(), st.sampled_from(SHAPES), st.floats(0.05, 2.0), st.floats(0.1, 5.0), st.floats(0.0, 0.99))
+def test_a_harder_prompt_never_gets_less(batch, shape, rho, power, floor):
+    groups = group_rows(**batch)
+    weights = Difficulty(shape=shape, rho=rho, power=power, mean_floor=floor).weights(groups)
     by_difficulty = weights[np.argsort(groups.accuracy, kind="stable")]
-    assert (np.diff(by_difficulty) <= 0).all()
+    # Lifted weights are rounded.
+    assert (np.diff(by_difficulty) <= 1e-12).all()
 
 
 @given(batches(), difficulties.filter(lambda d: not d.mean_normalize and d.shape != "linear_raw"))
 def test_weights_are_at_most_one(batch, allocation):
-    assert (allocation.weights(group_rows(**batch)) <= 1).all()
+    assert (allocation.weights(group_rows(**batch)) <= 1 + 1e-12).all()
 
 
 @given(batches(), allocations, st.randoms(use_true_random=False))

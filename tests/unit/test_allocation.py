@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -48,8 +48,64 @@ def test_mean_normalize_makes_the_mean_one():
     assert weights == pytest.approx([1 / 0.375, 0.5 / 0.375, 0, 0])
 
 
-def test_mean_normalize_of_a_solved_batch_stays_zero():
-    assert Difficulty(mean_normalize=True).weights(prompts(1, 1)).tolist() == [0, 0]
+def test_mean_normalize_of_a_solved_batch_stays_zero_without_a_floor():
+    assert Difficulty(mean_normalize=True, mean_floor=0.0).weights(prompts(1, 1)).tolist() == [0, 0]
+    assert Difficulty(mean_normalize=True).weights(prompts(1, 1)) == pytest.approx([1, 1])
+
+
+def test_a_mean_weight_below_the_floor_is_lifted_to_it():
+    # Mean 1/8: s = (0.25 - 0.125) / (1 - 0.125) = 1/7 of each prompt's distance to 1.
+    weights = Difficulty(mean_floor=0.25).weights(prompts(0, 1, 1, 1, 1, 1, 1, 1))
+    assert weights == pytest.approx([1.0, *[1 / 7] * 7])
+    assert weights.mean() == pytest.approx(0.25)
+
+
+def test_a_mean_weight_above_the_floor_is_left_alone():
+    assert Difficulty(mean_floor=0.25).weights(prompts(0, 0.25, 1, 1)).tolist() == [1.0, 0.5, 0.0, 0.0]
+
+
+def test_the_floor_is_a_share_of_the_largest_weight():
+    raw = Difficulty(shape="linear_raw", rho=0.5, mean_floor=0.5).weights(prompts(0, 1, 1, 1))
+    assert raw == pytest.approx(0.5 * Difficulty(mean_floor=0.5).weights(prompts(0, 1, 1, 1)))
+    assert raw.mean() == pytest.approx(0.25)
+
+
+def test_the_floor_keeps_the_order_and_leaves_out_what_is_left_out():
+    weights = Difficulty(mean_floor=0.3, include_all_wrong=False).weights(prompts(0, 0.375, 1, 1))
+    # Left are 0.25, 0, 0: mean 1/16 of four; s = (0.3 - 1/16) / ((0.75 + 1 + 1) / 4).
+    s = (0.3 - 0.0625) / 0.6875
+    assert weights == pytest.approx([0.0, 0.25 + 0.75 * s, s, s])
+
+
+def test_a_floor_that_cannot_be_reached_gives_all_that_explore_the_largest_weight():
+    weights = Difficulty(mean_floor=0.9, include_all_wrong=False).weights(prompts(0, 0, 0.25, 1))
+    assert weights.tolist() == [0.0, 0.0, 1.0, 1.0]
+
+
+def with_entropy(groups: Groups, *entropy: float, initial_entropy: float | None = 0.4) -> Groups:
+    return replace(groups, entropy=np.array(entropy), initial_entropy=initial_entropy)
+
+
+def test_a_prompt_above_the_ceiling_gets_no_bonus():
+    groups = with_entropy(prompts(0, 0, 0.25, 1), 0.5, 0.4, 0.2, 0.1)
+    assert Difficulty(mean_floor=0.0).weights(groups).tolist() == [0.0, 1.0, 0.5, 0.0]
+    assert Difficulty(mean_floor=0.0, entropy_ceiling=0.75).weights(groups).tolist() == [0.0, 0.0, 0.5, 0.0]
+    assert Difficulty(mean_floor=0.0, entropy_ceiling=None).weights(groups).tolist() == [1.0, 1.0, 0.5, 0.0]
+
+
+def test_the_floor_does_not_lift_a_prompt_above_the_ceiling():
+    groups = with_entropy(prompts(0, 1, 1, 1), 0.5, 0.1, 0.5, 0.1)
+    assert Difficulty(mean_floor=0.25).weights(groups) == pytest.approx([0.0, 0.5, 0.0, 0.5])
+
+
+def test_without_h0_or_entropies_there_is_no_ceiling():
+    groups = prompts(0, 0.25)
+    assert Difficulty().weights(with_entropy(groups, 9.0, 9.0, initial_entropy=None)).tolist() == [1.0, 0.5]
+    assert Difficulty().weights(replace(groups, initial_entropy=0.4)).tolist() == [1.0, 0.5]
+
+
+def test_a_prompt_without_response_tokens_is_above_nothing():
+    assert Difficulty().weights(with_entropy(prompts(0, 0), np.nan, 0.5)).tolist() == [1.0, 0.0]
 
 
 def test_all_wrong_groups_can_be_left_out():

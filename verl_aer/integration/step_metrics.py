@@ -46,6 +46,22 @@ def summarize_prompts(groups: Groups, weights: np.ndarray, rows: BatchRows) -> P
     )
 
 
+def prompt_entropies(groups: Groups, rows: BatchRows, by_response: bool) -> np.ndarray | None:
+    """Mean entropy of each prompt's rollouts, ``(P,)`` nats per token: over their tokens, or with each response alike.
+
+    NaN for a prompt without response tokens; None where veRL does not compute entropies (bypass mode).
+    """
+    if rows.entropy_nats is None:
+        return None
+    counted = ~rows.is_padding & (rows.tokens > 0)
+    prompt, nats, tokens = groups.prompt_of_row[counted], rows.entropy_nats[counted], rows.tokens[counted]
+    if by_response:
+        nats, tokens = nats / tokens, np.ones(len(tokens))
+    prompts = len(groups.accuracy)
+    nats, tokens = (np.bincount(prompt, weights=values, minlength=prompts) for values in (nats, tokens))
+    return np.divide(nats, tokens, out=np.full(prompts, np.nan), where=tokens > 0)
+
+
 def group_metrics(updates: Sequence[PromptSummary]) -> dict[str, float]:
     """Accuracy, weight and entropy of all prompts of a global step, as a whole and by difficulty."""
     if not sum(len(update.accuracy) for update in updates):

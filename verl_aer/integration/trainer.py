@@ -27,6 +27,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 
 from verl_aer.advantage_shaping import shape_advantages
+from verl_aer.alerts import new_alerts
 from verl_aer.allocation import allocate
 from verl_aer.config.schema import ConfigError, EntropyConfig, measures_responses, to_mapping
 from verl_aer.control import Decision, EntropyControl
@@ -54,7 +55,7 @@ from verl_aer.integration.loss import (
 from verl_aer.integration.modes import TRAINER_MODES
 from verl_aer.integration.preflight import bypasses_old_log_probs, preflight, read_entropy_config
 from verl_aer.integration.report import metrics_log_path, stack_report
-from verl_aer.integration.step_metrics import PromptSummary, group_metrics, summarize_prompts
+from verl_aer.integration.step_metrics import PromptSummary, group_metrics, prompt_entropies, summarize_prompts
 from verl_aer.integration.stop_request import StopOnRequestMixin
 from verl_aer.integration.watchdog import WatchdogMixin
 from verl_aer.metrics import decision_metrics
@@ -134,6 +135,7 @@ class EntropyTrainerMixin:
         self.entropy_control = EntropyControl(self.entropy_config)
         self.entropy_memory = RunMemory()
         self._step_record = StepRecord()
+        self._active_alerts: frozenset[str] = frozenset()
         super().__init__(config=config)
 
     def _setup(self) -> None:
@@ -184,6 +186,9 @@ class EntropyTrainerMixin:
             metrics.update(group_metrics(self._step_record.prompts))
             metrics.update(self._step_record.shaping_metrics())
             metrics.update(decision_metrics(self._observe(), self.entropy_control.state))
+            self._active_alerts, messages = new_alerts(metrics, self._active_alerts)
+            for message in messages:
+                logger.warning("step %d: %s", self.global_steps, message)
         metrics["aer/seconds"] = self._step_record.seconds
         return batch
 
@@ -257,6 +262,8 @@ class EntropyTrainerMixin:
         return write_advantages(batch, shaped)
 
     def _weigh(self, rows: BatchRows, groups: Groups) -> np.ndarray:
+        entropy = prompt_entropies(groups, rows, measures_responses(self.entropy_config.aggregation))
+        groups = replace(groups, entropy=entropy, initial_entropy=self.entropy_control.state.initial_entropy)
         weights = allocate(self.entropy_config.allocation, groups)
         if not bypasses_old_log_probs(self.config):
             if rows.entropy_nats is None:

@@ -1,0 +1,133 @@
+"""What holds AER's actuator when few prompts are left to push: ways to bound them, on the two-population plant.
+
+    python -m benchmarks.actuator
+
+The share of hard prompts falls from a half to a twentieth over 2,000 steps. Of each way the tables show
+
+    hard   the largest mean entropy of the hard prompts, as a multiple of H0     at most 1.2 is wanted
+    mean   mean entropy over the last fifth of the run, as a multiple of H*      1 is wanted
+    alpha  the largest alpha, as a multiple of what holds H* with all weights 1
+
+where all, 0.9, a half and nothing of a push reaches the other prompts. With accuracies of 0 and 1 a rho that widens
+until the mean weight is the floor gives the weights of ``mean_floor``: it has no row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from verl_aer import parse_entropy_config
+from verl_aer.allocation import Difficulty
+from verl_aer.config.schema import EntropyConfig
+from verl_aer.controller import Integral
+from verl_aer.correctness import Groups
+from verl_aer.simulate import Plant, Population, simulate_population
+from verl_aer.tables import Table, as_text
+
+STEPS = 2000
+TARGET = 0.18
+"""H* = 0.4 * H0, nats per token."""
+
+GENERALIZATIONS = (1.0, 0.9, 0.5, 0.0)
+SMALL = 0.1
+"""Mean weight below which alpha rests; also the floor."""
+NORMAL = 0.3
+"""Mean weight from which on a coefficient counts as normal."""
+
+PLANTS = {
+    "additive": Plant(initial=0.45, decay=0.03, gain=1.8, noise=0.005),
+    "multiplicative": Plant(initial=0.45, decay=0.012, gain=10.0, noise=0.005, multiplicative=True),
+}
+CONTROLLERS = {
+    "the preset's controller": {},
+    "eta 0.005, damping 0.1": {"eta": 0.005, "damping": 0.1},
+}
+
+
+@dataclass
+class Watched(Difficulty):
+    """``difficulty`` that tells its last mean weight to a controller that wants it."""
+
+    last: dict[str, float] = field(default_factory=lambda: {"mean": 1.0})
+
+    def weights(self, groups: Groups) -> np.ndarray:
+        weights = super().weights(groups)
+        self.last["mean"] = float(weights.mean())
+        return weights
+
+
+@dataclass
+class Frozen(Integral):
+    """``integral`` that does not rise while the mean weight is small."""
+
+    last: dict[str, float] = field(default_factory=dict)
+
+    def next_alpha(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
+        wanted = super().next_alpha(alpha, entropy, target, step)
+        return min(wanted, alpha) if self.last["mean"] < SMALL else wanted
+
+
+@dataclass
+class Bounded(Integral):
+    """``integral`` whose alpha, and so each prompt's coefficient, is at most twice that at a normal mean weight."""
+
+    last: dict[str, float] = field(default_factory=dict)
+
+    def applied(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
+        wanted = super().applied(alpha, entropy, target, step)
+        if self.last["mean"] >= NORMAL:
+            self.last["alpha"] = wanted
+        return min(wanted, 2 * self.last.get("alpha", wanted))
+
+
+def watched(config: EntropyConfig, controller: type[Integral]) -> EntropyConfig:
+    allocation = Watched(mean_floor=0.0, entropy_ceiling=None)
+    return replace(
+        config, allocation=allocation, controller=controller(**vars(config.controller), last=allocation.last)
+    )
+
+
+def with_allocation(floor: float, ceiling: float | None) -> Callable[[EntropyConfig], EntropyConfig]:
+    return lambda config: replace(config, allocation=Difficulty(mean_floor=floor, entropy_ceiling=ceiling))
+
+
+WAYS: dict[str, Callable[[EntropyConfig], EntropyConfig]] = {
+    "nothing": with_allocation(0.0, None),
+    "coefficient <= 2 x normal": lambda config: watched(config, Bounded),
+    f"mean_floor {SMALL}": with_allocation(SMALL, None),
+    "alpha rests while mean(w) small": lambda config: watched(config, Frozen),
+    "entropy_ceiling 1": with_allocation(0.0, 1.0),
+    f"mean_floor {SMALL} and entropy_ceiling 1": with_allocation(SMALL, 1.0),
+}
+
+
+def outcome(config: EntropyConfig, plant: Plant, generalization: float) -> tuple[float, float, float]:
+    """hard, mean and alpha of one run, see above."""
+    rows = simulate_population(config, Population(plant, generalization, prompts=40), STEPS)
+    hard, mean, alpha = (
+        np.array([row.data[name] for row in rows]) for name in ("aer/entropy/hard", "aer/entropy", "aer/alpha")
+    )
+    return hard.max() / plant.initial, mean[-STEPS // 5 :].mean() / TARGET, alpha.max() / plant.hold(TARGET)
+
+
+def compare(plant: str, controller: str) -> Table:
+    config = parse_entropy_config({"method": "aer", "controller": CONTROLLERS[controller]})
+    header = ["", *(f"{share:g} generalizes" for share in GENERALIZATIONS)]
+    rows = []
+    for name, way in WAYS.items():
+        outcomes = [outcome(way(config), PLANTS[plant], share) for share in GENERALIZATIONS]
+        rows.append([name, *(f"{hard:.2f} {mean:.2f} {alpha:.0f}" for hard, mean, alpha in outcomes)])
+    return Table(f"{plant} plant, {controller}: hard / H0, mean / H*, alpha / hold", header, rows)
+
+
+def main() -> None:
+    for plant in PLANTS:
+        for controller in CONTROLLERS:
+            print(as_text(compare(plant, controller)))
+
+
+if __name__ == "__main__":
+    main()

@@ -61,6 +61,7 @@ test: $(INSTALLED)
 bench: $(INSTALLED)
 	@mkdir -p $(TMPDIR)
 	$(BIN)/python -W ignore -m benchmarks.driver
+	$(BIN)/python -W ignore -m benchmarks.actuator
 	$(BIN)/python -W ignore -m benchmarks.logits
 	$(BIN)/python -W ignore -m benchmarks.fused
 	$(BIN)/python -W ignore -m benchmarks.step

@@ -107,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         "simulate",
         "simulate --method aer --set controller.eta=0.1 --steps 300 --out plant.png",
         "simulate --method none fixed aer aer_absolute_target --steps 400 --out methods.png",
+        "simulate --generalization 0.5 --multiplicative --steps 2000 --set controller.eta=0.005",
         "simulate --replay runs/aer/metrics.jsonl",
     )
     simulate.add_argument(
@@ -123,7 +124,16 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument("--noise", type=float, default=0.01, help="of the measured entropy, nats (default 0.01)")
     simulate.add_argument("--seed", type=int, default=0, help="of the noise")
     simulate.add_argument(
-        "--gain", type=float, default=0.15, help="nats that a step adds per unit of alpha (default 0.15)"
+        "--gain", type=float, help="nats that a step adds per unit of alpha (default 0.15; with --multiplicative 10)"
+    )
+    simulate.add_argument(
+        "--multiplicative", action="store_true", help="a step changes the logarithm of the entropy, and no level rests"
+    )
+    simulate.add_argument(
+        "--generalization",
+        type=float,
+        metavar="SHARE",
+        help="around many prompts, of which ever fewer are hard: SHARE of a push reaches all alike, from 0 to 1",
     )
     simulate.add_argument("--out", type=Path, help="also write the figure here")
     simulate.add_argument(
@@ -342,17 +352,26 @@ def _simulate(args: argparse.Namespace) -> int:
     if args.replay is not None:
         return _replay(args.replay, args.config)
     from verl_aer.metrics_log import series
-    from verl_aer.simulate import Plant, simulate
+    from verl_aer.simulate import Plant, Population, simulate, simulate_population
 
     _import_modules_of_the_user()
-    plant = Plant(noise=args.noise, seed=args.seed, gain=args.gain)
+    default_gain = 10.0 if args.multiplicative else 0.15
+    gain = default_gain if args.gain is None else args.gain
+    plant = Plant(noise=args.noise, seed=args.seed, gain=gain, multiplicative=args.multiplicative)
     configs = {name: _entropy_config(name, args.set) for name in args.method}
-    runs = {name: simulate(config, plant, args.steps) for name, config in configs.items()}
+    if args.generalization is None:
+        runs = {name: simulate(config, plant, args.steps) for name, config in configs.items()}
+    else:
+        population = Population(plant, args.generalization)
+        runs = {name: simulate_population(config, population, args.steps) for name, config in configs.items()}
     for name, rows in runs.items():
         print(f"{name} around a synthetic plant, {args.steps} steps: a picture of the control, not of a model")
         if configs[name].acts_beside_alpha:
             print("  (its shaping of rewards or advantages has no part in it)")
-        for metric, text in (("aer/entropy", "entropy, nats/token"), ("aer/alpha", "alpha, loss/nat")):
+        shown = [("aer/entropy", "entropy, nats/token"), ("aer/alpha", "alpha, loss/nat")]
+        if args.generalization is not None:
+            shown[1:1] = [("aer/entropy/hard", "of hard prompts"), ("aer/entropy/easy", "of easy prompts")]
+        for metric, text in shown:
             _, values = series(rows, metric)
             print(f"{text:>20}  {sparkline(values)}  {values[0]:.3f} → {values[-1]:.3f}")
         _, targets = series(rows, "aer/target")

@@ -131,6 +131,11 @@ class Population:
     hard_last: float = 0.05
     prompts: int = 100
 
+    def __post_init__(self) -> None:
+        for name in ("generalization", "hard_first", "hard_last"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+
     def coefficients(self, alpha: float, weights: np.ndarray) -> np.ndarray:
         """a_i, ``(P,)`` loss units per nat."""
         return alpha * (self.generalization * weights.mean() + (1 - self.generalization) * weights)

@@ -321,6 +321,49 @@ def test_a_resumed_run_says_which_settings_changed_and_keeps_its_h0(make, tmp_pa
     assert (metrics["aer/alpha"], metrics["aer/initial_entropy"], metrics["aer/updates"]) == (0.01, 1.0, 3)
 
 
+def of_prompts(hard: float, easy: float) -> BatchRows:
+    """Like ``rows``, with an entropy for each prompt; the hard prompt's responses have 3 and 1 tokens."""
+    tokens = np.array([3, 1, 2, 2, 7])
+    nats = np.array([2 * hard, 2 * hard, 2 * easy, 2 * easy, 1e9])
+    return replace(rows(1.0), tokens=tokens, entropy_nats=nats)
+
+
+def test_a_prompt_above_h0_gets_no_bonus(make):
+    trainer = make(*HALF, queue=[of_prompts(1.0, 1.0), of_prompts(1.01, 0.0), of_prompts(0.99, 0.0)])
+    for _ in range(3):
+        run_step(trainer)
+    first, above, below = (weights.tolist() for weights in trainer.weights)
+    assert first == below == [1.0, 1.0, 0.0, 0.0, 0.0]
+    # What is left explores instead, until the mean weight of the two prompts is the floor of 0.1.
+    assert above == pytest.approx([0.0, 0.0, 0.2, 0.2, 0.0])
+
+
+def test_where_responses_count_alike_a_prompts_entropy_is_their_mean(make):
+    # Responses of 2/3 and 2 nats per token: 1 by tokens, 4/3 by responses.
+    by_response = ["entropy.aggregation=seq-mean-token-mean", "entropy.allocation.mean_floor=0"]
+    flat = replace(rows(1.0), entropy_nats=np.array([4.4, 4.4, 4.4, 4.4, 1e9]))
+    trainer = make(*HALF, *by_response, queue=[flat, of_prompts(1.0, 0.0)])
+    run_step(trainer), run_step(trainer)
+    assert trainer.entropy_control.state.initial_entropy == pytest.approx(1.1)
+    assert trainer.weights[1].tolist() == [0.0] * 5
+
+
+def test_in_bypass_mode_no_prompt_is_above_the_ceiling(make):
+    trainer = make(*HALF, "algorithm.rollout_correction.bypass_mode=true", queue=[rows(None), rows(None)])
+    run_step(trainer), run_step(trainer)
+    assert trainer.weights[1].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
+
+
+def test_hard_prompts_above_h0_are_warned_of_once(make, caplog):
+    off = "entropy.allocation.entropy_ceiling=null"
+    steps = [(1.0, 1.0), (0.4, 0.0), (1.5, 0.0), (1.5, 0.0)]
+    trainer = make(*HALF, off, queue=[of_prompts(*step) for step in steps])
+    for _ in steps:
+        run_step(trainer)
+    (warning,) = [record.message for record in caplog.records if "hard prompts" in record.message]
+    assert warning.startswith("step 3: the entropy of hard prompts is 1.5 nats per token, above the initial level of 1")
+
+
 def test_our_name_gets_verls_own_buffer_for_the_mode(monkeypatch):
     monkeypatch.setattr(module, "preflight", lambda config: [])
     config = composed("trainer.v1.sampler.sampler_kwargs.poll_interval=0.125")

@@ -115,6 +115,14 @@ def test_simulation_reaches_its_target_and_writes_its_figure(
     assert figure.stat().st_size > 10_000
 
 
+def test_simulate_shows_hard_and_easy_prompts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["simulate", "--generalization", "0.5", "--multiplicative", "--noise", "0", "--steps", "50"]) == OK
+    shown = capsys.readouterr().out
+    assert "of hard prompts" in shown
+    assert "of easy prompts" in shown
+    assert main(["simulate", "--generalization", "1.5"]) == BAD_INPUT
+
+
 def test_replay_agrees_exactly_or_names_the_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = write_log(tmp_path / "metrics.jsonl")
     assert main(["simulate", "--replay", str(log)]) == OK

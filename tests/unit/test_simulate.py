@@ -3,11 +3,12 @@ from __future__ import annotations
 import json
 import math
 
+import numpy as np
 import pytest
 
 from verl_aer import ControlState, EntropyControl, method_names, parse_entropy_config
 from verl_aer.metrics_log import MetricsRow, read_metrics_log
-from verl_aer.simulate import Plant, Replay, ReplayError, ReplayStep, replay, simulate
+from verl_aer.simulate import Plant, Population, Replay, ReplayError, ReplayStep, replay, simulate, simulate_population
 
 TARGET = 0.4 * 0.8
 """H* of AER's tau around the default plant's initial entropy, nats."""
@@ -32,6 +33,88 @@ def test_the_plant_by_hand():
     assert plant.next_entropy(0.5, alpha=0.1) == pytest.approx(0.65)
     assert plant.next_entropy(0.9, alpha=1.0) == 1.0
     assert Plant(decay=2.0).next_entropy(0.5, alpha=0.0) == 0.0
+
+
+def test_the_multiplicative_plant_by_hand():
+    plant = Plant(decay=0.1, gain=2.0, ceiling=1.0, multiplicative=True)
+    # ln H - 0.1 + 2 * 0.15
+    assert plant.next_entropy(0.5, alpha=0.15) == pytest.approx(0.5 * math.exp(0.2))
+    assert plant.next_entropy(0.5, alpha=0.05) == pytest.approx(0.5)
+    assert plant.next_entropy(0.5, alpha=1e9) == 1.0
+    assert plant.hold(0.5) == plant.hold(0.1) == 0.05
+    assert Plant(decay=0.1, gain=2.0).next_entropy(0.5, Plant(decay=0.1, gain=2.0).hold(0.5)) == pytest.approx(0.5)
+
+
+def test_a_constant_coefficient_has_no_level_of_rest_in_the_multiplicative_plant():
+    plant = Plant(decay=0.01, gain=10.0, multiplicative=True)
+
+    def settled(coefficient: float) -> float:
+        config = parse_entropy_config({"method": "fixed", "controller": {"coefficient": coefficient}})
+        return entropies(simulate(config, plant, steps=1500))[-1]
+
+    assert settled(0.0009) == pytest.approx(0.8 * math.exp(-0.001 * 1499))
+    assert settled(0.002) == plant.ceiling
+
+
+def test_a_population_by_hand():
+    population = Population(Plant(), generalization=0.25, hard_first=0.5, hard_last=0.25, prompts=4)
+    assert [int(4 - population.accuracy(step, 5).sum()) for step in (1, 2, 5)] == [2, 2, 1]
+    weights = np.array([1.0, 0.5, 0.0, 0.0])
+    # 0.25 * mean 0.375 reaches all, 0.75 * w_i the prompt itself.
+    wanted = 0.2 * np.array([0.09375 + 0.75, 0.09375 + 0.375, 0.09375, 0.09375])
+    assert population.coefficients(0.2, weights) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("name", ["generalization", "hard_first", "hard_last"])
+def test_a_share_above_one_is_refused(name):
+    with pytest.raises(ValueError, match=rf"{name} must be in \[0, 1\], got 1.5"):
+        Population(Plant(), **{name: 1.5})
+
+
+def test_prompts_that_share_every_push_are_one_plant(aer):
+    rows = simulate_population(aer, Population(Plant(), generalization=1.0), steps=300)
+    hard, easy = ([row.data[f"aer/entropy/{bucket}"] for row in rows] for bucket in ("hard", "easy"))
+    assert hard == pytest.approx(easy)
+    assert hard == pytest.approx(entropies(rows))
+
+
+ADDITIVE = Plant(initial=0.45, decay=0.03, gain=1.8, noise=0.005)
+MULTIPLICATIVE = Plant(initial=0.45, decay=0.012, gain=10.0, noise=0.005, multiplicative=True)
+UNBOUNDED = {"mean_floor": 0.0, "entropy_ceiling": None}
+
+
+def shrinking(plant: Plant, generalization: float, allocation: dict) -> list[MetricsRow]:
+    """2,000 steps in which the share of hard prompts falls from a half to a twentieth."""
+    config = parse_entropy_config({"method": "aer", "allocation": allocation})
+    return simulate_population(config, Population(plant, generalization, prompts=40), steps=2000)
+
+
+@pytest.mark.parametrize("generalization", [1.0, 0.9, 0.5, 0.0])
+@pytest.mark.parametrize("plant", [ADDITIVE, MULTIPLICATIVE], ids=["additive", "multiplicative"])
+def test_hard_prompts_stay_near_their_initial_level_while_the_mean_holds_its_target(plant, generalization):
+    rows = shrinking(plant, generalization, {})
+    assert max(row.data["aer/entropy/hard"] for row in rows) <= 1.2 * 0.45
+    assert np.mean(entropies(rows)[-400:]) == pytest.approx(0.18, rel=0.05)
+
+
+@pytest.mark.parametrize("plant", [ADDITIVE, MULTIPLICATIVE], ids=["additive", "multiplicative"])
+def test_without_floor_and_ceiling_they_run_away_behind_the_mean(plant):
+    rows = shrinking(plant, 0.5, UNBOUNDED)
+    assert max(row.data["aer/entropy/hard"] for row in rows) > 3 * 0.45
+    assert np.mean(entropies(rows)[-400:]) == pytest.approx(0.18, rel=0.05)
+
+
+def test_floor_and_ceiling_change_nothing_while_half_of_the_prompts_are_hard(aer):
+    unbounded = parse_entropy_config({"method": "aer", "allocation": UNBOUNDED})
+    population = Population(ADDITIVE, generalization=0.5, hard_last=0.5)
+    assert simulate_population(aer, population, steps=400) == simulate_population(unbounded, population, steps=400)
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_every_method_runs_around_a_population_and_replays(method):
+    config = parse_entropy_config({"method": method}).over(60)
+    rows = simulate_population(config, Population(Plant(noise=0.02), generalization=0.5, prompts=8), steps=60)
+    assert replay(rows, config).largest_difference == 0.0
 
 
 def test_the_loop_by_hand():

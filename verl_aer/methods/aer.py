@@ -5,6 +5,7 @@
     alpha_{t+1} = clip(alpha_t + eta * (H* - H_t), minimum, maximum)  dynamic global coefficient
     L           = L_policy - (1/N_tokens) sum_{i,t} m_{i,t} * alpha * w(q_i) * H_{i,t}
 
+Where few prompts are below rho the weights have a floor, and a prompt's entropy a ceiling: ``Difficulty`` says which.
 The paper's three parts are known; the exact map, rho, eta, the bounds and the aggregation are not, so each is
 a named option and this is *a reading*, not a reproduction. With tau < 1 and initial = 0 nothing happens until
 the entropy has fallen below tau * H0.
@@ -34,7 +35,8 @@ def aer() -> Method:
         summary="harder prompts get more entropy bonus; alpha holds the entropy at tau * H0",
         differences=(
             "The paper's three parts are known, its formulas are not: the map, rho, eta, the bounds, the aggregation "
-            "and damping are ours, each a named option. tau = 0.4 is reported second-hand."
+            "and damping are ours, each a named option, and so are the floor of the mean weight and the ceiling of a "
+            "prompt's entropy, which act where few prompts are below rho. tau = 0.4 is reported second-hand."
         ),
         watch="aer/entropy comes down to aer/target and stays; aer/saturated_steps stays 0; aer/weight/positive_share",
     )

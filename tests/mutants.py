@@ -50,6 +50,7 @@ TESTS = {
     "reward_shaping": ["tests/unit/test_shaping.py"],
     "advantage_shaping": ["tests/unit/test_shaping.py"],
     "state": ["tests/unit/test_state.py"],
+    "alerts": ["tests/unit/test_alerts.py"],
     "operation": ["tests/unit/test_kernels.py", "-m", "not slow"],
     "chunked": ["tests/unit/test_kernels.py", "-m", "not slow"],
     "triton_rows": ["tests/unit/test_triton.py"],
@@ -317,6 +318,10 @@ MUTANTS = [
     Mutant("integration/batch.py", "values = values * selection.weights", "values = values + 0 * selection.weights"),
     Mutant("correctness.py", "is_last[last] = True", "is_last[rows] = True"),
     Mutant("state.py", '("config", "state", "memory", "conditions")', '("config", "state", "conditions")'),
+    Mutant("state.py", "alpha = controller.nearest(state.alpha)", "alpha = state.alpha"),
+    Mutant("state.py", "controller.nearest(state.undamped_alpha)", "state.undamped_alpha"),
+    Mutant("state.py", "or target.needs_anchor != config.target.needs_anchor", ""),
+    Mutant("alerts.py", "hard < 0.9 * initial", "hard < initial"),
     # One pass over the logits
     Mutant("kernels/operation.py", "row_weight != 0", "row_weight == 0"),
     Mutant("kernels/operation.py", "grad_entropy = torch.where(wanted, grad_entropy, 0.0)", "pass"),

@@ -1,9 +1,9 @@
 """One figure of four panels from metrics logs alone: entropy against its target, the coefficient alpha,
 the coefficient by difficulty bucket, and training accuracy.
 
-A log is bold in its running mean and light in its raw trace. Several logs under one label are the seeds of
-one arm: the bold line is the mean of their running means, the band goes from the lowest to the highest of
-them, and each seed is a thin line. A label has one colour in every panel and in every figure.
+A log is bold in its running mean, which is centered on its step, and light in its raw trace. Several logs under
+one label are the seeds of one arm: the bold line is the mean of their running means, the band goes from the
+lowest to the highest of them, and each seed is a thin line. A label has one colour in every panel and in every figure.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from verl_aer.files import replaced_atomically
 from verl_aer.metrics_log import series
-from verl_aer.summary import Seed, running_mean
+from verl_aer.summary import WINDOW, Seed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -224,11 +224,30 @@ def _align(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Trace:
     return Trace(common, np.stack([values[np.isin(steps, common)] for steps, values in pairs]))
 
 
+def centered_mean(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
+    """Mean of the values around each one along the last axis, of as many on either side.
+
+        y_t = (x_{t - r} + ... + x_{t + r}) / (2 r + 1),   r = min(w // 2, t - 1, S - t)
+
+    The window shrinks towards both ends, so that a straight line stays where it is: the first and the last value
+    are themselves, as noisy as they are.
+
+    >>> centered_mean(np.array([1.0, 2.0, 6.0, 7.0]), window=2)
+    array([1., 3., 5., 7.])
+    """
+    length = values.shape[-1]
+    summed = np.concatenate([np.zeros((*values.shape[:-1], 1)), np.cumsum(values, axis=-1)], axis=-1)
+    places = np.arange(length)
+    reach = np.minimum(window // 2, np.minimum(places, length - 1 - places))
+    starts, ends = places - reach, places + reach + 1
+    return (summed[..., ends] - summed[..., starts]) / (ends - starts)
+
+
 def _draw(axes: Axes, trace: Trace | None, colour: str) -> None:
     """Raw trace light and running mean bold for one seed; thin lines, band and mean for several."""
     if trace is None:
         return
-    smoothed = running_mean(trace.values)
+    smoothed = centered_mean(trace.values)
     if len(trace.values) == 1:
         axes.plot(trace.steps, trace.values[0], color=colour, linewidth=0.7, alpha=0.3)
     else:
@@ -241,7 +260,7 @@ def _draw(axes: Axes, trace: Trace | None, colour: str) -> None:
 
 def _draw_bucket(axes: Axes, trace: Trace | None, colour: str, line_style: object) -> None:
     if trace is not None:
-        mean = running_mean(trace.values).mean(axis=0)
+        mean = centered_mean(trace.values).mean(axis=0)
         axes.plot(trace.steps, mean, color=colour, linewidth=1.6, linestyle=line_style)
 
 

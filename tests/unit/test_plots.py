@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from verl_aer.metrics_log import MetricsLogError, MetricsRow, MetricsTail, read_metrics_log, series
-from verl_aer.plots import COLOURS, plot_runs, save_figure
+from verl_aer.plots import COLOURS, centered_mean, plot_runs, save_figure
 from verl_aer.summary import running_mean
 
 
@@ -36,6 +36,25 @@ def test_running_mean_is_the_mean_of_the_last_values() -> None:
     np.testing.assert_allclose(running_mean(values, window=3), [[1, 1.5, 2, 3, 17 / 3]])
 
 
+def test_the_drawn_mean_is_of_as_many_values_on_either_side() -> None:
+    values = np.array([[1.0, 2.0, 6.0, 4.0, 10.0, 7.0]])
+    # 1, (1+2+6)/3, (1+2+6+4+10)/5, (2+6+4+10+7)/5, (4+10+7)/3, 7
+    np.testing.assert_allclose(centered_mean(values, window=5), [[1, 3, 4.6, 5.8, 7, 7]])
+
+
+def test_the_drawn_mean_lies_on_the_curve_that_it_smooths() -> None:
+    steps = np.arange(1.0, 61.0)
+    # A constant slope stays itself up to both ends; so does the step at which a curve falls.
+    falls = np.where(steps <= 30, 1.0, 0.0)
+    arms = {
+        "none": [[MetricsRow(int(step), {"aer/entropy": 0.01 * step}) for step in steps]],
+        "aer": [[MetricsRow(int(step), {"aer/entropy": value}) for step, value in zip(steps, falls, strict=True)]],
+    }
+    raw, mean, raw_fall, mean_fall = lines_of(plot_runs(arms), 0)
+    np.testing.assert_allclose(mean, raw, rtol=1e-12)
+    assert steps[mean_fall < 0.5][0] == steps[raw_fall < 0.5][0] == 31
+
+
 def test_one_run_is_drawn_raw_and_smoothed_with_its_target() -> None:
     figure = plot_runs(
         {
@@ -43,14 +62,15 @@ def test_one_run_is_drawn_raw_and_smoothed_with_its_target() -> None:
                 [
                     MetricsRow(1, {"aer/entropy": 0.2, "aer/target": 0.3}),
                     MetricsRow(2, {"aer/entropy": 0.6, "aer/target": 0.3}),
+                    MetricsRow(3, {"aer/entropy": 0.4, "aer/target": 0.3}),
                 ]
             ]
         }
     )
     raw, mean, target = lines_of(figure, 0)
-    np.testing.assert_allclose(raw, [0.2, 0.6])
-    np.testing.assert_allclose(mean, [0.2, 0.4])
-    np.testing.assert_allclose(target, [0.3, 0.3])
+    np.testing.assert_allclose(raw, [0.2, 0.6, 0.4])
+    np.testing.assert_allclose(mean, [0.2, 0.4, 0.4])
+    np.testing.assert_allclose(target, [0.3, 0.3, 0.3])
     assert {line.get_color() for line in figure.axes[0].lines} == {COLOURS["aer"]}
 
 

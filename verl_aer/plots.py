@@ -236,11 +236,13 @@ def centered_mean(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
     array([1., 3., 5., 7.])
     """
     length = values.shape[-1]
-    summed = np.concatenate([np.zeros((*values.shape[:-1], 1)), np.cumsum(values, axis=-1)], axis=-1)
+    # Sums of the distances from the first value: rounding must not make a constant coefficient move.
+    first = values[..., :1]
+    summed = np.concatenate([np.zeros_like(first), np.cumsum(values - first, axis=-1)], axis=-1)
     places = np.arange(length)
     reach = np.minimum(window // 2, np.minimum(places, length - 1 - places))
     starts, ends = places - reach, places + reach + 1
-    return (summed[..., ends] - summed[..., starts]) / (ends - starts)
+    return first + (summed[..., ends] - summed[..., starts]) / (ends - starts)
 
 
 def _draw(axes: Axes, trace: Trace | None, colour: str) -> None:

@@ -42,6 +42,11 @@ def test_the_drawn_mean_is_of_as_many_values_on_either_side() -> None:
     np.testing.assert_allclose(centered_mean(values, window=5), [[1, 3, 4.6, 5.8, 7, 7]])
 
 
+def test_the_drawn_mean_of_a_constant_is_that_constant() -> None:
+    values = np.full((1, 220), 0.1)
+    np.testing.assert_array_equal(centered_mean(values), values)
+
+
 def test_the_drawn_mean_lies_on_the_curve_that_it_smooths() -> None:
     steps = np.arange(1.0, 61.0)
     # A constant slope stays itself up to both ends; so does the step at which a curve falls.

@@ -21,15 +21,17 @@ if TYPE_CHECKING:
 
 STYLE = """
 :root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 66rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 22rem), 1fr)); gap: .5rem; }
 img { width: 100%; height: auto; border-radius: 6px; }
 .wide { overflow-x: auto; }
-table { border-collapse: collapse; white-space: nowrap; }
-th, td { text-align: right; padding: .3rem .7rem; border-bottom: 1px solid #8884; }
-th:first-child, td:first-child { text-align: left; }
-pre { overflow-x: auto; background: #8881; padding: .7rem; border-radius: 6px; font-size: .8rem; }
+table { border-collapse: separate; border-spacing: 0; font-size: .9rem; }
+th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid #8884; }
+th { vertical-align: bottom; } td { white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: Canvas; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; font-size: .8rem; }
+pre { background: #8881; padding: .7rem; border-radius: 6px; }
 """
 
 

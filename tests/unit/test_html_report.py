@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +68,39 @@ def test_the_table_has_a_row_for_each_seed():
     table = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     assert [row[0] for row in table] == ["run", "aer 1", "aer 2", "a<b"]
     assert [row[table[0].index("entropy")] for row in table[1:3]] == ["1.000 → 0.400", "3.000 → 0.200"]
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+MEASURE = """<script>
+const table = document.querySelector('.wide'), page = document.documentElement;
+const hidden = [table, page].map(part => part.scrollWidth - part.clientWidth);
+document.body.innerHTML = `<p>measured ${hidden}</p>`;
+</script>"""
+
+
+def hidden_pixels(page: str, width: int, folder: Path) -> list[int]:
+    """Pixels of the table and of the page that a window of this width does not show, as a browser lays them out."""
+    file = folder / "page.html"
+    # A window of a headless browser has a least width; a frame has none.
+    file.write_text(page.replace("</body>", MEASURE + "</body>"))
+    frame = folder / "frame.html"
+    frame.write_text(
+        f'<iframe src="page.html" width="{width}" height="900" style="border:0"></iframe>'
+        "<script>onload = () => { document.title = document.querySelector('iframe').contentDocument.body.innerText; "
+        "document.body.append(document.title); }</script>"
+    )
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files"]
+    command += ["--virtual-time-budget=5000", f"--user-data-dir={folder}/profile", "--dump-dom", frame.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    return [int(number) for number in re.search(r"measured (\d+),(\d+)", done.stdout).groups()]
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser to lay the page out")
+def test_the_table_fits_a_window_of_1200_pixels_and_a_phone_scrolls_nothing_else(tmp_path):
+    arms = {"aer_no_allocation": [run([1.0] * 20 + [0.4] * 200, aer__target=0.4)] * 2, "fixed-0.01": [run([1.0, 0.5])]}
+    page = html_report(arms, {}, "verl-aer report " + "aer_no_allocation=runs/metrics.jsonl " * 4)
+    assert hidden_pixels(page, 1200, tmp_path) == [0, 0]
+    assert hidden_pixels(page, 390, tmp_path)[1] == 0
 
 
 def test_saturation_and_skipped_updates_are_pointed_out():

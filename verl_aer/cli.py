@@ -270,7 +270,9 @@ def _parser() -> argparse.ArgumentParser:
         "why runs/aer/latest/train.log --exit-code 1",
     )
     why.add_argument("log", type=Path, help="all that the run has printed")
-    why.add_argument("--exit-code", type=int, default=1, help="of the run; negative for a signal (default 1)")
+    why.add_argument(
+        "--exit-code", type=int, help="of the run; negative for a signal (default: the log decides whether it failed)"
+    )
 
     _add(commands, "metrics", "every logged metric: unit, formula, how to read it", _metrics, "metrics")
     return parser

@@ -1,4 +1,4 @@
-"""What a failed run died of, from its log."""
+"""Whether a run failed and what it died of, from its log."""
 
 from __future__ import annotations
 
@@ -30,25 +30,59 @@ MESSAGE_ENDS = (
 )
 """How the first line after an exception's message begins: a traceback, Hydra's advice or our own lines."""
 
+_END_OF_TRAINING = re.compile(r"""^[("']*Final validation metrics: |^\[verl_aer\] stopped on request after step """)
+"""What veRL prints after the last step, as a Python literal that may be wrapped, or we after one that was the last."""
+
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _RAY_PREFIX = re.compile(r"^\([^()]*\bpid=\d+[^()]*\)\s?")
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt)(?:\([\w.]+\))?(?::|$)")
 
 
-def explain_failure(returncode: int, log_path: Path) -> list[str]:
+def explain_failure(returncode: int | None, log_path: Path) -> list[str]:
     """Lines to print, the last ones last: how the run ended, its cause, and where the whole log is.
 
     Args:
-        returncode: as `subprocess.Popen.returncode`: -n if signal n ended the process.
+        returncode: as `subprocess.Popen.returncode`: -n if signal n ended the process. None if it is not known: then
+            the log decides whether the run failed.
         log_path: all output of the run.
     """
-    how = f"exit code {returncode}"
-    if returncode < 0:
-        how = f"killed by {signal.Signals(-returncode).name}"
-        if returncode == -signal.SIGKILL:
-            how += ", as the system does when memory runs out"
-    cause = root_cause(log_path.read_text(errors="replace").splitlines())
-    return [f"the run failed ({how}):", *(f"  {line}" for line in cause), f"whole log: {log_path}"]
+    lines = [strip_prefix(line) for line in log_path.read_text(errors="replace").splitlines()]
+    if returncode is None:
+        said = _from_the_log(lines)
+    elif returncode == 0:
+        said = ["the run succeeded (exit code 0)"]
+    else:
+        how = f"exit code {returncode}"
+        if returncode < 0:
+            how = f"killed by {signal.Signals(-returncode).name}"
+            if returncode == -signal.SIGKILL:
+                how += ", as the system does when memory runs out"
+        said = [f"the run failed ({how}):", *_indented(root_cause(lines))]
+    return [*said, f"whole log: {log_path}"]
+
+
+def _from_the_log(lines: Sequence[str]) -> list[str]:
+    ends = [number for number, line in enumerate(lines) if _END_OF_TRAINING.match(line)]
+    after = lines[ends[-1] + 1 :] if ends else lines
+    failed = any(_EXCEPTION.match(line) and not _is_consequence(line) for line in after)
+    if ends and not failed:
+        return ["the run succeeded: it trained to its end"]
+    if ends:
+        return ["the run trained to its end; after that:", *_indented(root_cause(after))]
+    if any(_EXCEPTION.match(line) for line in lines):
+        return ["the run failed:", *_indented(root_cause(lines))]
+    return [
+        "the log has neither the end of a training nor an exception; its last lines:",
+        *_indented(root_cause(lines)),
+    ]
+
+
+def _indented(lines: Sequence[str]) -> list[str]:
+    return [f"  {line}" for line in lines]
+
+
+def _is_consequence(line: str) -> bool:
+    return any(name in line for name in CONSEQUENCES)
 
 
 def root_cause(lines: Sequence[str]) -> list[str]:
@@ -61,7 +95,7 @@ def root_cause(lines: Sequence[str]) -> list[str]:
     exceptions = [number for number, line in enumerate(cleaned) if _EXCEPTION.match(line)]
     if not exceptions:
         return [line for line in cleaned if line.strip()][-CAUSE_LINES:]
-    causes = [number for number in exceptions if not any(name in cleaned[number] for name in CONSEQUENCES)]
+    causes = [number for number in exceptions if not _is_consequence(cleaned[number])]
     start = (causes or exceptions)[-1]
     message = [cleaned[start]]
     for line in cleaned[start + 1 : start + CAUSE_LINES]:

@@ -177,6 +177,11 @@ def test_why_names_the_exception_that_began_it(tmp_path, capsys):
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "the run failed (killed by SIGKILL, as the system does when memory runs out):"
     assert said[1:] == ["  ValueError: no such model", f"whole log: {log}"]
+    assert main(["why", str(log)]) == OK
+    assert capsys.readouterr().out.splitlines() == ["the run failed:", *said[1:]]
+    log.write_text("(TaskRunnerV1 pid=2) 'Final validation metrics: None'\n")
+    assert main(["why", str(log)]) == OK
+    assert capsys.readouterr().out.startswith("the run succeeded")
     assert main(["why", "nowhere.log"]) == BAD_INPUT
 
 

@@ -154,6 +154,48 @@ def test_killed_for_memory_is_said(tmp_path: Path) -> None:
     assert "memory runs out" in explain_failure(-signal.SIGKILL, log)[0]
 
 
+END_OF_A_RUN = """\
+\x1b[36m(TaskRunnerV1 pid=812)\x1b[0m WARNING 11-24 17:40:11 [vllm.py:602] ImportError: no flashinfer, falling back
+(TaskRunnerV1 pid=812) step:2 - actor/aer/entropy:0.62 - aer/alpha:0.0004 - training/global_step:2
+\rTraining Progress: 100%|██████████| 2/2 [00:21<00:00, 10.6s/it]
+\x1b[36m(TaskRunnerV1 pid=812)\x1b[0m ("Final validation metrics: {'val-core/countdown_k2/acc/mean@8': "
+\x1b[36m(TaskRunnerV1 pid=812)\x1b[0m  "np.float64(0.225), 'val-aux/countdown_k3/score/best@8/mean': np.float64(0.31)}")
+"""
+TEARDOWN = """\
+(EngineCore pid=977) vllm.v1.engine.exceptions.EngineDeadError: EngineCore encountered an issue.
+(raylet) ray.exceptions.ActorDiedError: The actor died because its owner has died.
+"""
+
+
+def test_a_run_that_succeeded_did_not_fail(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    whole = f"whole log: {log}"
+    for end in (
+        END_OF_A_RUN + TEARDOWN,
+        "(TaskRunnerV1 pid=812) 'Final validation metrics: None'\n",
+        "(TaskRunnerV1 pid=812) [verl_aer] stopped on request after step 3 of 9; the checkpoint is in runs/x\n",
+    ):
+        log.write_text("ValueError: a worker tried something else\n" + end)
+        assert explain_failure(None, log) == ["the run succeeded: it trained to its end", whole]
+    assert explain_failure(0, log) == ["the run succeeded (exit code 0)", whole]
+
+
+def test_without_an_exit_code_the_log_says_what_it_knows(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    log.write_text(END_OF_A_RUN.replace("Final", "Initial") + TEARDOWN + "ValueError: no row has 'acc'\n")
+    assert explain_failure(None, log)[:2] == ["the run failed:", "  ValueError: no row has 'acc'"]
+    log.write_text(END_OF_A_RUN + TEARDOWN + "OSError: no space left on device\n")
+    assert explain_failure(None, log)[:2] == [
+        "the run trained to its end; after that:",
+        "  OSError: no space left on device",
+    ]
+    log.write_text("step 1\nstep 2\n")
+    assert explain_failure(None, log)[:2] == [
+        "the log has neither the end of a training nor an exception; its last lines:",
+        "  step 1",
+    ]
+
+
 def test_a_stalled_run_is_stopped_with_everything_it_started(run: Run) -> None:
     code = run.go(
         """

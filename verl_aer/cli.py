@@ -413,13 +413,14 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     from verl_aer.evaluation.report import comparison_table, plot_pass_at_k
-    from verl_aer.evaluation.run import read_run
+    from verl_aer.evaluation.run import read_run, require_same_settings
     from verl_aer.tables import as_markdown, as_text
 
     folders = _labelled([run if "=" in run else f"{Path(run).name}={run}" for run in args.runs], default="")
     if len(folders) < 2 or any(len(same) > 1 for same in folders.values()):
         raise ValueError("give two evaluations or more, with different labels")
     labelled = {label: read_run(folder) for label, (folder,) in folders.items()}
+    require_same_settings({label: folder for label, (folder,) in folders.items()})
     table = comparison_table(labelled, sorted(set(args.k)))
     print(as_markdown(table) if args.markdown else as_text(table), end="")
     if args.out is not None:

@@ -14,7 +14,15 @@ import pytest
 from verl_aer.cli import main
 from verl_aer.evaluation.pass_at_k import estimate, pass_at_k
 from verl_aer.evaluation.report import groups_of, summary, summary_table
-from verl_aer.evaluation.run import batches_of, load_reward, read_run, sample_batches, with_progress, write_report
+from verl_aer.evaluation.run import (
+    batches_of,
+    load_reward,
+    read_run,
+    sample_batches,
+    settings_of,
+    with_progress,
+    write_report,
+)
 from verl_aer.evaluation.samples import SampleStore, gather, read_problems
 from verl_aer.evaluation.statistics import (
     Answers,
@@ -151,6 +159,7 @@ def data_file(folder: Path, problems: int = 5) -> Path:
         for number in range(problems)
     ]
     file = folder / "data.parquet"
+    folder.mkdir(exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), file)
     return file
 
@@ -172,9 +181,12 @@ class Oracle:
         return [[Generation(str(number + 1 + number % 2), 2, 0.1, "stop")] * 2 for number in numbers]
 
 
-def run(folder: Path, file: Path, sampler: Oracle, only: int | None = None) -> list[Answers]:
+def run(
+    folder: Path, file: Path, sampler: Oracle, only: int | None = None, score: str = "mine:reward", **sampling: float
+) -> list[Answers]:
     batches = batches_of(read_problems([file]), 2)
-    store = SampleStore(folder, {"seed": 0, "batches": len(batches)})
+    settings = settings_of(folder.name, [file], vars(Sampling(n=2, **sampling)), score, "level", 2, len(batches))
+    store = SampleStore(folder, settings)
     mine = store.missing(len(batches))[:only]
     with_progress(sample_batches(batches, mine, store, sampler, reward), len(mine))
     return gather(store.samples())
@@ -293,3 +305,30 @@ def test_runs_are_compared_side_by_side(tmp_path, capsys):
     assert "none: pass@3 needs 3 answers a problem, there are 2" in capsys.readouterr().err
     assert main(["compare", str(tmp_path), runs[0]]) == 2
     assert "no samples in it" in capsys.readouterr().err
+
+
+def test_evaluations_of_different_settings_are_not_compared(tmp_path, capsys):
+    file = data_file(tmp_path)
+    other_file = data_file(tmp_path / "other")
+    run(tmp_path / "base", file, Oracle())
+    # Chance, and the number of answers, may differ; the name of a data file says nothing.
+    run(tmp_path / "again", file.rename(tmp_path / "renamed.parquet"), Oracle(), seed=1)
+    assert main(["compare", str(tmp_path / "base"), str(tmp_path / "again")]) == 0
+    rows = pq.read_table(other_file).to_pylist()
+    rows[0]["prompt"][0]["content"] = "0 + 1? Think first."
+    pq.write_table(pa.Table.from_pylist(rows), other_file)
+    run(tmp_path / "hotter", other_file, Oracle(), temperature=1.2, max_tokens=64, score="yours:reward")
+    run(tmp_path / "narrow", tmp_path / "renamed.parquet", Oracle(), top_p=0.9)
+    capsys.readouterr()
+    assert main(["compare", *(str(tmp_path / name) for name in ("base", "again", "hotter", "narrow"))]) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "evaluations of different settings cannot be compared (SHA-256 of --data: " in said.err
+    for told in (
+        "--reward: 'mine:reward' in base, 'yours:reward' in hotter",
+        "--temperature: 1.0 in base, 1.2 in hotter",
+        "--max-tokens: 2048 in base, 64 in hotter",
+        "--top-p: 1.0 in base, 0.9 in narrow",
+    ):
+        assert told in said.err
+    assert "again" not in said.err.replace("in base", "")

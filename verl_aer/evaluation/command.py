@@ -8,8 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from verl_aer.evaluation.run import batches_of, load_reward, read_run, sample_batches, with_progress, write_report
-from verl_aer.evaluation.samples import SampleStore, fingerprint, read_problems
+from verl_aer.evaluation.run import (
+    batches_of,
+    load_reward,
+    read_run,
+    sample_batches,
+    settings_of,
+    with_progress,
+    write_report,
+)
+from verl_aer.evaluation.samples import SampleStore, read_problems
 from verl_aer.process_tree import ProcessTree, end_with_the_parent
 
 WAIT_SECONDS = 0.5
@@ -36,16 +44,7 @@ def evaluate(args: argparse.Namespace) -> int:
     reward = load_reward(args.reward)
     batches = batches_of(read_problems(args.data, args.level_key), args.batch)
     out = args.out or Path("evaluations") / Path(args.model).name
-    settings = {
-        "model": args.model,
-        "data": [file.name for file in args.data],
-        "data_sha256": fingerprint(args.data),
-        "sampling": vars(sampling),
-        "reward": args.reward,
-        "level_key": args.level_key,
-        "batch": args.batch,
-        "batches": len(batches),
-    }
+    settings = settings_of(args.model, args.data, vars(sampling), args.reward, args.level_key, args.batch, len(batches))
     store = SampleStore(out, settings)
     missing = store.missing(len(batches))
     if args.shard is not None:

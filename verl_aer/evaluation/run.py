@@ -7,12 +7,12 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from verl_aer.evaluation.report import plot_pass_at_k, summary, summary_table
-from verl_aer.evaluation.samples import Problem, SampleStore, gather
+from verl_aer.evaluation.samples import Problem, SampleStore, fingerprint, gather
 from verl_aer.evaluation.statistics import Answers
 from verl_aer.files import write_text_atomically
 from verl_aer.tables import as_markdown, as_text
@@ -44,6 +44,60 @@ def load_reward(name: str) -> Reward:
     if not callable(getattr(module, function, None)):
         raise ValueError(f"--reward {name}: {place} has no function {function}")
     return getattr(module, function)
+
+
+def settings_of(
+    model: str,
+    data: Sequence[Path],
+    sampling: Mapping[str, Any],
+    reward: str,
+    level_key: str,
+    batch: int,
+    batches: int,
+) -> dict[str, Any]:
+    """What decides an evaluation's samples, as `settings.json` keeps it."""
+    return {
+        "model": model,
+        "data": [file.name for file in data],
+        "data_sha256": fingerprint(data),
+        "sampling": dict(sampling),
+        "reward": reward,
+        "level_key": level_key,
+        "batch": batch,
+        "batches": batches,
+    }
+
+
+def require_same_settings(folders: Mapping[str, Path]) -> None:
+    """Evaluations can be compared if they differ in the model, in n and in chance only: pass@k is unbiased for any n.
+
+    Args:
+        folders: label -> the folder of its evaluation.
+
+    Raises:
+        ValueError: two differ in data, reward, temperature, top-p or the length of an answer; each is named.
+    """
+    (base, first), *others = ((label, _compared(folder)) for label, folder in folders.items())
+    told = [
+        f"{key}: {first[key]!r} in {base}, {settings[key]!r} in {label}"
+        for label, settings in others
+        for key in first
+        if settings[key] != first[key]
+    ]
+    if told:
+        raise ValueError(f"evaluations of different settings cannot be compared ({'; '.join(told)})")
+
+
+def _compared(folder: Path) -> dict[str, Any]:
+    settings = json.loads((folder / "settings.json").read_text())
+    sampling = settings["sampling"]
+    return {
+        "SHA-256 of --data": settings["data_sha256"][:12],
+        "--reward": settings["reward"],
+        "--temperature": sampling["temperature"],
+        "--top-p": sampling["top_p"],
+        "--max-tokens": sampling["max_tokens"],
+    }
 
 
 def batches_of(problems: Sequence[Problem], size: int) -> list[Sequence[Problem]]:

@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from verl_aer.extras import MissingExtraError
+
 if TYPE_CHECKING:
     from verl_aer.config.schema import EntropyConfig
     from verl_aer.metrics_log import MetricsRow
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever reads, `head` for one, has read enough; the interpreter's own last flush must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MissingExtraError) as error:
         # All errors of input in this package are ValueErrors whose message names the file or the key.
         print(f"verl-aer {args.subcommand}: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from verl_aer.extras import require_extra
 from verl_aer.files import replaced_atomically
 from verl_aer.metrics_log import series
 from verl_aer.summary import WINDOW, Seed
@@ -136,6 +137,7 @@ def arm_colours(arms: Iterable[str]) -> dict[str, str]:
 @contextmanager
 def _style() -> Iterator[ModuleType]:
     """matplotlib.pyplot, drawing to memory in our style."""
+    require_extra("matplotlib", "a figure")
     import matplotlib
 
     matplotlib.use("Agg")

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from verl_aer.data.dataset import BOXED, BadRow, DataSet, Problem, answer_kind
 from verl_aer.data.reading import Block, read_blocks
 from verl_aer.data.text import Held, digest_of, key_of
+from verl_aer.extras import MissingExtraError
 from verl_aer.files import replaced_atomically
 from verl_aer.tables import Table, as_text
 
@@ -346,7 +347,7 @@ def run(dataset: DataSet, arguments: Sequence[str] | None = None) -> int:
             fault_of=_math_fault if args.check_answers else None,
             watch=_shown,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MissingExtraError) as error:
         print(f"{dataset.name}: {error}", file=sys.stderr)
         return BAD_INPUT
     print("\n".join(as_text(table) for table in report.tables()))

@@ -18,6 +18,7 @@ from verl_aer.evaluation.run import (
     write_report,
 )
 from verl_aer.evaluation.samples import SampleStore, read_problems
+from verl_aer.extras import require_extra, require_vllm
 from verl_aer.process_tree import ProcessTree, end_with_the_parent
 
 WAIT_SECONDS = 0.5
@@ -28,7 +29,11 @@ def evaluate(args: argparse.Namespace) -> int:
 
     Raises:
         ValueError: input that cannot be evaluated. Nothing has been loaded then.
+        MissingExtraError: vLLM, matplotlib or what the reward needs is not installed.
     """
+    # Before anything is sampled, not at the figure that comes last.
+    require_vllm("verl-aer evaluate")
+    require_extra("matplotlib", "verl-aer evaluate")
     # Imported here: veRL and torch take seconds.
     from verl_aer.integration.merged_checkpoint import loadable_model
     from verl_aer.integration.vllm_sampling import Sampler, Sampling

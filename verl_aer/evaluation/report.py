@@ -17,6 +17,7 @@ from verl_aer.evaluation.statistics import (
     paired_difference,
     powers_up_to,
 )
+from verl_aer.extras import require_extra
 from verl_aer.files import replaced_atomically
 from verl_aer.tables import Table
 
@@ -108,6 +109,7 @@ def comparison_table(runs: Mapping[str, Sequence[Answers]], ks: Sequence[int]) -
 
 def plot_pass_at_k(runs: Mapping[str, Sequence[Answers]], title: str, out: Path) -> None:
     """pass@k over k, with its interval, a line for each run."""
+    require_extra("matplotlib", "a figure")
     # Imported here: half a second.
     from matplotlib.figure import Figure
 

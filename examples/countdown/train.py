@@ -11,6 +11,7 @@ A run that is finished already is shown again and not repeated.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import shlex
@@ -124,7 +125,7 @@ def training_command(run: Run, entropy: str, *, seed: int, steps: int, overrides
         "--config-path=pkg://verl_aer.config",
         "--config-name=aer_trainer",
         f"entropy={entropy}",
-        *(["hardware=cpu"] if not accelerator_is_here() else []),
+        *hardware_overrides(),
         *settings.verl_overrides(run.data, run.model, seed, steps),
         *method,
         "trainer.logger=[console,file]",
@@ -137,6 +138,13 @@ def training_command(run: Run, entropy: str, *, seed: int, steps: int, overrides
         f"hydra.run.dir={run.folder.resolve()}/hydra",
         *overrides,
     ]
+
+
+def hardware_overrides() -> list[str]:
+    """What this machine needs: settings for a CPU, or for a GPU without flash-attn, or none."""
+    if not accelerator_is_here():
+        return ["hardware=cpu"]
+    return [] if importlib.util.find_spec("flash_attn") is not None else settings.WITHOUT_FLASH_ATTENTION
 
 
 def accelerator_is_here() -> bool:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from examples.countdown import train
+from examples.countdown import settings, train
+from verl_aer.doctor import compose
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,6 +28,25 @@ def test_the_command_is_verls_own_entry_point_with_the_method_in_one_word(run):
     assert "trainer.total_training_steps=7" in command
     # Last, so that it wins over what the example sets.
     assert command[-1] == "entropy.controller.coefficient=0.1"
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "flash_attn", "expected"),
+    [(False, False, ["hardware=cpu"]), (True, True, []), (True, False, settings.WITHOUT_FLASH_ATTENTION)],
+)
+def test_a_gpu_without_flash_attention_takes_torchs(accelerator, flash_attn, expected, run, monkeypatch):
+    monkeypatch.setattr(train, "accelerator_is_here", lambda: accelerator)
+    monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: name if flash_attn else None)
+    command = train.training_command(run, "aer", seed=0, steps=5)
+    known = {"hardware=cpu", *settings.WITHOUT_FLASH_ATTENTION}
+    assert [word for word in command if word in known] == expected
+
+
+def test_without_flash_attention_the_config_composes(run):
+    model = compose(["entropy=aer", *settings.WITHOUT_FLASH_ATTENTION], "aer_trainer", "pkg://verl_aer.config")
+    assert model.actor_rollout_ref.model.use_remove_padding is False
+    assert model.actor_rollout_ref.actor.use_remove_padding is False
+    assert model.actor_rollout_ref.model.override_config == {"attn_implementation": "sdpa"}
 
 
 def test_a_run_is_finished_only_with_the_same_command(run):

@@ -10,6 +10,16 @@ from typing import Any, NamedTuple
 
 from verl_aer.cpu.detection import accelerator_present
 
+FOR_CPU = {
+    # Few CPUs have bfloat16 arithmetic, and compiling costs them a minute.
+    "dtype": "float32",
+    "enforce_eager": True,
+    # A prompt that is read in two steps makes vLLM turn back its seeded generator, which a CPU's cannot do:
+    # `RuntimeError: CPU Generator does not use offset`.
+    "enable_chunked_prefill": False,
+}
+"""Settings of vLLM on a machine without an accelerator."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -55,8 +65,7 @@ class Sampler:
         import vllm
 
         self.sampling = sampling
-        # Few CPUs have bfloat16 arithmetic, and compiling costs them a minute.
-        for_cpu: dict[str, Any] = {"dtype": "float32", "enforce_eager": True} if on_cpu else {}
+        for_cpu: dict[str, Any] = FOR_CPU if on_cpu else {}
         self.llm = vllm.LLM(
             model,
             tensor_parallel_size=tensor_parallel,

@@ -81,8 +81,13 @@ def test_a_folder_that_cannot_be_synced_is_no_error(tmp_path: Path, monkeypatch:
 def test_a_block_that_raises_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "state.json"
     path.write_text("old")
-    with pytest.raises(KeyError), replaced_atomically(path) as temporary:
-        temporary.write_text("half")
-        raise KeyError("x")
+
+    def half() -> None:
+        with replaced_atomically(path) as temporary:
+            temporary.write_text("half")
+            raise KeyError("x")
+
+    with pytest.raises(KeyError):
+        half()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]

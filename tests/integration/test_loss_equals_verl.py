@@ -16,10 +16,17 @@ from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPActorConfig
 from verl.workers.utils.losses import ppo_loss
+from verl.workers.utils.padding import no_padding_2_padding
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer.integration.batch import WEIGHT_FIELD
-from verl_aer.integration.loss import ALPHA_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS, entropy_loss
+from verl_aer.integration.loss import (
+    ALPHA_KEY,
+    UPDATE_ENTROPY_NATS,
+    UPDATE_TOKENS,
+    WEIGHTED_ROWS_KEY,
+    entropy_loss,
+)
 
 LOSS_AGG_MODES = [
     "token-mean",
@@ -255,6 +262,45 @@ def test_row_of_weight_zero_gets_no_entropy_gradient():
     _, plain, _ = train(verls("token-mean", entropy_coeff=0.0), rows, dp_size=1, splits=1)
     assert torch.equal(gradient, plain)
     assert metrics["actor/aer/entropy_term"] == 0.0
+
+
+def marked(loss_fn):
+    """The loss of a batch whose mark says that the entropy of rows without a coefficient was left out."""
+
+    def loss(**contract):
+        tu.assign_non_tensor(contract["data"], **{WEIGHTED_ROWS_KEY: True})
+        return loss_fn(**contract)
+
+    return loss
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+def test_verls_entropy_metric_is_verls_where_all_rows_have_an_entropy_and_absent_elsewhere(splits):
+    rows = make_rows(padding_rows=4, weights=[1.0, 1.0, 0.0, 0.0, 0.5, 0.5, 0.25, 0.25])
+    _, gradient, complete = train(ours("token-mean"), rows, dp_size=2, splits=splits)
+    _, _, verl = train(verls("token-mean", entropy_coeff=0.0), rows, dp_size=2, splits=splits)
+    assert complete["actor/entropy_loss"] == verl["actor/entropy_loss"] > 0
+    _, marked_gradient, incomplete = train(marked(ours("token-mean")), rows, dp_size=2, splits=splits)
+    # Not 0, and not the mean of the rows that are there: no rank and no micro-batch reports it.
+    assert set(complete) - set(incomplete) == {"actor/entropy_loss"}
+    assert torch.equal(gradient, marked_gradient)
+
+
+def test_the_entropy_is_padded_once_and_our_metrics_are_read_at_once(monkeypatch):
+    data = micro_batch(make_rows(padding_rows=0), dp_size=1, tokens=30, total=8)
+    output = Policy(initial_table().requires_grad_())(data["input_ids"])
+    reads = []
+    item = torch.Tensor.item
+    monkeypatch.setattr(torch.Tensor, "item", lambda tensor: reads.append(tensor) or item(tensor))
+    verls("token-mean", entropy_coeff=0.0)(model_output={"log_probs": output["log_probs"]}, data=data)
+    verls_own = len(reads)
+    no_padding_2_padding(output["entropy"], data)
+    padding = len(reads) - verls_own
+    assert padding > 0
+    reads.clear()
+    marked(ours("token-mean"))(model_output=output, data=data)
+    # Each read waits for the device; our six metrics are one read, and no `item`.
+    assert len(reads) == verls_own + padding
 
 
 @pytest.mark.parametrize("absent", [WEIGHT_FIELD, ALPHA_KEY, "entropy"])

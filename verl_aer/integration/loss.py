@@ -78,7 +78,9 @@ def entropy_loss(
     """
     alpha = _required_alpha(data)
     weight = _required_weight(data)
-    policy_loss, metrics = ppo_loss(config=config, model_output=model_output, data=data, dp_group=dp_group)
+    policy_loss, metrics = ppo_loss(
+        config=config, model_output=_for_verl(model_output, data), data=data, dp_group=dp_group
+    )
 
     entropy = _token_entropy(model_output, data, of_sample)  # (N, T)
     mask = data.select("response_mask").to_padded_tensor()["response_mask"].to(bool)  # (N, T)
@@ -97,7 +99,9 @@ def entropy_loss(
         "actor/aer/entropy_gradient": abs(alpha) * agg_loss(weight * token_weight * slope, mask, mode, **normaliser),
         **_update_entropy(token_weight * entropy.detach(), mask & rows_with_a_term(data)[:, None], config),
     }
-    metrics.update(Metric.from_dict(values, aggregation=AggregationType.SUM))
+    # All of them leave the device at once: a Metric takes its number there and then.
+    numbers = torch.stack([value.double() for value in values.values()]).tolist()
+    metrics.update(Metric.from_dict(dict(zip(values, numbers, strict=True)), aggregation=AggregationType.SUM))
     return policy_loss - alpha * term, metrics
 
 
@@ -106,6 +110,17 @@ def rows_with_a_term(data: TensorDict) -> torch.Tensor:
     if not tu.get_non_tensor_data(data=data, key=WEIGHTED_ROWS_KEY, default=False):
         return torch.ones(data.batch_size[0], dtype=torch.bool, device=data["input_ids"].device)
     return (_required_alpha(data) * _required_weight(data)).squeeze(-1) != 0
+
+
+def _for_verl(model_output: dict[str, torch.Tensor], data: TensorDict) -> dict[str, torch.Tensor]:
+    """What veRL's loss sees: no entropy where that of some rows may be missing.
+
+    veRL's ``actor/entropy_loss`` would take the missing ones for 0, and read 0 for as long as α is 0. Its own
+    entropy term has the coefficient 0 and needs none.
+    """
+    if not tu.get_non_tensor_data(data=data, key=WEIGHTED_ROWS_KEY, default=False):
+        return model_output
+    return {name: output for name, output in model_output.items() if name != "entropy"}
 
 
 def _required_alpha(data: TensorDict) -> float:
@@ -148,7 +163,7 @@ def _token_entropy(model_output: dict[str, torch.Tensor], data: TensorDict, of_s
 def _gradient_size(policy_loss: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
     """Σ |∂L_policy/∂log π|: walks back from the loss to the log-probs alone, not into the policy."""
     if not policy_loss.requires_grad:
-        return torch.zeros(())
+        return policy_loss.new_zeros(())
     (gradient,) = torch.autograd.grad(policy_loss, log_probs, retain_graph=True)
     return (gradient.values() if gradient.is_nested else gradient).abs().sum()
 

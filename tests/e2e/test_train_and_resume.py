@@ -93,7 +93,7 @@ def test_killed_run_resumes_bit_for_bit_and_leaves_nothing_behind(train, inputs,
     # The log proves the stack.
     assert "[verl_aer] training: FSDP2, world size 2, cpu:gloo" in first.log
     assert "[verl_aer] rollout: 2 replica(s) of" in first.log
-    assert "vLLM 0.30" in first.log
+    assert "vllm 0.30" in first.log
     assert "2 WorkerDict" in first.log
 
     # α and H₀ of three steps, recomputed from the logged entropies.

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from omegaconf import OmegaConf
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer.integration import watchdog
@@ -16,11 +16,13 @@ from verl_aer.integration.watchdog import (
     GenerationTimeoutError,
     ProgressLimit,
     Watchdog,
+    WatchdogMixin,
     WeightUpdateTimeoutError,
     WorkerDiedError,
     call_with_limit,
     failure_of,
     last_checkpoint,
+    storage_units,
 )
 
 
@@ -170,6 +172,244 @@ def test_the_last_good_checkpoint_is_the_one_that_verl_marked_complete(tmp_path)
     config = OmegaConf.create({"trainer": {"default_local_dir": str(tmp_path)}})
     (tmp_path / "global_step_4").mkdir()
     assert last_checkpoint(config) == "No checkpoint was written (trainer.save_freq)."
-    (tmp_path / "global_step_2").mkdir()
+    (tmp_path / "global_step_2" / "actor").mkdir(parents=True)
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("2")
     assert last_checkpoint(config) == f"The last good checkpoint is {tmp_path}/global_step_2."
+
+
+def test_a_checkpoint_that_has_lost_its_actor_is_not_called_good(tmp_path):
+    config = OmegaConf.create({"trainer": {"default_local_dir": str(tmp_path)}})
+    (tmp_path / "global_step_2").mkdir()
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("2")
+    said = last_checkpoint(config)
+    assert said.startswith(f"The last complete checkpoint, {tmp_path}/global_step_2, has lost its actor")
+    assert "trainer.max_actor_ckpt_to_keep" in said
+
+
+@pytest.mark.usefixtures("ray_of_fakes")
+def test_an_actor_that_cannot_be_asked_is_given_up_once_and_ends_nothing(caplog):
+    healthy, foreign = FakeActor(None), FakeActor(RayTaskError("failure_of", "no module named verl_aer", "cause"))
+    dog = Watchdog()
+    dog.watch("reward worker", [foreign, healthy])
+    for _ in range(3):
+        dog.check()
+    assert (foreign.probes, healthy.probes) == (1, 4)
+    assert [record.getMessage()[:15] for record in caplog.records] == ["reward worker 0"]
+
+
+def watched_config():
+    return OmegaConf.create(
+        {
+            "trainer": {"v1": {"sampler": {"sampler_kwargs": {}}}, "default_local_dir": "/nowhere"},
+            "actor_rollout_ref": {"nccl_timeout": 600},
+        }
+    )
+
+
+class Buffer:
+    """Has what the watchdog uses of veRL's replay buffer."""
+
+    poll_interval = 1.0
+
+    def __init__(self):
+        self.pending_keys = self.running_keys = self.finished_keys = self.failure_keys = {"train": []}
+        self.partitions = {"train": []}
+        self.waits = []
+
+    def _wait_for_next_poll(self, *args, **kwargs):
+        self.waits.append((args, kwargs))
+        return 7.0
+
+
+class BareBuffer:
+    """A custom sampler with a wait of its own."""
+
+    poll_interval = 1.0
+
+
+class UncountedBuffer(Buffer):
+    """A release of veRL that counts otherwise."""
+
+    def __init__(self):
+        super().__init__()
+        del self.pending_keys
+
+
+class Trainer:
+    """Stands for veRL's trainer, with everything that the watchdog looks for."""
+
+    def __init__(self, buffer=None):
+        self.config = watched_config()
+        self.entropy_config = SimpleNamespace(
+            limits=SimpleNamespace(generation_seconds=2.0, weight_update_seconds=None)
+        )
+        self.sent = []
+        self.actor_rollout_wg = SimpleNamespace(workers=[FakeActor(None)])
+        self.checkpoint_manager = SimpleNamespace(update_weights=self._send)
+        self.buffer = buffer or Buffer()
+
+    def _send(self, *args, **kwargs):
+        self.sent.append((args, kwargs))
+        return "sent"
+
+    def _build_replay_buffer(self):
+        return self.buffer
+
+    def _setup(self):
+        pass
+
+    def get_reward_handles(self):
+        return [FakeActor(None)]
+
+    def _rollout_server_managers(self):
+        replica = SimpleNamespace(replica_rank=0, servers=[FakeActor(None)])
+        return [SimpleNamespace(get_replicas=lambda: [replica])]
+
+    def fit(self, agent_loop_manager):
+        self.fitted = True
+
+
+class Watched(WatchdogMixin, Trainer):
+    pass
+
+
+@pytest.fixture
+def transfer_queue(monkeypatch, ray_of_fakes):
+    """TransferQueue with a controller and a storage unit."""
+    watchdog.ray.get_actor = lambda name, namespace: FakeActor(None)
+    units = {"SimpleStorage": {0: FakeActor(None)}}
+    monkeypatch.setattr(watchdog.transfer_queue.interface, "_TQ_STORAGE", units)
+
+
+MANAGER = SimpleNamespace(agent_loop_workers=[FakeActor(None)])
+
+
+def run(trainer, manager=MANAGER) -> list[str]:
+    """The roles that are watched, after everything that a run does."""
+    trainer._build_replay_buffer()
+    trainer._setup()
+    trainer.fit(manager)
+    assert trainer.fitted
+    return sorted(trainer._watchdog._roles.values())
+
+
+ALL_ROLES = [
+    "TransferQueue controller 0",
+    "TransferQueue storage unit 0",
+    "actor worker 0",
+    "agent worker 0",
+    "reward worker 0",
+    "server of rollout replica 0, 0",
+]
+
+
+@pytest.mark.usefixtures("transfer_queue")
+def test_everything_is_watched_where_everything_is_there(caplog):
+    assert run(Watched()) == ALL_ROLES
+    assert caplog.records == []
+
+
+def lose(name):
+    def change(trainer, monkeypatch):
+        raising = property(lambda self: (_ for _ in ()).throw(AttributeError(name)))
+        monkeypatch.setattr(Watched, name, raising, raising=False)
+
+    return change
+
+
+def lose_storage(trainer, monkeypatch):
+    monkeypatch.delattr(watchdog.transfer_queue.interface, "_TQ_STORAGE")
+
+
+def lose_controller(trainer, monkeypatch):
+    monkeypatch.delattr(watchdog.ray, "get_actor")
+
+
+LOST = {
+    "server": (lose("_rollout_server_managers"), "the rollout servers"),
+    "reward": (lose("get_reward_handles"), "the reward workers"),
+    "TransferQueue storage": (lose_storage, "TransferQueue's storage units"),
+    "TransferQueue controller": (lose_controller, "TransferQueue's controller"),
+}
+
+
+@pytest.mark.usefixtures("transfer_queue")
+@pytest.mark.parametrize("role", LOST)
+def test_what_verl_may_rename_is_not_watched_and_said_once(monkeypatch, caplog, role):
+    change, what = LOST[role]
+    trainer = Watched()
+    change(trainer, monkeypatch)
+    assert run(trainer) == [name for name in ALL_ROLES if not name.startswith(role)]
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"the watchdog does not watch {what}: AttributeError: ")
+
+
+@pytest.mark.usefixtures("transfer_queue")
+@pytest.mark.parametrize("manager", [SimpleNamespace(), SimpleNamespace(agent_loop_workers=["a thread"])])
+def test_a_custom_agent_loop_manager_without_ray_actors_runs(caplog, manager):
+    trainer = Watched()
+    run(trainer, manager)
+    trainer._watchdog.check()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("the watchdog does not watch the agent workers: AttributeError: ")
+
+
+@pytest.mark.usefixtures("transfer_queue")
+def test_a_custom_sampler_with_a_wait_of_its_own_runs(caplog):
+    buffer = BareBuffer()
+    assert run(Watched(buffer)) == ALL_ROLES
+    assert not hasattr(buffer, "_wait_for_next_poll")
+    (record,) = caplog.records
+    assert record.getMessage().startswith("the watchdog does not watch the wait for rollouts: AttributeError: ")
+
+
+@pytest.mark.usefixtures("transfer_queue")
+@pytest.mark.parametrize("arguments", [(("train", 1.0), {}), ((), {"partition_id": "train", "now": 2.0, "new": 3})])
+def test_a_poll_hands_its_arguments_on_and_is_limited(arguments):
+    args, kwargs = arguments
+    trainer = Watched()
+    buffer = trainer._build_replay_buffer()
+    for _ in range(3):
+        assert buffer._wait_for_next_poll(*args, **kwargs) == 7.0
+    assert buffer.waits == [arguments] * 3
+    with pytest.raises(GenerationTimeoutError):
+        buffer._wait_for_next_poll(*args, **kwargs)
+
+
+@pytest.mark.usefixtures("transfer_queue")
+def test_a_buffer_that_cannot_be_counted_has_no_limit_but_its_processes_are_watched(caplog):
+    trainer = Watched(UncountedBuffer())
+    buffer = trainer._build_replay_buffer()
+    for _ in range(9):
+        assert buffer._wait_for_next_poll("train", 1.0) == 7.0
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        "the watchdog does not watch the time that generation takes: AttributeError: "
+    )
+    trainer._watchdog.watch("actor worker", [FakeActor(RayActorError())])
+    with pytest.raises(WorkerDiedError):
+        buffer._wait_for_next_poll("train", 1.0)
+
+
+@pytest.mark.usefixtures("transfer_queue")
+def test_weight_updates_keep_whatever_arguments_verl_gives_them():
+    trainer = Watched()
+    trainer._build_replay_buffer()
+    trainer._setup()
+    assert trainer.checkpoint_manager.update_weights(3, mode="delta") == "sent"
+    assert trainer.checkpoint_manager.update_weights() == "sent"
+    assert trainer.sent == [((3,), {"mode": "delta"}), ((), {})]
+
+
+@pytest.mark.usefixtures("transfer_queue")
+def test_a_checkpoint_manager_that_updates_otherwise_runs(caplog):
+    trainer = Watched()
+    trainer.checkpoint_manager = SimpleNamespace()
+    assert run(trainer) == ALL_ROLES
+    (record,) = caplog.records
+    assert "the time that weight updates take: AttributeError" in record.getMessage()
+
+
+def test_storage_units_of_another_process_are_none(monkeypatch):
+    monkeypatch.setattr(watchdog.transfer_queue.interface, "_TQ_STORAGE", None)
+    assert storage_units() == []

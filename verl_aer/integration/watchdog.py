@@ -12,15 +12,21 @@ may take ``weight_update_seconds``, by default ``actor_rollout_ref.nccl_timeout`
 process group, 600); generation may go on for as long as rollouts are finished now and then, at least one in
 ``generation_seconds``.
 
+What cannot be watched, as a custom agent-loop manager or sampler lacks it or another release of veRL names it
+otherwise, is a warning, and the run goes on without that watch.
+
 Where veRL does not wait but raises, its error is often only what a dead process looks like from the driver (a
 batch without a single trajectory, say). The dead process is then named as the cause, with that error above it.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -28,7 +34,7 @@ import transfer_queue
 import transfer_queue.interface
 from omegaconf import DictConfig
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from verl_aer.config.schema import EntropyConfig
 from verl_aer.integration.checkpoint import latest_checkpoint
@@ -40,6 +46,8 @@ PROBE_SECONDS = 1.0
 """Between two looks at the processes of a run."""
 DEATH_SECONDS = 5.0
 """Until a death is known everywhere: vLLM's client hears of its engine's, and Ray of an actor's, within two."""
+
+logger = logging.getLogger(__name__)
 
 
 class RunStoppedError(RuntimeError):
@@ -108,6 +116,9 @@ class Watchdog:
                 failure = ray.get(probe)
             except RayActorError as error:
                 raise WorkerDiedError(f"{self._roles[actor]} died: {error}") from error
+            except RayTaskError as error:
+                logger.warning("%s cannot be asked how it is, and is watched no longer: %s", self._roles[actor], error)
+                continue
             if failure is not None:
                 raise WorkerDiedError(f"{self._roles[actor]} failed: {failure}")
             self._probe(actor)
@@ -194,8 +205,11 @@ class ProgressLimit:
             )
 
 
-def rollout_counts(buffer: ReplayBuffer, partition_id: str) -> str:
-    """What the buffer holds, by state: of prompts, and of finished trajectories."""
+def rollout_counts(buffer: ReplayBuffer, partition_id: str, *_: Any, **__: Any) -> str:
+    """What the buffer holds of a partition, by state: of prompts, and of finished trajectories.
+
+    Called with all arguments of the buffer's own wait, of which the partition is one.
+    """
     states = ("pending", "running", "finished", "failure")
     prompts = ", ".join(f"{len(getattr(buffer, f'{state}_keys')[partition_id])} {state}" for state in states)
     return f"{prompts} prompts and {len(buffer.partitions[partition_id])} trajectories"
@@ -206,17 +220,60 @@ def last_checkpoint(config: DictConfig) -> str:
     folder = latest_checkpoint(config)
     if folder is None:
         return "No checkpoint was written (trainer.save_freq)."
+    # veRL removes an older actor once it has written the next one, and marks that checkpoint complete later.
+    if not (folder / "actor").exists():
+        return (
+            f"The last complete checkpoint, {folder}, has lost its actor to the next one, which is not complete: "
+            "raise trainer.max_actor_ckpt_to_keep."
+        )
     return f"The last good checkpoint is {folder}."
 
 
-def transfer_queue_actors() -> list[ActorHandle]:
-    """TransferQueue's controller and the storage units that this process has started.
+def storage_units() -> list[ActorHandle]:
+    """TransferQueue's storage units that this process has started, which have no public name.
 
-    Without them every reader and writer tries again for ten minutes. TransferQueue has no public name for the
-    handles of its storage units.
+    Without them, and without its controller, every reader and writer tries again for ten minutes.
     """
-    units = (transfer_queue.interface._TQ_STORAGE or {}).get("SimpleStorage", {})
-    return [ray.get_actor("TransferQueueController", namespace="transfer_queue"), *units.values()]
+    return list((transfer_queue.interface._TQ_STORAGE or {}).get("SimpleStorage", {}).values())
+
+
+@contextmanager
+def watched(what: str) -> Iterator[None]:
+    """Turn any exception of the block into a warning: the run goes on, without a watch of ``what``."""
+    try:
+        yield
+    except Exception as error:
+        _not_watched(what, error)
+
+
+def _not_watched(what: str, error: Exception) -> None:
+    logger.warning("the watchdog does not watch %s: %s: %s", what, type(error).__name__, error)
+
+
+def watched_poll(
+    poll: Callable[..., float], watchdog: Watchdog, limit: ProgressLimit, counts: Callable[..., str]
+) -> Callable[..., float]:
+    """``poll``, the wait of a replay buffer, with a look at the processes and at what was finished before it.
+
+    Args:
+        counts: what the buffer holds, in words, from the arguments of ``poll``. Once it raises, it is asked no more.
+    """
+    is_limited = True
+
+    def check_and_wait(*args: Any, **kwargs: Any) -> float:
+        nonlocal is_limited
+        watchdog.check()
+        if is_limited:
+            try:
+                progress = counts(*args, **kwargs)
+            except Exception as error:
+                is_limited = False
+                _not_watched("the time that generation takes", error)
+            else:
+                limit.check(progress)
+        return poll(*args, **kwargs)
+
+    return check_and_wait
 
 
 class WatchdogMixin:
@@ -232,42 +289,50 @@ class WatchdogMixin:
     def _build_replay_buffer(self) -> ReplayBuffer:
         self._watchdog = Watchdog()
         buffer = super()._build_replay_buffer()
+        with watched("the wait for rollouts"):
+            self._watch_poll(buffer)
+        return buffer
+
+    def _watch_poll(self, buffer: ReplayBuffer) -> None:
         sampler_kwargs = self.config.trainer.v1.sampler.sampler_kwargs
         buffer.poll_interval = sampler_kwargs.get("poll_interval", buffer.poll_interval)
         limit = ProgressLimit(self.entropy_config.limits.generation_seconds, buffer.poll_interval)
-        wait_for_next_poll = buffer._wait_for_next_poll
-
-        def check_and_wait(partition_id: str, last_debug_time: float) -> float:
-            self._watchdog.check()
-            limit.check(rollout_counts(buffer, partition_id))
-            return wait_for_next_poll(partition_id, last_debug_time)
-
-        buffer._wait_for_next_poll = check_and_wait
-        return buffer
+        buffer._wait_for_next_poll = watched_poll(
+            buffer._wait_for_next_poll, self._watchdog, limit, partial(rollout_counts, buffer)
+        )
 
     def _setup(self) -> None:
         super()._setup()
-        self._watchdog.watch("actor worker", self.actor_rollout_wg.workers)
-        self._watchdog.watch("reward worker", self.get_reward_handles() or [])
-        self._watchdog.watch("TransferQueue actor", transfer_queue_actors())
-        for manager in self._rollout_server_managers():
-            for replica in manager.get_replicas():
-                self._watchdog.watch(f"server of rollout replica {replica.replica_rank},", replica.servers)
+        watch = self._watchdog.watch
+        with watched("the actor workers"):
+            watch("actor worker", self.actor_rollout_wg.workers)
+        with watched("the reward workers"):
+            watch("reward worker", self.get_reward_handles() or [])
+        with watched("TransferQueue's controller"):
+            watch("TransferQueue controller", [ray.get_actor("TransferQueueController", namespace="transfer_queue")])
+        with watched("TransferQueue's storage units"):
+            watch("TransferQueue storage unit", storage_units())
+        with watched("the rollout servers"):
+            for manager in self._rollout_server_managers():
+                for replica in manager.get_replicas():
+                    watch(f"server of rollout replica {replica.replica_rank},", replica.servers)
         for name in ("checkpoint_manager", "standalone_checkpoint_manager"):
             if hasattr(self, name):
-                self._limit_weight_updates(getattr(self, name))
+                with watched("the time that weight updates take"):
+                    self._limit_weight_updates(getattr(self, name))
 
     def _limit_weight_updates(self, manager: Any) -> None:
         update_weights = manager.update_weights
         seconds = self.entropy_config.limits.weight_update_seconds or self.config.actor_rollout_ref.nccl_timeout
 
-        def update_weights_in_time(global_steps: int | None = None) -> Any:
-            return call_with_limit(lambda: update_weights(global_steps), seconds, self._watchdog)
+        def update_weights_in_time(*args: Any, **kwargs: Any) -> Any:
+            return call_with_limit(lambda: update_weights(*args, **kwargs), seconds, self._watchdog)
 
         manager.update_weights = update_weights_in_time
 
     def fit(self, agent_loop_manager: Any) -> None:
-        self._watchdog.watch("agent worker", agent_loop_manager.agent_loop_workers)
+        with watched("the agent workers"):
+            self._watchdog.watch("agent worker", agent_loop_manager.agent_loop_workers)
         try:
             self._fit(agent_loop_manager)
         except RunStoppedError as stopped:

@@ -24,7 +24,7 @@ from verl_aer.failure import root_cause
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-OK, WARN, FAIL = "ok", "warn", "FAIL"
+OK, NOTE, WARN, FAIL = "ok", "note", "warn", "FAIL"
 GIB = 2**30
 PROBE_SECONDS = 180
 """Limit of one import: the slowest, veRL's trainer on a cold disk, takes half a minute."""
@@ -251,16 +251,18 @@ def config_checks(overrides: Sequence[str], config_name: str, config_path: str, 
     with warnings.catch_warnings():
         # veRL warns of every optional training engine that is not installed.
         warnings.simplefilter("ignore")
-        from verl_aer.integration.preflight import preflight
+        from verl_aer.integration.preflight import notes, preflight, stopping
 
     try:
         config = compose(overrides, config_name, config_path)
-        problems = preflight(config, elsewhere)
+        found = preflight(config, elsewhere, on_driver=True)
     except (HydraException, OmegaConfBaseException) as error:
         return [Check("config", FAIL, str(error), "correct the overrides")]
-    if not problems:
-        return [Check("config", OK, f"{config_name} with these overrides has no problem")]
-    return [Check("config", FAIL, f"{problem.key}: {problem.message}", problem.fix) for problem in problems]
+    checks = [Check("config", NOTE, f"{note.key}: {note.message}", note.fix) for note in notes(found)]
+    checks += [Check("config", FAIL, f"{problem.key}: {problem.message}", problem.fix) for problem in stopping(found)]
+    if not stopping(found):
+        checks.append(Check("config", OK, f"{config_name} with these overrides has no problem"))
+    return checks
 
 
 def compose(overrides: Sequence[str], config_name: str = "ppo_trainer", config_path: str = VERL_CONFIGS) -> DictConfig:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+import verl
 from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer import EntropyControl, load_state, method_names, parse_entropy_config, save_state
+from verl_aer.config.schema import ConfigError, Problem
+from verl_aer.integration import callback
+from verl_aer.integration import preflight as module
 from verl_aer.integration.checkpoint import conditions, resume_warnings
-from verl_aer.integration.preflight import preflight
+from verl_aer.integration.preflight import Note, notes, preflight, stopping
+from verl_aer.integration.reward_trial import Outcome
 
 REWARD = """
 def compute_score(data_source, solution_str, ground_truth, extra_info=None):
@@ -57,9 +66,12 @@ def composed(files: dict[str, Path], *overrides: str) -> DictConfig:
 
 
 def problems_of(files: dict[str, Path], *overrides: str) -> dict[str, str]:
-    """Key → message and fix of every problem."""
-    found = preflight(composed(files, *overrides))
-    return {problem.key: f"{problem.message} {problem.fix}" for problem in found}
+    """Key → message and fix of every problem; the reward function is not called."""
+    return by_key(preflight(composed(files, *overrides)))
+
+
+def by_key(problems: list[Problem]) -> dict[str, str]:
+    return {problem.key: f"{problem.message} {problem.fix}" for problem in problems}
 
 
 def test_a_good_config_has_no_problem(files):
@@ -182,18 +194,187 @@ def test_group_of_one_is_fine_where_difficulty_is_not_asked(files):
     ("body", "overrides", "is_refused"),
     [
         ('{"score": 0.5}', [], True),
-        ('{"score": 0.5}', ["entropy.correctness.threshold=0.0"], False),
         ('{"score": 0.5, "solved": 1.0}', ["entropy.correctness.key=solved"], False),
         # veRL itself reports a bare number as `acc`.
-        ("0.5", [], False),
+        ("0.0", [], False),
     ],
 )
 def test_a_reward_without_correctness_needs_a_threshold(files, body, overrides, is_refused):
     files["reward"].write_text(REWARD.format(body=body))
-    found = problems_of(files, *overrides)
+    found = by_key(preflight(composed(files, *overrides), on_driver=True))
     assert ("reward.custom_reward_function" in found) == is_refused
     if is_refused:
         assert "entropy.correctness.threshold" in found["reward.custom_reward_function"]
+
+
+@pytest.fixture
+def calls(monkeypatch) -> list[tuple]:
+    """The calls of the user's reward function, none of which are made; its outcome is the last one of ``outcomes``."""
+    made: list[tuple] = []
+
+    def try_reward(*call):
+        made.append(call)
+        return Outcome(keys=["acc", "score"])
+
+    monkeypatch.setattr(module, "try_reward", try_reward)
+    return made
+
+
+def test_the_reward_is_called_once_and_on_the_driver_only(files, calls):
+    config = composed(files, "+reward.custom_reward_function.reward_kwargs.scale=2")
+    assert preflight(config) == []
+    assert calls == []
+    assert preflight(config, on_driver=True) == []
+    ((path, name, kwargs, answer),) = calls
+    assert (path, name, kwargs) == (str(files["reward"]), "compute_score", {"scale": 2})
+    assert answer == {"data_source": "test", "solution_str": "", "ground_truth": "2", "extra_info": {"index": 0}}
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "reward.reward_model.enable=true",
+        "entropy.correctness.threshold=0.0",
+        "entropy=fixed",
+        "data.train_files=/nowhere/train.parquet",
+    ],
+)
+def test_the_reward_is_not_called_where_it_cannot_or_need_not(files, calls, override):
+    preflight(composed(files, override), on_driver=True)
+    assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        (Outcome(failure="IndexError: list index out of range"), "IndexError: list index out of range"),
+        (Outcome(failure="it did not return within 20 s"), "did not return within 20 s"),
+        (Outcome(number=-1.0), "the number -1 for an empty answer"),
+    ],
+)
+def test_what_a_reward_says_of_an_empty_answer_stops_no_run(files, monkeypatch, outcome, said):
+    monkeypatch.setattr(module, "try_reward", lambda *call: outcome)
+    found = preflight(composed(files), on_driver=True)
+    assert stopping(found) == []
+    (note,) = notes(found)
+    assert note.key == "reward.custom_reward_function"
+    assert said in note.message
+
+
+@pytest.mark.parametrize("outcome", [Outcome(), Outcome(number=0.0), Outcome(number=1.0), Outcome(keys=["acc"])])
+def test_a_reward_that_may_be_right_is_not_mentioned(files, monkeypatch, outcome):
+    monkeypatch.setattr(module, "try_reward", lambda *call: outcome)
+    assert preflight(composed(files), on_driver=True) == []
+
+
+def fail(*args):
+    raise RuntimeError("two\nlines")
+
+
+def fail_late(*args):
+    yield Problem("a.key", "is wrong", "Change it.")
+    raise RuntimeError("two\nlines")
+
+
+@pytest.mark.parametrize("checks", ["CONFIG_CHECKS", "MACHINE_CHECKS", "ENTROPY_CHECKS", "DRIVER_CHECKS"])
+def test_a_check_that_fails_itself_is_a_note_and_the_others_are_made(files, monkeypatch, checks):
+    monkeypatch.setattr(module, checks, [fail, *getattr(module, checks)])
+    config = composed(files, "trainer.device=cuda")
+    found = preflight(config, on_driver=True)
+    assert [problem.key for problem in stopping(found)] == ["trainer.device"]
+    assert notes(found) == [
+        Note("preflight (fail)", "the check itself failed: RuntimeError: two lines", "The run does not need it.")
+    ]
+
+
+def test_what_a_check_has_found_before_it_fails_is_kept(files, monkeypatch):
+    monkeypatch.setattr(module, "CONFIG_CHECKS", [fail_late])
+    found = preflight(composed(files))
+    assert [problem.key for problem in found] == ["a.key", "preflight (fail late)"]
+    assert [problem.key for problem in stopping(found)] == ["a.key"]
+
+
+def test_every_check_survives_a_config_that_is_not_verls(files):
+    found = preflight(OmegaConf.create({"entropy": {"method": "aer"}}), elsewhere=True, on_driver=True)
+    assert stopping(found) == []
+    failed = {note.key for note in notes(found)}
+    assert {"preflight (trainer mode)", "preflight (groups are groups)", "preflight (state can be resumed)"} <= failed
+
+
+def test_an_entropy_node_that_cannot_be_read_is_one_problem(files):
+    found = problems_of(files, "entropy.controller.eta=${trainer.no_such_key}")
+    assert "InterpolationKeyError" in found["entropy"]
+
+
+def test_the_driver_prints_notes_and_goes_on_and_ends_with_problems(files, monkeypatch, capsys):
+    found = [Note("a.key", "may be wrong", "Look at it.")]
+    seen = []
+
+    def fake(config, on_driver=False):
+        seen.append(on_driver)
+        return found
+
+    monkeypatch.setattr(callback, "preflight", fake)
+    callback.RunCallback().on_job_start(composed(files))
+    assert capsys.readouterr().err == "[verl_aer] note: a.key: may be wrong. Look at it.\n"
+    found.append(Problem("another.key", "is wrong", "Change it."))
+    with pytest.raises(SystemExit):
+        callback.RunCallback().on_job_start(composed(files))
+    said = capsys.readouterr().err
+    assert "note: a.key" in said
+    assert "1. another.key: is wrong. Change it." in said
+    assert "2." not in said
+    assert seen == [True, True]
+
+
+def test_a_path_to_resume_from_has_to_be_given(files):
+    found = problems_of(files, "trainer.resume_mode=resume_path")
+    assert list(found) == ["trainer.resume_from_path"]
+    assert "trainer.resume_mode=resume_path needs the checkpoint to resume from" in found["trainer.resume_from_path"]
+    with pytest.raises(ConfigError, match=r"trainer\.resume_from_path"):
+        resume_warnings(composed(files, "trainer.resume_mode=resume_path"))
+
+
+CHUNKS = "actor_rollout_ref.actor.megatron.entropy_from_logits_with_chunking"
+
+
+@pytest.mark.parametrize("key", ["actor_rollout_ref.actor.entropy_from_logits_with_chunking", CHUNKS])
+def test_chunked_entropy_is_refused_on_megatron_only(files, key):
+    assert problems_of(files, "actor_rollout_ref.actor.entropy_from_logits_with_chunking=true") == {}
+    megatron = ["model_engine=megatron", "actor_rollout_ref.actor.strategy=megatron"]
+    assert problems_of(files, *megatron) == {}
+    found = problems_of(files, *megatron, f"{key}=true")
+    assert list(found) == [CHUNKS]
+    assert "the first update would fail" in found[CHUNKS]
+
+
+def megatrons_entropy() -> dict[str, Any]:
+    """veRL's own functions, with a tensor-parallel group of one in the place of Megatron's, which is not here."""
+    path = Path(verl.__file__).parent / "utils" / "megatron" / "tensor_parallel.py"
+    wanted = ("_VocabParallelEntropy", "vocab_parallel_entropy", "vocab_parallel_entropy_with_chunking")
+    tree = ast.parse(path.read_text())
+    tree.body = [node for node in tree.body if getattr(node, "name", None) in wanted]
+    alone = SimpleNamespace(all_reduce=lambda *args, **kwargs: None, ReduceOp=SimpleNamespace(MAX=None))
+    group = SimpleNamespace(get_tensor_model_parallel_group=lambda: None)
+    eager = SimpleNamespace(
+        autograd=torch.autograd,
+        Tensor=torch.Tensor,
+        zeros=torch.zeros,
+        compile=lambda **kwargs: lambda function: function,
+    )
+    names: dict[str, Any] = {"torch": eager, "dist": alone, "mpu": group}
+    exec(compile(tree, str(path), "exec"), names)
+    return names
+
+
+def test_megatrons_chunked_entropy_has_no_gradient_in_verl_0_9_1():
+    functions = megatrons_entropy()
+    weight = torch.randn(1, 6, 5, requires_grad=True)
+    functions["vocab_parallel_entropy"](weight * 1.0).sum().backward()
+    assert weight.grad.abs().sum() > 0
+    # When this passes, the check can go.
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        functions["vocab_parallel_entropy_with_chunking"](weight * 1.0, chunk_size=3).sum().backward()
 
 
 def checkpoint(files: dict[str, Path]) -> Path:

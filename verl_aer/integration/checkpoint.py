@@ -13,7 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
-from verl_aer.config.schema import EntropyConfig
+from verl_aer.config.schema import ConfigError, EntropyConfig, Problem
 from verl_aer.integration.data_files import data_files
 from verl_aer.state import SavedRun, StateError, changed_conditions, load_run
 
@@ -27,10 +27,24 @@ def state_path(config: DictConfig, global_step: int) -> Path:
 
 
 def resume_folder(config: DictConfig) -> Path | None:
-    """The checkpoint that veRL will resume from, None for a run from scratch; veRL itself does not keep it."""
+    """The checkpoint that veRL will resume from, None for a run from scratch; veRL itself does not keep it.
+
+    Raises:
+        ConfigError: a path is asked for and none is given.
+    """
     if config.trainer.resume_mode == "disable":
         return None
     if config.trainer.resume_mode == "resume_path":
+        if not config.trainer.resume_from_path:
+            raise ConfigError(
+                [
+                    Problem(
+                        "trainer.resume_from_path",
+                        "trainer.resume_mode=resume_path needs the checkpoint to resume from, and there is none",
+                        "Set it to a global_step_... folder, or set trainer.resume_mode=auto.",
+                    )
+                ]
+            )
         return Path(config.trainer.resume_from_path).absolute()
     return latest_checkpoint(config)
 

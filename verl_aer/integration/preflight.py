@@ -1,12 +1,11 @@
 """Checks of the composed config, made before any Ray actor or GPU is used.
 
 Each check is one function from the config to its problems; ``preflight`` runs them all, so that one attempt shows
-everything that has to be mended.
+everything that has to be fixed. A problem stops the run; a note does not, as the run may work all the same.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,30 +14,52 @@ import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
 from verl.plugin.platform import get_platform
 from verl.trainer.distillation import is_distillation_enabled
-from verl.trainer.ppo.reward import get_custom_reward_fn
 
 from verl_aer.config.schema import ConfigError, EntropyConfig, Problem, parse_entropy_config
 from verl_aer.integration.checkpoint import STATE_FILE, read_resumed_state
 from verl_aer.integration.data_files import data_files
 from verl_aer.integration.functional_request import BACKENDS, request_of
 from verl_aer.integration.modes import TRAINER_MODES
+from verl_aer.integration.reward_trial import Outcome, try_reward
 from verl_aer.methods.registry import get_method
 from verl_aer.state import StateError
 
 ACTOR = "actor_rollout_ref.actor"
 
 
-def preflight(config: DictConfig, elsewhere: bool = False) -> list[Problem]:
-    """Every problem of ``config`` that the entropy control can see, none if the run may start.
+class Note(Problem):
+    """Something that may be wrong, and does not stop the run."""
 
-    elsewhere: it is for another machine, whose devices and files are not looked for here.
+
+def preflight(config: DictConfig, elsewhere: bool = False, on_driver: bool = False) -> list[Problem]:
+    """Every problem of ``config`` that the entropy control can see, and notes among them; it never raises.
+
+    Args:
+        config: the composed config of a run.
+        elsewhere: it is for another machine, whose devices and files are not looked for here.
+        on_driver: the run has not begun: the user's reward function may be called once.
     """
     checks = CONFIG_CHECKS if elsewhere else [*CONFIG_CHECKS, *MACHINE_CHECKS]
     try:
         entropy = read_entropy_config(config)
     except ConfigError as error:
         return [*error.problems, *_problems(checks, config)]
-    return [*_problems(checks, config), *_problems(ENTROPY_CHECKS, config, entropy)]
+    except Exception as error:
+        # The trainer would read it in the same way, and raise the same.
+        unread = Problem("entropy", f"cannot be read: {_in_one_line(error)}", "Correct this part of the config.")
+        return [unread, *_problems(checks, config)]
+    entropy_checks = [*ENTROPY_CHECKS, *DRIVER_CHECKS] if on_driver else ENTROPY_CHECKS
+    return [*_problems(checks, config), *_problems(entropy_checks, config, entropy)]
+
+
+def stopping(problems: list[Problem]) -> list[Problem]:
+    """The problems that stop a run."""
+    return [problem for problem in problems if not isinstance(problem, Note)]
+
+
+def notes(problems: list[Problem]) -> list[Note]:
+    """The problems that are only notes."""
+    return [problem for problem in problems if isinstance(problem, Note)]
 
 
 def read_entropy_config(config: DictConfig) -> EntropyConfig:
@@ -64,7 +85,28 @@ def bypasses_old_log_probs(config: DictConfig) -> bool:
 
 
 def _problems(checks: list[Callable[..., Iterator[Problem]]], *args: Any) -> list[Problem]:
-    return [problem for check in checks for problem in check(*args)]
+    """What the checks find. One that fails itself is a note: the run may be fine."""
+    problems = []
+    for check in checks:
+        try:
+            for problem in check(*args):
+                problems.append(problem)
+        except ConfigError as error:
+            problems += error.problems
+        except Exception as error:
+            name = check.__name__.strip("_").replace("_", " ")
+            problems.append(
+                Note(
+                    f"preflight ({name})",
+                    f"the check itself failed: {_in_one_line(error)}",
+                    "The run does not need it.",
+                )
+            )
+    return problems
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 # ------------------------------------------------------------------ veRL's settings around the entropy control
@@ -159,6 +201,22 @@ def _separate_async_can_start(config: DictConfig) -> Iterator[Problem]:
         )
 
 
+def _megatron_entropy_is_whole(config: DictConfig) -> Iterator[Problem]:
+    """The backward of veRL's `_VocabParallelEntropy` edits its logits in place, and restores them.
+
+    Chunks are views of one tensor and share its version counter: after the first chunk's backward autograd refuses
+    the second's.
+    """
+    actor = config.actor_rollout_ref.actor
+    if actor.strategy == "megatron" and actor.megatron.entropy_from_logits_with_chunking:
+        yield Problem(
+            f"{ACTOR}.megatron.entropy_from_logits_with_chunking",
+            "the entropy gets a gradient here, and veRL's chunked entropy on Megatron has none that works: each "
+            "chunk's backward edits the logits that the next one has saved, so the first update would fail",
+            f"Set {ACTOR}.entropy_from_logits_with_chunking=false (and the same below {ACTOR}.megatron).",
+        )
+
+
 def _norm_has_a_scale(config: DictConfig) -> Iterator[Problem]:
     actor = config.actor_rollout_ref.actor
     if actor.loss_agg_mode == "seq-mean-token-sum-norm" and actor.loss_scale_factor is None:
@@ -195,6 +253,7 @@ CONFIG_CHECKS = [
     _no_distillation,
     _estimator_runs,
     _separate_async_can_start,
+    _megatron_entropy_is_whole,
     _norm_has_a_scale,
 ]
 
@@ -258,25 +317,51 @@ def _shaping_has_entropies(config: DictConfig, entropy: EntropyConfig) -> Iterat
             )
 
 
+def _asked_reward(config: DictConfig, entropy: EntropyConfig) -> DictConfig | None:
+    """The user's reward function, where it has to say which answers are correct."""
+    reward = config.reward.custom_reward_function
+    asked = entropy.uses_accuracy and entropy.correctness.threshold is None and reward.get("path")
+    return reward if asked else None
+
+
+def _reward_file_is_there(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
+    reward = _asked_reward(config, entropy)
+    if reward is not None and "://" not in reward.path and not Path(reward.path).exists():
+        yield Problem("reward.custom_reward_function.path", f"{reward.path} does not exist", "Correct the path.")
+
+
 def _reward_reports_correctness(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
     """Calls the user's reward function once, with an empty answer to the first training prompt."""
-    if not entropy.uses_accuracy or entropy.correctness.threshold is not None:
-        return
-    reward = config.reward.custom_reward_function
-    if not reward.get("path"):
-        return
-    if not Path(reward.path).exists() and "://" not in reward.path:
-        yield Problem("reward.custom_reward_function.path", f"{reward.path} does not exist", "Correct the path.")
+    reward = _asked_reward(config, entropy)
+    # A function that asks a served reward model cannot be called before the run.
+    if reward is None or config.reward.reward_model.enable or next(_reward_file_is_there(config, entropy), None):
         return
     row = _first_training_row(config)
-    result = None if row is None else _score_empty_answer(config, row)
-    if isinstance(result, dict) and entropy.correctness.key not in result:
+    if row is not None:
+        yield from _of_outcome(_score_empty_answer(reward, row), f"{reward.name} in {reward.path}", entropy)
+
+
+def _of_outcome(outcome: Outcome, function: str, entropy: EntropyConfig) -> Iterator[Problem]:
+    key, correctness = "reward.custom_reward_function", entropy.correctness.key
+    threshold = "entropy.correctness.threshold: an answer is then correct when its reward is above it."
+    if outcome.failure is not None:
+        yield Note(
+            key,
+            f"{function} gave no reward for an empty answer: {outcome.failure}",
+            "If it refuses empty answers on purpose, nothing has to be changed.",
+        )
+    if outcome.keys is not None and correctness not in outcome.keys:
         yield Problem(
-            "reward.custom_reward_function",
-            f"{reward.name} in {reward.path} returns {sorted(result)} and no {entropy.correctness.key!r}, so "
-            "nothing says which answers are correct",
-            f"Let it return {entropy.correctness.key!r} (0 or 1) beside the score, or set "
-            "entropy.correctness.threshold: an answer is then correct when its reward is above it.",
+            key,
+            f"{function} returns {outcome.keys} and no {correctness!r}, so nothing says which answers are correct",
+            f"Let it return {correctness!r} (0 or 1) beside the score, or set {threshold}",
+        )
+    if outcome.number is not None and outcome.number not in (0.0, 1.0):
+        yield Note(
+            key,
+            f"{function} returns the number {outcome.number:g} for an empty answer; veRL reports a bare number as "
+            "'acc', which says which answers are correct only where it is 0 or 1",
+            f"Let it return a dict with 'score' and {correctness!r} (0 or 1), or set {threshold}",
         )
 
 
@@ -288,17 +373,15 @@ def _first_training_row(config: DictConfig) -> dict[str, Any] | None:
     return rows.to_pylist()[0] if rows is not None and rows.num_rows else None
 
 
-def _score_empty_answer(config: DictConfig, row: dict[str, Any]) -> Any:
-    score = get_custom_reward_fn(config)
-    inner = score.args[0]
-    if inspect.iscoroutinefunction(inner):
-        return None
-    return score(
-        data_source=row.get("data_source"),
-        solution_str="",
-        ground_truth=(row.get("reward_model") or {}).get("ground_truth"),
-        extra_info=row.get("extra_info") or {},
-    )
+def _score_empty_answer(reward: DictConfig, row: dict[str, Any]) -> Outcome:
+    answer = {
+        "data_source": row.get("data_source"),
+        "solution_str": "",
+        "ground_truth": (row.get("reward_model") or {}).get("ground_truth"),
+        "extra_info": row.get("extra_info") or {},
+    }
+    kwargs = OmegaConf.to_container(reward.get("reward_kwargs") or OmegaConf.create(), resolve=True)
+    return try_reward(reward.path, reward.name, kwargs, answer)
 
 
 def _state_can_be_resumed(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
@@ -313,6 +396,10 @@ ENTROPY_CHECKS = [
     _verls_own_part_is_chosen,
     _functional_is_computed,
     _shaping_has_entropies,
-    _reward_reports_correctness,
+    _reward_file_is_there,
     _state_can_be_resumed,
+]
+
+DRIVER_CHECKS = [
+    _reward_reports_correctness,
 ]

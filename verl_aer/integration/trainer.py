@@ -52,7 +52,7 @@ from verl_aer.integration.loss import (
     entropy_loss,
 )
 from verl_aer.integration.modes import TRAINER_MODES
-from verl_aer.integration.preflight import bypasses_old_log_probs, preflight, read_entropy_config
+from verl_aer.integration.preflight import bypasses_old_log_probs, notes, preflight, read_entropy_config, stopping
 from verl_aer.integration.report import report_run
 from verl_aer.integration.step_metrics import PromptSummary, group_metrics, prompt_entropies, summarize_prompts
 from verl_aer.integration.stop_request import StopOnRequestMixin
@@ -123,8 +123,10 @@ class EntropyTrainerMixin:
     def __init__(self, config: DictConfig) -> None:
         # veRL's trainers read the mode as a switch too: under our name `sync` would get the asynchronous buffer.
         mode = config.trainer.v1.trainer_mode
-        problems = preflight(config)
-        if problems:
+        found = preflight(config)
+        for note in notes(found):
+            logger.warning("%s", note)
+        if problems := stopping(found):
             raise ConfigError(problems)
         with open_dict(config):
             config.trainer.v1.trainer_mode = TRAINER_MODES[mode]

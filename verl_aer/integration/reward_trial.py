@@ -1,0 +1,131 @@
+"""One call of the user's reward function, in a process that ends within seconds whatever the function does.
+
+Run as a module it is that process: ``python -m verl_aer.integration.reward_trial FOLDER``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from verl.utils.import_utils import load_extern_object
+
+START_SECONDS = 120.0
+"""Limit of the new process's own imports, veRL's among them."""
+REWARD_SECONDS = 20.0
+"""Limit of loading the function and calling it once."""
+
+SERVER_ARGUMENTS = ("reward_router_address", "reward_model_tokenizer")
+"""What veRL hands a function beside the answer where a reward model is served."""
+
+CALL_FILE, READY_FILE, OUTCOME_FILE = "call", "ready", "outcome"
+
+
+class Outcome(NamedTuple):
+    """What a reward function returned: a dict with ``keys``, or a ``number``; else why nothing is known of it.
+
+    All of them are None where the function was not called, as it says that it needs more than an answer, and where it
+    returned something else.
+    """
+
+    keys: list[str] | None = None
+    number: float | None = None
+    failure: str | None = None
+
+
+def try_reward(path: str, name: str, kwargs: dict[str, Any], answer: dict[str, Any]) -> Outcome:
+    """Call the reward function once; it neither outlives its limit nor takes this process with it.
+
+    Args:
+        path, name, kwargs: as in veRL's ``reward.custom_reward_function``.
+        answer: the arguments that veRL's reward managers give: data_source, solution_str, ground_truth, extra_info.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        call = {"path": path, "name": name, "kwargs": kwargs, "answer": answer, "sys_path": sys.path}
+        Path(folder, CALL_FILE).write_bytes(pickle.dumps(call))
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, folder],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            # It needs no plug-in, and whatever processes the function starts are ended with it.
+            env={**os.environ, "VERL_USE_EXTERNAL_PLUGINS": "none"},
+            start_new_session=True,
+        )
+        try:
+            failure = _wait(process, Path(folder, READY_FILE))
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        outcome = Path(folder, OUTCOME_FILE)
+        if failure is None and outcome.exists():
+            return Outcome(**json.loads(outcome.read_text()))
+        return Outcome(failure=failure or f"its process died with exit code {process.returncode}")
+
+
+def _wait(process: subprocess.Popen, ready: Path) -> str | None:
+    """None once the process has ended; why not, where a limit came first."""
+    limit, what, is_ready = START_SECONDS, "its process did not start", False
+    deadline = time.monotonic() + limit
+    while process.poll() is None:
+        if not is_ready and ready.exists():
+            limit, what, is_ready = REWARD_SECONDS, "it did not return", True
+            deadline = time.monotonic() + limit
+        if time.monotonic() > deadline:
+            return f"{what} within {limit:g} s"
+        time.sleep(0.02)
+    return None
+
+
+def main(folder: Path) -> None:
+    """Make the call that lies in ``folder``, and leave there what came of it."""
+    call = pickle.loads((folder / CALL_FILE).read_bytes())
+    sys.path[:] = call.pop("sys_path")
+    (folder / READY_FILE).touch()
+    try:
+        outcome = _call(**call)
+    except BaseException as error:
+        # SystemExit too. veRL wraps what a file raises while it is loaded.
+        cause = error.__cause__ or error
+        outcome = Outcome(failure=f"{type(cause).__name__}: {cause}")
+    (folder / OUTCOME_FILE).write_text(json.dumps(outcome._asdict()))
+    # At once: threads and pools of the function would keep the process alive.
+    os._exit(0)
+
+
+def _call(path: str, name: str, kwargs: dict[str, Any], answer: dict[str, Any]) -> Outcome:
+    function = load_extern_object(module_path=path, object_name=name)
+    if needs_more(function):
+        return Outcome()
+    result = function(**{**answer, **kwargs})
+    if isinstance(result, dict):
+        return Outcome(keys=sorted(str(key) for key in result))
+    try:
+        return Outcome(number=float(result))
+    except (TypeError, ValueError):
+        return Outcome()
+
+
+def needs_more(function: Any) -> bool:
+    """Whether a reward function may need a server or an event loop: asynchronous, or open to what veRL hands it."""
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
+        return True
+    parameters = inspect.signature(function).parameters.values()
+    return any(
+        parameter.kind is parameter.VAR_KEYWORD or parameter.name in SERVER_ARGUMENTS for parameter in parameters
+    )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

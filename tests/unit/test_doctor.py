@@ -185,6 +185,33 @@ def test_all_problems_of_a_run_are_listed(monkeypatch: pytest.MonkeyPatch, capsy
     assert "Could not find 'entropy/are'" in capsys.readouterr().out
 
 
+def test_notes_are_marked_and_fail_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("verl")
+    from verl_aer.integration import preflight as module
+
+    seen = []
+
+    def preflight(config: object, elsewhere: bool, on_driver: bool) -> list[module.Problem]:
+        seen.append(on_driver)
+        return [module.Note("a.key", "may be wrong", "Look at it."), *problems]
+
+    problems: list[module.Problem] = []
+    monkeypatch.setattr(module, "preflight", preflight)
+    assert doctor.doctor(["+entropy=aer"], config_only=True) == 0
+    output = capsys.readouterr().out
+    assert "note  config  a.key: may be wrong\n" in output
+    assert "→ Look at it." in output
+    assert "ok    config  ppo_trainer with these overrides has no problem" in output
+    problems.append(module.Problem("another.key", "is wrong", "Change it."))
+    assert doctor.doctor(["+entropy=aer"], config_only=True) == 1
+    output = capsys.readouterr().out
+    assert "note  config  a.key: may be wrong\n" in output
+    assert "FAIL  config  another.key: is wrong\n" in output
+    assert "1 failed" in output
+    assert "no problem" not in output
+    assert seen == [True, True]
+
+
 def test_on_a_bare_machine(tmp_path: Path) -> None:
     """A real interpreter without any package: no check may crash, and each says what to install."""
     venv.create(tmp_path / "bare", with_pip=False, symlinks=True)

@@ -15,10 +15,12 @@ from hydra import compose, initialize_config_module
 from verl.trainer.ppo.v1 import get_trainer_cls
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
+from verl_aer.config.schema import ConfigError, Problem
 from verl_aer.integration import trainer as module
 from verl_aer.integration.batch import BatchRows
 from verl_aer.integration.functional_request import FUNCTIONAL_KEY
 from verl_aer.integration.loss import ALPHA_KEY, SIGNAL_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS, WEIGHTED_ROWS_KEY
+from verl_aer.integration.preflight import Note
 from verl_aer.rollouts import Tokens
 from verl_aer.state import save_state
 
@@ -362,6 +364,18 @@ def test_hard_prompts_above_h0_are_warned_of_once(make, caplog):
         run_step(trainer)
     (warning,) = [record.message for record in caplog.records if "hard prompts" in record.message]
     assert warning.startswith("step 3: the entropy of hard prompts is 1.5 nats per token, above the initial level of 1")
+
+
+def test_notes_are_logged_and_problems_stop_the_trainer_which_calls_no_reward(make, monkeypatch, caplog):
+    found = [Note("a.key", "may be wrong", "Look at it.")]
+    trainer = make(queue=[])
+    # Of the config only: the driver has called the reward function.
+    monkeypatch.setattr(module, "preflight", lambda config: found)
+    type(trainer)(composed())
+    assert "a.key: may be wrong. Look at it." in caplog.text
+    found.append(Problem("another.key", "is wrong", "Change it."))
+    with pytest.raises(ConfigError, match=r"1 problem[^\0]*another\.key"):
+        type(trainer)(composed())
 
 
 def test_our_name_gets_verls_own_buffer_for_the_mode(monkeypatch):

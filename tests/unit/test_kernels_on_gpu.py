@@ -36,6 +36,16 @@ def test_compiled_kernels_equal_float64(functional, vocabulary, dtype):
     assert ((found[2].double() - wanted[2]).abs() <= half_a_unit * wanted[2].abs() + 1e-6 * scale).all()
 
 
+def test_transposed_logits_whose_columns_are_further_apart_than_an_int_can_count():
+    rows, vocabulary = 14_200, 151_936
+    logits = torch.zeros(vocabulary, rows, dtype=torch.bfloat16, device="cuda").t()
+    logits[:2, -1] = 8.0
+    log_pi, entropy = logprob_and_entropy(logits[:2], torch.full((2,), vocabulary - 1, device="cuda"))
+    contiguous = logprob_and_entropy(logits[:2].contiguous(), torch.full((2,), vocabulary - 1, device="cuda"))
+    assert torch.equal(log_pi, contiguous[0])
+    assert torch.equal(entropy, contiguous[1])
+
+
 def test_more_elements_than_an_int_can_count():
     rows, vocabulary = 14_200, 151_936
     logits = torch.zeros(rows, vocabulary, dtype=torch.bfloat16, device="cuda").requires_grad_()

@@ -148,7 +148,7 @@ def _sums(
     t = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, vocabulary, BLOCK):
         index = start + lane
-        value = tl.load(x + index * stride, mask=index < vocabulary, other=float("-inf")).to(tl.float32)
+        value = tl.load(x + index.to(tl.int64) * stride, mask=index < vocabulary, other=float("-inf")).to(tl.float32)
         if KEEP != KEEP_ALL:
             value = tl.where(_is_kept(value, index, columns, threshold, cut, KEEP), value, float("-inf"))
         value = tl.maximum(value, FLOOR, propagate_nan=tl.PropagateNan.ALL)
@@ -227,7 +227,7 @@ def _extent(x, stride, columns, BLOCK: tl.constexpr):
     for start in range(0, columns, BLOCK):
         index = start + tl.arange(0, BLOCK)
         inside = index < columns
-        value = tl.load(x + index * stride, mask=inside, other=0.0).to(tl.float32)
+        value = tl.load(x + index.to(tl.int64) * stride, mask=inside, other=0.0).to(tl.float32)
         excluded += (inside & (value == float("-inf"))).to(tl.int32)
         highest = tl.maximum(highest, tl.where(inside, value, FLOOR))
     return tl.sum(excluded, 0), tl.max(highest, 0)
@@ -238,7 +238,7 @@ def _ordered(x, stride, columns, start, KEEP: tl.constexpr, BLOCK: tl.constexpr)
     """Logits, integers in the order in which tokens are taken (clamped: from the lowest), and which are columns."""
     index = start + tl.arange(0, BLOCK)
     inside = index < columns
-    value = tl.load(x + index * stride, mask=inside, other=0.0).to(tl.float32) + 0.0  # no -0.0
+    value = tl.load(x + index.to(tl.int64) * stride, mask=inside, other=0.0).to(tl.float32) + 0.0  # no -0.0
     bits = value.to(tl.int32, bitcast=True)
     order = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     if KEEP == KEEP_NUCLEUS:
@@ -303,12 +303,12 @@ def _backward_kernel(
         for start in range(0, vocabulary, BLOCK):
             index = start + lane
             zero = tl.zeros((BLOCK,), grad.dtype.element_ty)
-            tl.store(out + index * grad_column_stride, zero, mask=index < vocabulary)
+            tl.store(out + index.to(tl.int64) * grad_column_stride, zero, mask=index < vocabulary)
     else:
         for start in range(0, vocabulary, BLOCK):
             index = start + lane
             inside = index < vocabulary
-            value = tl.load(x + index * column_stride, mask=inside, other=float("-inf")).to(tl.float32)
+            value = tl.load(x + index.to(tl.int64) * column_stride, mask=inside, other=float("-inf")).to(tl.float32)
             d = tl.maximum(value - row_top, LOWEST, propagate_nan=tl.PropagateNan.ALL)
             pi = tl.exp2(d * scale - row_log_z * LOG2_E)
             if KEEP == KEEP_ALL:
@@ -317,4 +317,4 @@ def _backward_kernel(
                 kept = _is_kept(value, index, columns, row_threshold, row_cut, KEEP)
                 pull_here = tl.where(kept, of_y * d + of_all, of_log_pi)
             g = tl.where(index == label, of_log_pi, 0.0) - pi * pull_here
-            tl.store(out + index * grad_column_stride, g.to(grad.dtype.element_ty), mask=inside)
+            tl.store(out + index.to(tl.int64) * grad_column_stride, g.to(grad.dtype.element_ty), mask=inside)

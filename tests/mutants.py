@@ -142,7 +142,8 @@ MUTANTS = [
     Mutant("control.py", "if step <= self._state.step:", "if step < self._state.step:"),
     Mutant("control.py", "if not math.isfinite(entropy):", "if math.isnan(entropy):"),
     # Functional
-    Mutant("functional.py", "torch.where(others > 0, y, 0.0)", "y"),
+    Mutant("functional.py", "others * _finite(y)", "others * y"),
+    Mutant("functional.py", "top.masked_fill(top.isinf(), math.nan)", "top"),
     Mutant("functional.py", "torch.promote_types(logits.dtype, torch.float32)", "logits.dtype"),
     # Loss
     Mutant(
@@ -242,7 +243,7 @@ MUTANTS = [
     Mutant("functional.py", "below, equal = z < threshold", "below, equal = z > threshold"),
     Mutant("functional.py", "mass_before >= p", "mass_before > p"),
     Mutant("functional.py", "pi.cumsum(dim=-1) - pi", "pi.cumsum(dim=-1)"),
-    Mutant("functional.py", "-grad.unsqueeze(-1) * pi * (y - mean_y)", "-grad.unsqueeze(-1) * pi * y"),
+    Mutant("functional.py", "* pi * (_finite(y) - mean_y)", "* pi * _finite(y)"),
     Mutant("functional.py", "log_sum = s.log1p()", "log_sum = s.log()"),
     # Selection
     Mutant("selection.py", "(self.quantile * (n - 1)", "(self.quantile * n"),
@@ -343,6 +344,8 @@ MUTANTS = [
     Mutant("kernels/kept.py", "begin = int(kept.cut[row]) + 1", "begin = int(kept.cut[row])"),
     Mutant("kernels/kept.py", "else (torch.ge, torch.gt)", "else (torch.gt, torch.ge)"),
     Mutant("kernels/kept.py", ".nonzero()[count[row] - 1, 0]", ".nonzero()[count[row], 0]"),
+    Mutant("kernels/chunked.py", "& (grad_log_pi == 0) & (grad_entropy == 0)] = 0.0", "& (grad_log_pi != 0)] = 0.0"),
+    Mutant("kernels/kept.py", "logits.index_fill(0, no_distribution, 0.0)", "logits"),
     Mutant("kernels/kept.py", "_lowest(size, logits if", "_lowest(size + 1, logits if"),
     Mutant("kernels/kept.py", ".floor().long() + excluded", ".floor().long()"),
     Mutant("kernels/kept.py", ".div_(temperature[:, None]).exp_()\n    total", ".exp_()\n    total"),
@@ -371,6 +374,10 @@ MUTANTS = [
     ),
     Mutant("kernels/triton_rows.py", "+ 0.0  # no -0.0", ""),
     Mutant("kernels/triton_rows.py", "value = tl.maximum(value, FLOOR, propagate_nan=tl.PropagateNan.ALL)", "pass"),
+    Mutant("kernels/triton_rows.py", "top.isfinite() & ~s.isnan()", "top.isfinite()"),
+    Mutant("kernels/triton_rows.py", "(top > FLOOR.value) & ", ""),
+    Mutant("kernels/triton_rows.py", "torch.where(read, state.mean_y, 0.0)", "state.mean_y"),
+    Mutant("kernels/triton_rows.py", "index.to(tl.int64) * column_stride", "index * column_stride"),
     Mutant("kernels/triton_rows.py", "torch.bfloat16: 16", "torch.bfloat16: 12"),
     Mutant("kernels/triton_rows.py", "torch.float16: 20", "torch.float16: 16"),
     Mutant("kernels/triton_rows.py", "(of_log_pi == 0) & (of_entropy == 0)", "of_log_pi == 0"),

@@ -27,7 +27,8 @@ class Functional(Part):
 
         Returns:
             ``(T,)`` nats; float32 where the logits are narrower. In bfloat16 over a large vocabulary the sums are off
-            by a tenth of a nat.
+            by a tenth of a nat. NaN, with a gradient of NaN, for a row that is no distribution: one with a NaN or with
+            +inf, and one whose entries are all -inf.
         """
         raise NotImplementedError
 
@@ -75,7 +76,7 @@ class Clamped(Functional):
         tensor([3.])
         """
         z = _at_least_float32(logits)
-        return _Shannon.apply(z.masked_fill(_lowest(z.detach(), self.p), -math.inf))
+        return _Shannon.apply(_without(z, _lowest(z.detach(), self.p)))
 
 
 @register_functional("nucleus")
@@ -104,7 +105,7 @@ class Nucleus(Functional):
         tensor([2.])
         """
         z = _at_least_float32(logits)
-        return _Shannon.apply(z.masked_fill(_outside_nucleus(z.detach(), self.p), -math.inf))
+        return _Shannon.apply(_without(z, _outside_nucleus(z.detach(), self.p)))
 
 
 @register_functional("sampled")
@@ -133,6 +134,19 @@ def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+def finite_or_nan(top: torch.Tensor) -> torch.Tensor:
+    """The largest logit of each row, NaN where it is infinite: a row of nothing but -inf, or one with +inf.
+
+    A row with a NaN has NaN as its largest. Subtracted from the logits, it makes NaN of all that follows.
+    """
+    return top.masked_fill(top.isinf(), math.nan)
+
+
+def _finite(y: torch.Tensor) -> torch.Tensor:
+    """y with -inf and all that is as good as it raised: e^-10000 is 0 in every type, and 0 * -inf is NaN."""
+    return y.clamp(min=-1e4)
+
+
 class _Shannon(torch.autograd.Function):
     """Shannon entropy of each row, with y = z - max(z) <= 0 and s = sum of e^y over all tokens but the most likely one:
 
@@ -146,14 +160,14 @@ class _Shannon(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: torch.Tensor) -> torch.Tensor:
-        top = z.max(dim=-1, keepdim=True)
-        y = z - top.values
-        others = y.exp().scatter_(-1, top.indices, 0.0)  # e^y, 0 at the most likely token
+        best = z.max(dim=-1, keepdim=True)
+        top = finite_or_nan(best.values)
+        y = z - top
+        others = y.exp().scatter_(-1, best.indices, 0.0)  # e^y, 0 at the most likely token
         s = others.sum(dim=-1, keepdim=True)
-        # e^-inf is 0, and 0 * -inf is NaN: an excluded entry adds nothing.
-        mean_y = (others * torch.where(others > 0, y, 0.0)).sum(dim=-1, keepdim=True) / (1.0 + s)
+        mean_y = (others * _finite(y)).sum(dim=-1, keepdim=True) / (1.0 + s)
         log_sum = s.log1p()
-        ctx.save_for_backward(z, top.values, log_sum, mean_y)
+        ctx.save_for_backward(z, top, log_sum, mean_y)
         return (log_sum - mean_y).squeeze(-1)
 
     @staticmethod
@@ -162,7 +176,12 @@ class _Shannon(torch.autograd.Function):
         z, top, log_sum, mean_y = ctx.saved_tensors
         y = z - top
         pi = (y - log_sum).exp()
-        return torch.where(pi > 0, -grad.unsqueeze(-1) * pi * (y - mean_y), 0.0)
+        return -grad.unsqueeze(-1) * pi * (_finite(y) - mean_y)
+
+
+def _without(z: torch.Tensor, left_out: torch.Tensor) -> torch.Tensor:
+    """z with -inf at the entries that are left out; a row that is no distribution stays as it is."""
+    return z.masked_fill(left_out & z.detach().amax(dim=-1, keepdim=True).isfinite(), -math.inf)
 
 
 def _lowest(z: torch.Tensor, p: float) -> torch.Tensor:

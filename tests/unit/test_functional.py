@@ -189,6 +189,27 @@ def test_sampled_is_the_negative_log_probability_of_its_token_and_has_the_entrop
         Sampled().entropy(logits)
 
 
+@pytest.mark.parametrize("vocabulary", [1, 5])
+@pytest.mark.parametrize("row", [[math.nan], [math.inf], [-math.inf]], ids=str)
+@pytest.mark.parametrize("functional", [*FUNCTIONALS, Sampled()], ids=repr)
+def test_a_row_that_is_no_distribution_is_nan_and_the_others_are_as_without_it(functional, row, vocabulary):
+    good = torch.randn(2, vocabulary, generator=torch.Generator().manual_seed(0))
+    # A NaN or +inf among others, or nothing but -inf.
+    bad = torch.full((1, vocabulary), -math.inf) if row == [-math.inf] else good[:1].clone()
+    bad[0, -1] = row[0]
+    labels = torch.zeros(3).long()
+
+    def both_ways(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = z.clone().requires_grad_()
+        entropy = functional.entropy(leaf, labels[: len(z)])
+        entropy.sum().backward()
+        return entropy.detach(), leaf.grad
+
+    for found, wanted in zip(both_ways(torch.cat([good, bad])), both_ways(good), strict=True):
+        assert found[2].isnan().all()
+        assert torch.equal(found[:2], wanted)
+
+
 @pytest.mark.parametrize(
     ("functional", "field"),
     [(Clamped(p=1.0), "p"), (Clamped(p=-0.1), "p"), (Nucleus(p=0.0), "p"), (Nucleus(p=1.1), "p")],

@@ -22,6 +22,8 @@ ROWS = 6
 # The interpreter takes seconds for a choice among so many.
 WIDE = 5003 if INTERPRETED else 151_936
 
+# The interpreter is numpy, which warns of what a GPU computes without a word.
+no_numbers = pytest.mark.filterwarnings("ignore::RuntimeWarning") if INTERPRETED else lambda test: test
 of_the_chunks = pytest.mark.skipif(INTERPRETED, reason="of the PyTorch backend alone")
 
 
@@ -262,13 +264,71 @@ def test_float16_logits_are_told_apart():
         assert ((found[2].double() - wanted[2]).abs() <= 2.0**-11 * wanted[2].abs() + 1e-7).all()
 
 
-def test_a_number_that_is_none_is_seen():
-    logits = logits_of("normal", 50)
-    logits[2, 7] = torch.nan
-    log_pi, entropy = logprob_and_entropy(logits, torch.arange(ROWS))
-    assert torch.isnan(log_pi[2])
-    assert torch.isnan(entropy[2])
-    assert torch.isfinite(torch.cat([log_pi, entropy])).sum() == 2 * (ROWS - 1)
+def spoiled(logits: torch.Tensor, how: str) -> torch.Tensor:
+    """Row 2 is no distribution."""
+    logits = logits.clone()
+    if how == "all NaN":
+        logits[2] = torch.nan
+    elif how == "all -inf":
+        logits[2] = -torch.inf
+    else:
+        logits[2, -1] = float(how)
+    return logits
+
+
+SPOILED = ["nan", "inf", "all -inf"] + ([] if INTERPRETED else ["all NaN"])
+OTHERS = [0, 1, 3, 4, 5]
+
+
+@no_numbers
+@pytest.mark.parametrize("how", SPOILED)
+@pytest.mark.parametrize("vocabulary", [50] if INTERPRETED else [1, 2, 50])
+@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
+def test_a_row_that_is_no_distribution_is_nan_and_the_others_are_as_without_it(functional, vocabulary, how):
+    logits, labels = logits_of("normal", vocabulary), torch.arange(ROWS) % vocabulary
+
+    def f(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return logprob_and_entropy(z, labels, torch.linspace(0.5, 2.0, ROWS), functional)
+
+    wanted = both_ways(f, logits, weights_of(ROWS))
+    found = both_ways(f, spoiled(logits, how), weights_of(ROWS))
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours[2].isnan().all()
+        assert torch.equal(ours[OTHERS], theirs[OTHERS])
+
+
+@no_numbers
+@pytest.mark.parametrize("how", SPOILED)
+@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
+def test_a_row_that_is_no_distribution_and_that_nobody_reads_has_a_gradient_of_zero(functional, how):
+    logits, labels = logits_of("normal", 50), torch.arange(ROWS)
+    weights = weights_of(ROWS)
+    weights[:, 2] = 0
+    # Its entropy is not even computed.
+    row_weight = torch.ones(ROWS).index_fill(0, torch.tensor(2), 0)
+    for of_row in (None, row_weight):
+        leaf = spoiled(logits, how).requires_grad_()
+        log_pi, entropy = logprob_and_entropy(leaf, labels, 1.0, functional, of_row)
+        assert log_pi[2].isnan()
+        assert entropy[2].isnan() if of_row is None else entropy[2] == 0
+        # Not 0 * NaN, which is NaN.
+        (log_pi[OTHERS] * weights[0, OTHERS] + entropy[OTHERS] * weights[1, OTHERS]).sum().backward()
+        assert (leaf.grad[2] == 0).all()
+        wanted = both_ways(lambda z: logprob_and_entropy(z, labels, 1.0, functional), logits, weights)[2]
+        assert torch.equal(leaf.grad[OTHERS], wanted[OTHERS])
+
+
+@no_numbers
+@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
+def test_without_a_token_among_the_columns_only_the_entropy_is_nan(functional):
+    logits, labels = logits_of("normal", 50), torch.full((ROWS,), 40)
+    logits[2, :30] = -torch.inf
+    leaf = logits.clone().requires_grad_()
+    log_pi, entropy = logprob_and_entropy(leaf, labels, 1.0, functional, columns=30)
+    torch.testing.assert_close(log_pi[2], logits[2].log_softmax(-1)[40])
+    assert entropy.isnan().tolist() == [False, False, True, False, False, False]
+    log_pi.sum().backward()
+    assert leaf.grad.isfinite().all()
 
 
 def test_a_row_that_nobody_reads_has_a_gradient_of_zero():

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
+from verl_aer.functional import finite_or_nan
 from verl_aer.kernels.kept import Kept, choose, mask_of
 from verl_aer.kernels.rows import Settings, State
 
@@ -31,14 +32,14 @@ def forward(
     for rows, (x, others, mask) in _chunks(logits, dtype, buffers=2 if keeps_all else 3):
         x.copy_(logits[rows])
         best = x.max(dim=-1)
-        state.top[rows] = best.values
+        state.top[rows] = finite_or_nan(best.values)
         some = wanted[rows].nonzero().squeeze(-1)
         here, part = (rows, slice(None)) if len(some) == len(x) else (some + rows.start, some)
         if len(some) and not keeps_all:
             kept = choose(settings, x[part], temperature[here])
             state.threshold[here], state.cut[here] = kept
             mask = mask_of(settings, x[part], kept, out=mask[: len(some)])
-        y = x.sub_(best.values[:, None]).div_(temperature[rows, None])
+        y = x.sub_(state.top[rows, None]).div_(temperature[rows, None])
         log_pi[rows] = y.gather(-1, labels[rows, None]).squeeze(-1)
         torch.exp(y, out=others).scatter_(-1, best.indices[:, None], 0.0)  # e^y, 0 at the most likely token
         state.log_z[rows] = others.sum(dim=-1).log1p()
@@ -88,6 +89,8 @@ def backward(
                 pi[part] = some
         at_label = (grad_log_pi[rows] / temperature[rows])[:, None]
         grad[rows] = pi.scatter_add_(-1, labels[rows, None], at_label.to(pi.dtype))
+    # 0 * NaN: a row that is no distribution and that nobody reads.
+    grad[state.top.isnan() & (grad_log_pi == 0) & (grad_entropy == 0)] = 0.0
 
 
 def _chunks(

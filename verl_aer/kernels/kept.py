@@ -36,6 +36,10 @@ def choose(settings: Settings, logits: torch.Tensor, temperature: torch.Tensor) 
     rows, vocabulary = logits.shape
     if leaves_none_out(functional):
         return Kept(logits.new_full((rows,), -torch.inf), torch.full((rows,), vocabulary, device=logits.device))
+    no_distribution = (~logits.amax(dim=-1).isfinite()).nonzero().squeeze(-1)
+    if len(no_distribution):
+        # Its entropy is NaN whatever is kept, and a NaN has no place in an order.
+        logits = logits.index_fill(0, no_distribution, 0.0)
     if isinstance(functional, Clamped):
         return _above_the_lowest(logits, functional.p)
     return _nucleus(logits, temperature, functional.p)

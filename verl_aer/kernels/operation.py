@@ -42,6 +42,9 @@ def logprob_and_entropy(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """log pi(label) and entropy of each row, differentiable in the logits.
 
+    A row with a NaN or with +inf, or of nothing but -inf, is no distribution: both numbers are NaN, and so is the
+    gradient, if anybody reads either of them. Where all of the first ``columns`` are -inf, the entropy is.
+
     Args:
         logits: ``(T, V)``, any floating type; -inf excludes an entry. Sums are in float32, or float64 for float64.
         labels: ``(T,)`` int64.

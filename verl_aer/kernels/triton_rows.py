@@ -62,6 +62,8 @@ def forward(
                 KEEP=_rule(settings, vocabulary), BITS=ORDER_BITS[logits.dtype], BLOCK=_block(vocabulary, BLOCK),
                 CHOICE_BLOCK=_block(vocabulary, CHOICE_BLOCK), num_warps=WARPS, enable_fp_fusion=True,
             )  # fmt: skip
+    top = _finite_or_nan(top, s)
+    kept_top = torch.where(wanted, _finite_or_nan(kept_top, kept_s), 0.0)
     log_z, kept_log_z = s.log1p(), kept_s.log1p()
     shift = torch.where(wanted, (kept_top - top) / temperature, 0.0)
     mean_y = kept_t / temperature / (1 + kept_s) + shift
@@ -84,13 +86,21 @@ def backward(
     if not rows:
         return
     pull = grad_log_pi / temperature
-    pull_of_entropy = grad_entropy / temperature * (state.log_z - state.log_zk).exp()
+    # An entropy that nobody reads may be NaN, and 0 * NaN is NaN.
+    read = grad_entropy != 0
+    pull_of_entropy = torch.where(read, grad_entropy / temperature * (state.log_z - state.log_zk).exp(), 0.0)
+    state = state._replace(mean_y=torch.where(read, state.mean_y, 0.0))
     with torch.cuda.device_of(logits):
         _backward_kernel[(rows,)](
             logits, labels, temperature, *state, pull, pull_of_entropy, grad,
             *logits.stride(), *grad.stride(), vocabulary, _columns(settings, vocabulary),
             KEEP=_rule(settings, vocabulary), BLOCK=_block(vocabulary, BLOCK), num_warps=WARPS, enable_fp_fusion=True,
         )  # fmt: skip
+
+
+def _finite_or_nan(top: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+    """``top``, NaN for a row that is no distribution: a NaN is in its sum, and FLOOR stands for -inf."""
+    return torch.where((top > FLOOR.value) & top.isfinite() & ~s.isnan(), top, torch.nan)
 
 
 def _rule(settings: Settings, vocabulary: int) -> tl.constexpr:

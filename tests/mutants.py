@@ -326,7 +326,7 @@ MUTANTS = [
     # One pass over the logits
     Mutant("kernels/operation.py", "row_weight != 0", "row_weight == 0"),
     Mutant("kernels/operation.py", "grad_entropy = torch.where(wanted, grad_entropy, 0.0)", "pass"),
-    Mutant("kernels/operation.py", "grad = logits if ctx.inplace", "grad = logits if True"),
+    Mutant("kernels/operation.py", "grad = logits.detach() if ctx.inplace", "grad = logits.detach() if True"),
     Mutant("kernels/chunked.py", "log_pi.sub_(state.log_z), state", "log_pi, state"),
     Mutant("kernels/chunked.py", "* (state.log_z[here] - state.log_zk[here]).exp()", ""),
     Mutant("kernels/chunked.py", "sub_(state.mean_y[here, None])", "sub_(0.0)"),

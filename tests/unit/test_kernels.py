@@ -202,11 +202,11 @@ def test_the_gradient_may_be_written_into_the_logits():
     leaf = logits.clone().requires_grad_()
     inner = leaf * 1.0
     seen = []
-    inner.register_hook(lambda grad: seen.append(grad.data_ptr()))
+    inner.register_hook(lambda grad: seen.append((grad.data_ptr(), grad.requires_grad)))
     log_pi, entropy = logprob_and_entropy(inner, labels, inplace=True)
     place = inner.data_ptr()
     (log_pi * weights_of(ROWS)[0] + entropy * weights_of(ROWS)[1]).sum().backward()
-    assert seen == [place]
+    assert seen == [(place, False)]
     assert torch.equal(leaf.grad, wanted)
 
 

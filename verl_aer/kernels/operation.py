@@ -108,7 +108,8 @@ class _LogprobAndEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_log_pi: torch.Tensor, grad_entropy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         logits, labels, temperature, wanted, *state = ctx.saved_tensors
-        grad = logits if ctx.inplace else torch.empty_like(logits)
+        # Not the saved tensor itself: it requires a gradient, and autograd may add to what it is given.
+        grad = logits.detach() if ctx.inplace else torch.empty_like(logits)
         grad_entropy = torch.where(wanted, grad_entropy, 0.0)
         ctx.backend.backward(logits, labels, temperature, State(*state), ctx.settings, grad_log_pi, grad_entropy, grad)
         return grad, None, None, None, None, None, None

@@ -13,6 +13,7 @@ import torch
 
 from verl_aer.functional import Clamped, Full, Functional, Nucleus, Sampled
 from verl_aer.kernels import chunked, logprob_and_entropy, operation
+from verl_aer.kernels.rows import CHUNK_BYTES, chunk_rows
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FUNCTIONALS = [Full(), Clamped(p=0.3), Clamped(p=0.99), Nucleus(p=0.8)]
@@ -175,7 +176,7 @@ def test_rows_of_weight_zero_cost_nothing(monkeypatch):
     measured = []
     measure = chunked._measure
     monkeypatch.setattr(chunked, "_measure", lambda *args: measured.append(len(args[1])) or measure(*args))
-    monkeypatch.setattr(chunked, "CHUNK_BYTES", 4 * 50 * 2)  # two rows a chunk
+    monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * 50 * 2)  # two rows per chunk
     weight = torch.tensor([0.0, 0, 0, 1, 1, 1])
     logprob_and_entropy(logits_of("normal", 50), torch.zeros(6).long(), row_weight=weight)
     assert measured == [1, 2]
@@ -191,7 +192,7 @@ def test_nothing_depends_on_the_chunks(functional, monkeypatch):
 
     whole = run()
     for rows in (1, 4):
-        monkeypatch.setattr(chunked, "CHUNK_BYTES", 4 * 50 * rows)
+        monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * 50 * rows)
         for found, wanted in zip(run(), whole, strict=True):
             assert torch.equal(found, wanted)
 
@@ -248,6 +249,21 @@ def test_what_does_not_fit_is_refused():
         logprob_and_entropy(torch.zeros(6, 9), torch.zeros(5).long())
     with pytest.raises(ValueError, match="'sampled' has no rule"):
         logprob_and_entropy(torch.zeros(6, 9), torch.zeros(6).long(), functional=Sampled())
+
+
+@of_the_chunks
+def test_on_another_device_nothing_is_computed_slowly():
+    logits, labels = torch.zeros(6, 9, device="meta"), torch.zeros(6, device="meta").long()
+    with pytest.raises(ValueError, match="computed on cpu and cuda tensors, and the logits are on meta"):
+        logprob_and_entropy(logits, labels)
+
+
+@of_the_chunks
+def test_a_chunk_on_a_gpu_is_hundreds_of_rows(monkeypatch):
+    logits = torch.zeros(6, 151_936, device="meta")
+    for device, rows in (("cpu", range(1, 10)), ("cuda", range(200, 1000))):
+        monkeypatch.setitem(CHUNK_BYTES, "meta", CHUNK_BYTES[device])
+        assert chunk_rows(logits) in rows
 
 
 def test_float16_logits_are_told_apart():

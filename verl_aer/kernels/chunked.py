@@ -1,4 +1,4 @@
-"""The operation in PyTorch, on any device: chunks of rows, small enough to stay in a cache, worked on in place.
+"""The operation in PyTorch, on a CPU or a GPU: chunks of rows, small enough to stay in a cache, worked on in place.
 
 What is chosen here is what is fast on a CPU too: masks are numbers that are multiplied with, because filling by a mask
 of bools is many times as slow there, and sums of products are products that are summed.
@@ -12,10 +12,7 @@ import torch
 
 from verl_aer.functional import finite_or_nan
 from verl_aer.kernels.kept import Kept, choose, mask_of
-from verl_aer.kernels.rows import Settings, State
-
-CHUNK_BYTES = 2**21
-"""Of one float32 temporary: what a chunk of rows may take, whatever the vocabulary. There are two or three of them."""
+from verl_aer.kernels.rows import Settings, State, chunk_rows
 
 Rows = slice | torch.Tensor
 """Rows of the whole, in one piece or by their numbers."""
@@ -97,7 +94,7 @@ def _chunks(
     logits: torch.Tensor, dtype: torch.dtype, buffers: int
 ) -> Iterator[tuple[slice, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
     """Rows whose float32 copy is about CHUNK_BYTES, and memory for three such copies; the last may be empty."""
-    size = max(1, CHUNK_BYTES // (4 * max(logits.shape[-1], 1)))
+    size = chunk_rows(logits)
     memory = logits.new_empty(buffers, min(size, len(logits)), logits.shape[-1], dtype=dtype)
     for start in range(0, len(logits), size):
         rows = slice(start, min(start + size, len(logits)))

@@ -1,4 +1,4 @@
-"""What the backends share: how rows are asked for, and the few numbers a row that are kept between the passes."""
+"""What the backends share: how rows are asked for, how many make a chunk, and what is kept between the passes."""
 
 from __future__ import annotations
 
@@ -8,6 +8,26 @@ from typing import NamedTuple
 import torch
 
 from verl_aer.functional import Clamped, Functional, Nucleus
+
+CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**27}
+"""Of one float32 temporary: what a chunk of rows may take, whatever the vocabulary, by the type of the device.
+
+On a CPU it stays in a cache. On a GPU, where each operation is a launch, it is hundreds of rows.
+"""
+
+
+def chunk_rows(logits: torch.Tensor) -> int:
+    """How many rows of ``(T, V)`` logits make a chunk, at least 1.
+
+    Raises:
+        ValueError: a device for which no size is known.
+    """
+    if logits.device.type not in CHUNK_BYTES:
+        raise ValueError(
+            f"log-probs and entropy are computed on {' and '.join(CHUNK_BYTES)} tensors, and the logits are on "
+            f"{logits.device.type}: use veRL's own engine there"
+        )
+    return max(1, CHUNK_BYTES[logits.device.type] // (4 * max(logits.shape[-1], 1)))
 
 
 @dataclass(frozen=True)

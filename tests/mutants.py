@@ -54,8 +54,9 @@ TESTS = {
     "operation": ["tests/unit/test_kernels.py", "-m", "not slow"],
     "chunked": ["tests/unit/test_kernels.py", "-m", "not slow"],
     "triton_rows": ["tests/unit/test_triton.py"],
+    "recomputed": ["tests/unit/test_kernels_recomputed.py"],
     "kept": ["tests/unit/test_kernels.py", "-m", "not slow"],
-    "engine": ["tests/integration/test_engines.py"],
+    "engine": ["tests/integration/test_engines.py", "tests/integration/test_own_functional.py"],
     "stop_request": ["tests/integration/test_stop_request.py"],
     "ray_node": ["tests/unit/test_ray_node.py"],
     "ray_cluster": ["tests/integration/test_ray_cluster.py"],
@@ -327,6 +328,15 @@ MUTANTS = [
     Mutant("kernels/operation.py", "row_weight != 0", "row_weight == 0"),
     Mutant("kernels/operation.py", "grad_entropy = torch.where(wanted, grad_entropy, 0.0)", "pass"),
     Mutant("kernels/operation.py", "grad = logits.detach() if ctx.inplace", "grad = logits.detach() if True"),
+    Mutant(
+        "kernels/operation.py", "if type(functional) not in FUNCTIONALS", "if not isinstance(functional, FUNCTIONALS)"
+    ),
+    Mutant("kernels/recomputed.py", "if not len(rows):", "if False:"),
+    Mutant("kernels/recomputed.py", "rows[grad_entropy[rows] != 0]", "rows"),
+    Mutant("kernels/recomputed.py", "of_z.div_(temperature[some, None])", "of_z"),
+    Mutant("kernels/recomputed.py", "value.masked_fill(~z.amax(dim=-1).isfinite(), torch.nan)", "value"),
+    Mutant("kernels/recomputed.py", "with torch.autocast(z.device.type, enabled=False):", "if True:"),
+    Mutant("kernels/recomputed.py", "in read.split(chunk_rows(logits))", "in read.split(len(logits))"),
     Mutant("kernels/chunked.py", "log_pi.sub_(state.log_z), state", "log_pi, state"),
     Mutant("kernels/chunked.py", "* (state.log_z[here] - state.log_zk[here]).exp()", ""),
     Mutant("kernels/chunked.py", "sub_(state.mean_y[here, None])", "sub_(0.0)"),
@@ -392,6 +402,7 @@ MUTANTS = [
         "integration/engine.py", "return None if isinstance(functional, Full) else self._real_vocabulary", "return None"
     ),
     Mutant("integration/engine.py", "requested_functional(micro_batch) or Full()", "Full()"),
+    Mutant("integration/engine.py", "inplace=not entropy.requires_grad", "inplace=True"),
     # Summary
     Mutant("summary.py", "if entropy[0] > target else mean >= target", "if True else mean >= target"),
     Mutant("summary.py", "running_mean(entropy)[WINDOW - 1 :]", "entropy[WINDOW - 1 :]"),

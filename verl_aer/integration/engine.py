@@ -15,10 +15,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl_aer.functional import Full, Functional
 from verl_aer.integration.functional_request import mark_done, requested_functional
 from verl_aer.integration.loss import rows_with_a_term
-from verl_aer.kernels import FUNCTIONALS, logprob_and_entropy
-
-CHUNK_TOKENS = 2048
-"""Of a functional of a user's own."""
+from verl_aer.kernels import FUNCTIONALS, logprob_and_entropy, recomputed_entropy
 
 
 class Rows(NamedTuple):
@@ -98,17 +95,22 @@ class EntropyEngine(FSDPEngineWithLMHead):
         self, rows: Rows, functional: Functional, counted: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         temperature = rows.temperature.clamp(min=1e-8)
-        if isinstance(functional, FUNCTIONALS):
+        if type(functional) in FUNCTIONALS:
             # Nobody reads the logits after this: the gradient may take their place.
             return logprob_and_entropy(
                 rows.logits, rows.labels, temperature, functional, counted, self._columns(functional), inplace=True
             )
-        # A functional of a user's own, which knows of logits alone.
-        nothing = torch.zeros_like(temperature)
-        log_probs, _ = logprob_and_entropy(rows.logits, rows.labels, temperature, row_weight=nothing)
-        real = (rows.logits / temperature[:, None])[:, : self._columns(functional)]
-        entropy = torch.cat([functional.entropy(chunk) for chunk in real.split(CHUNK_TOKENS)])
-        return log_probs, entropy if counted is None else torch.where(counted != 0, entropy, 0.0)
+        # A functional of a user's own, which knows of logits only.
+        entropy = recomputed_entropy(functional, rows.logits, temperature, counted, self._columns(functional))
+        # An entropy with a gradient reads the logits once more.
+        log_probs, _ = logprob_and_entropy(
+            rows.logits,
+            rows.labels,
+            temperature,
+            row_weight=torch.zeros_like(temperature),
+            inplace=not entropy.requires_grad,
+        )
+        return log_probs, entropy
 
     def _columns(self, functional: Functional) -> int | None:
         """None for the entropy that veRL computes, which is over the padded columns of the vocabulary too."""

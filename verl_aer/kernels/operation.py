@@ -8,7 +8,7 @@
 
 Separately, each of the two reads the logits, writes temporaries as wide as the vocabulary and keeps one of them alive
 for its backward pass. Here each way reads them once, works in float32, and keeps a few numbers a token between the two
-ways. Two backends do it: Triton on a GPU, and PyTorch in chunks of rows everywhere else.
+ways. Two backends do it: Triton on a GPU, and PyTorch in chunks of rows on a CPU.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from verl_aer.kernels import chunked
 from verl_aer.kernels.rows import Settings, State
 
 FUNCTIONALS = (Full, Clamped, Nucleus)
-"""What has a rule here; another functional is computed by its own ``entropy``."""
+"""What has a rule here. Any other, a subclass of these too, has its own ``entropy`` called: `recomputed_entropy`."""
 
 FULL = Full()
 
@@ -58,12 +58,12 @@ def logprob_and_entropy(
         ``(T,)`` log-probabilities and ``(T,)`` nats, float32 or float64.
 
     Raises:
-        ValueError: shapes that do not fit, or a functional that has no rule here.
+        ValueError: shapes that do not fit, a functional that has no rule here, or a device that is no CPU or CUDA one.
     """
     if logits.dim() != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"logits must be (T, V) and labels (T,), got {tuple(logits.shape)} and {tuple(labels.shape)}")
-    if not isinstance(functional, FUNCTIONALS):
-        raise ValueError(f"the functional {functional.kind!r} has no rule in this operation: use its own `entropy`")
+    if type(functional) not in FUNCTIONALS:
+        raise ValueError(f"the functional {functional.kind!r} has no rule in this operation: use `recomputed_entropy`")
     temperature = torch.as_tensor(temperature, dtype=torch.float32, device=logits.device).expand(len(logits))
     wanted = torch.ones_like(labels, dtype=torch.bool) if row_weight is None else row_weight != 0
     # A kernel reads a number a row, one after the other.

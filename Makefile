@@ -68,6 +68,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -W ignore -m benchmarks.logits
 	$(BIN)/python -W ignore -m benchmarks.fused
 	$(BIN)/python -W ignore -m benchmarks.step
+	$(BIN)/python -W ignore -m benchmarks.precision
 	$(BIN)/python -W ignore -m benchmarks.data
 
 support-table: $(INSTALLED)

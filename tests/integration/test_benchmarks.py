@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from verl.utils import torch_functional as theirs
 
-from benchmarks import logits, meter, plain
+from benchmarks import logits, meter, plain, precision
 
 
 @pytest.mark.parametrize("name", ["logprobs_from_logits", "entropy_from_logits", "entropy_from_logits_with_chunking"])
@@ -29,6 +30,25 @@ def test_a_table_has_a_line_for_each_pass(monkeypatch):
     assert [line.split(" | ")[0][2:] for line in lines[1:]] == list(logits.PASSES)
     assert lines[1].split(" | ")[3] == "1.000"
     assert all(float(line.split(" | ")[1]) > 0 for line in lines[1:])
+
+
+def test_what_stands_in_for_cudas_autocast_takes_the_same_operations_in_float32():
+    # Under a mode that computes types only, which needs no GPU.
+    with FakeTensorMode():
+        fake = torch.empty(7, 50, dtype=torch.bfloat16, device="cuda")
+        torch.set_autocast_enabled("cuda", True)
+        try:
+            on_a_gpu = torch.softmax(fake, -1), torch.logsumexp(fake, -1), fake.sum(-1)
+            softmax = torch.nn.functional.softmax(fake, -1)
+            divided = fake / 0.8
+        finally:
+            torch.set_autocast_enabled("cuda", False)
+    assert [one.dtype for one in (*on_a_gpu, softmax)] == [torch.float32] * 4
+    assert divided.dtype == torch.bfloat16
+    z = (3 * torch.randn(7, 50, generator=torch.Generator().manual_seed(0))).bfloat16()
+    with precision.CudaAutocast():
+        assert theirs.entropy_from_logits(z).dtype == torch.float32
+    torch.testing.assert_close(precision.under_autocast(z, 1.0), theirs.entropy_from_logits(z.float()))
 
 
 def test_memory_is_that_of_the_call():

@@ -1,0 +1,141 @@
+"""How far the entropies of veRL's engines are off, in value and gradient, where the logits are bfloat16.
+
+    python -m benchmarks.precision
+
+Each line is veRL's own function in the types in which an engine calls it, on the same logits, against float64:
+
+- VeOmni, TorchTitan and Automodel call `entropy_from_logits` under CUDA's autocast, which takes a softmax, a logsumexp
+  and a sum in float32; without a GPU `CudaAutocast` does. Before that VeOmni and Automodel divide by the temperature in
+  bfloat16, as veRL's own FSDP engine does. *Without autocast* is the same function in bfloat16 throughout.
+- Megatron calls `vocab_parallel_entropy` in the type of the logits: float32 where Megatron's `Float16Module` returns
+  the last stage's output, as it does by default, and bfloat16 otherwise.
+
+The logits are made: peaked as a policy's are, most tokens certain, some open.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch.overrides import TorchFunctionMode
+from verl.utils.torch_functional import entropy_from_logits
+
+from benchmarks.meter import DEVICE, GPU, machine
+from verl_aer.functional import Full
+from verl_aer.kernels import logprob_and_entropy
+
+TOKENS, VOCABULARY = 256, 151_936
+TEMPERATURES = (1.0, 0.8)
+
+Entropy = Callable[[torch.Tensor, float], torch.Tensor]
+"""From bfloat16 logits (T, V) and a temperature to entropies (T,)."""
+
+
+class CudaAutocast(TorchFunctionMode):
+    """What autocast does on a GPU to the operations of an entropy; that of a CPU leaves them in bfloat16."""
+
+    IN_FLOAT32 = (torch.nn.functional.softmax, torch.logsumexp, torch.sum)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in self.IN_FLOAT32:
+            args = (args[0].float(), *args[1:])
+        return func(*args, **kwargs or {})
+
+
+def autocast() -> Any:
+    return torch.autocast("cuda", dtype=torch.bfloat16) if GPU else CudaAutocast()
+
+
+def exactly(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return Full().entropy(logits / temperature)
+
+
+def ours(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return logprob_and_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=DEVICE), temperature)[1]
+
+
+def under_autocast(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    with autocast():
+        return entropy_from_logits(logits / temperature)
+
+
+def without_autocast(logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    return entropy_from_logits(logits / temperature)
+
+
+def megatron(dtype: torch.dtype) -> Entropy:
+    """In a world of one rank, whose group is the default one, and without Megatron, of which it asks the group only."""
+    state = types.ModuleType("megatron.core.parallel_state")
+    state.get_tensor_model_parallel_group = lambda: None
+    core = types.ModuleType("megatron.core")
+    core.parallel_state = state
+    modules = {"megatron": types.ModuleType("megatron"), core.__name__: core, state.__name__: state}
+    with mock.patch.dict(sys.modules, modules):
+        from verl.utils.megatron.tensor_parallel import vocab_parallel_entropy
+
+    return lambda logits, temperature: vocab_parallel_entropy(logits.to(dtype).clone().div_(temperature))
+
+
+def made_logits() -> torch.Tensor:
+    """Noise over the vocabulary and twenty candidates above it, some tokens' far apart and some tokens' close."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(TOKENS, VOCABULARY, generator=generator)
+    spread = torch.empty(TOKENS, 1).uniform_(1.0, 30.0, generator=generator)
+    candidates = 20 + spread * torch.randn(TOKENS, 20, generator=generator)
+    place = torch.stack([torch.randperm(VOCABULARY, generator=generator)[:20] for _ in range(TOKENS)])
+    return logits.scatter_(-1, place, candidates).bfloat16().to(DEVICE)
+
+
+def both_ways(entropy: Entropy, logits: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Entropies and the gradient of their sum, in float64."""
+    leaf = logits.clone().requires_grad_()
+    value = entropy(leaf, temperature)
+    value.sum().backward()
+    return value.detach().double(), leaf.grad.double()
+
+
+def measure(logits: torch.Tensor, temperature: float) -> str:
+    wanted, gradient = both_ways(exactly, logits.double(), temperature)
+    size = f"{TOKENS} tokens, vocabulary {VOCABULARY:,}"
+    lines = [
+        f"### Temperature {temperature}: {size}, mean entropy {wanted.mean():.3f}\n",
+        "| | mean error | error per token, sd | largest | entropies <= 0 | gradient, relative error |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    paths: dict[str, Entropy] = {
+        "ours (FSDP)": ours,
+        "VeOmni, TorchTitan, Automodel": under_autocast,
+        "the same without autocast": without_autocast,
+        "Megatron, float32 logits": megatron(torch.float32),
+        "Megatron, bfloat16 logits": megatron(torch.bfloat16),
+    }
+    for name, entropy in paths.items():
+        found, grad = both_ways(entropy, logits, temperature)
+        error = found - wanted
+        off = (grad - gradient).norm() / gradient.norm()
+        lines.append(
+            f"| {name} | {error.mean():+.5f} | {error.std():.5f} | {error.abs().max():.4f} "
+            f"| {(found <= 0).double().mean():.1%} | {off:.2%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    # Megatron's function would be compiled, which takes a compiler and changes no result.
+    torch.compiler.set_stance("force_eager")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    print(f"{machine()}\n")
+    logits = made_logits()
+    for temperature in TEMPERATURES:
+        print(measure(logits, temperature), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

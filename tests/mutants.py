@@ -144,7 +144,7 @@ MUTANTS = [
     Mutant("control.py", "if not math.isfinite(entropy):", "if math.isnan(entropy):"),
     # Functional
     Mutant("functional.py", "others * _finite(y)", "others * y"),
-    Mutant("functional.py", "top.masked_fill(top.isinf(), math.nan)", "top"),
+    Mutant("kernels/chunked.py", "best.values.masked_fill(best.values.isinf(), torch.nan)", "best.values"),
     Mutant("functional.py", "torch.promote_types(logits.dtype, torch.float32)", "logits.dtype"),
     # Loss
     Mutant(

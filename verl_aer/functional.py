@@ -134,14 +134,6 @@ def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def finite_or_nan(top: torch.Tensor) -> torch.Tensor:
-    """The largest logit of each row, NaN where it is infinite: a row of nothing but -inf, or one with +inf.
-
-    A row with a NaN has NaN as its largest. Subtracted from the logits, it makes NaN of all that follows.
-    """
-    return top.masked_fill(top.isinf(), math.nan)
-
-
 def _finite(y: torch.Tensor) -> torch.Tensor:
     """y with -inf and all that is as good as it raised: e^-10000 is 0 in every type, and 0 * -inf is NaN."""
     return y.clamp(min=-1e4)
@@ -160,14 +152,13 @@ class _Shannon(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: torch.Tensor) -> torch.Tensor:
-        best = z.max(dim=-1, keepdim=True)
-        top = finite_or_nan(best.values)
-        y = z - top
-        others = y.exp().scatter_(-1, best.indices, 0.0)  # e^y, 0 at the most likely token
+        top = z.max(dim=-1, keepdim=True)
+        y = z - top.values
+        others = y.exp().scatter_(-1, top.indices, 0.0)  # e^y, 0 at the most likely token
         s = others.sum(dim=-1, keepdim=True)
         mean_y = (others * _finite(y)).sum(dim=-1, keepdim=True) / (1.0 + s)
         log_sum = s.log1p()
-        ctx.save_for_backward(z, top, log_sum, mean_y)
+        ctx.save_for_backward(z, top.values, log_sum, mean_y)
         return (log_sum - mean_y).squeeze(-1)
 
     @staticmethod

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import torch
 
-from verl_aer.functional import finite_or_nan
 from verl_aer.kernels.kept import Kept, choose, mask_of
 from verl_aer.kernels.rows import Settings, State, chunk_rows
 
@@ -29,7 +28,8 @@ def forward(
     for rows, (x, others, mask) in _chunks(logits, dtype, buffers=2 if keeps_all else 3):
         x.copy_(logits[rows])
         best = x.max(dim=-1)
-        state.top[rows] = finite_or_nan(best.values)
+        # A row of nothing but -inf, or one with +inf: NaN, and with it all that follows.
+        state.top[rows] = best.values.masked_fill(best.values.isinf(), torch.nan)
         some = wanted[rows].nonzero().squeeze(-1)
         here, part = (rows, slice(None)) if len(some) == len(x) else (some + rows.start, some)
         if len(some) and not keeps_all:

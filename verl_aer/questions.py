@@ -131,7 +131,9 @@ def remember(
 
 
 def question_id(extra_info: Any, data_source: Any, prompt: Any, key: str) -> str:
-    """A stable id of a data set's row: ``extra_info[key]``, else a digest of its source and prompt.
+    """A stable id of a data set's row: ``extra_info[key]``, else a digest of its source and prompt, images by content.
+
+    Raises ValueError for a prompt that holds what has no known content.
 
     >>> question_id({"question_id": 17}, "math", [{"role": "user", "content": "1 + 1?"}], key="question_id")
     '17'
@@ -141,9 +143,31 @@ def question_id(extra_info: Any, data_source: Any, prompt: Any, key: str) -> str
     own = extra_info.get(key) if isinstance(extra_info, Mapping) else None
     if own is not None:
         return str(own)
-    # `default=str`: a prompt may hold images. The digest is of what was asked, not of how Python prints a container.
-    text = json.dumps([data_source, prompt], sort_keys=True, default=str)
+    try:
+        text = json.dumps([data_source, prompt], sort_keys=True, default=_content)
+    except TypeError as error:
+        raise ValueError(
+            f"a question has no {key!r} in the data set's extra_info, and its prompt gives no stable id ({error}). Add "
+            f"extra_info.{key} to every row, or name another column of extra_info in entropy.memory.question_key."
+        ) from error
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _content(value: Any) -> Any:
+    """What a part of a prompt that JSON does not know is made of: the same in each process and for each copy."""
+    if isinstance(value, bytes | bytearray):
+        return {"bytes": hashlib.sha256(value).hexdigest()}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray) and value.dtype.hasobject:
+        return value.tolist()
+    if isinstance(value, np.ndarray):
+        return {"array": [value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).hexdigest()]}
+    if hasattr(value, "mode") and hasattr(value, "getpalette"):
+        # An image of PIL, which need not be installed.
+        pixels = hashlib.sha256(value.tobytes()).hexdigest()
+        return {"image": [value.mode, value.size, value.getpalette(), pixels]}
+    raise TypeError(f"it holds a {type(value).__name__}")
 
 
 def _merged(observations: Sequence[Observation]) -> list[Observation]:

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import io
+import pickle
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from verl_aer import Groups, QuestionMemory
 from verl_aer.allocation import Historical
@@ -82,5 +86,39 @@ def test_an_id_is_stable_and_of_the_question():
     assert first != question_id({}, "other", prompt, "question_id")
     assert question_id({"question_id": 0}, "math", prompt, "question_id") == "0"
     assert question_id({"mine": "a"}, "math", prompt, "mine") == "a"
-    with_image = [{"role": "user", "content": object}]
-    assert question_id({}, "math", with_image, "question_id") == question_id({}, "math", with_image, "question_id")
+
+
+IMAGE = Image.fromarray(np.arange(12, dtype=np.uint8).reshape(2, 2, 3))
+PARTS = {
+    "image": (IMAGE, IMAGE.copy(), Image.new("RGB", (2, 2))),
+    "palette": (IMAGE.quantize(2), IMAGE.quantize(2).copy(), Image.new("P", (2, 2))),
+    "bytes": (b"\x00\xff", bytearray(b"\x00\xff"), b"\x00"),
+    "array": (np.arange(5000), np.arange(5000), np.arange(5000) * (np.arange(5000) != 2500)),
+    "type": (np.zeros(2, np.int16), np.zeros(2, np.int16), np.zeros(1, np.int32)),
+    "number": (np.float32(0.5), 0.5, np.float32(0.25)),
+    "messages": (np.array([{"role": "user"}], dtype=object), [{"role": "user"}], [{"role": "system"}]),
+}
+"""A part of a prompt, another object of the same content, and one of other content."""
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_what_a_prompt_holds_is_known_by_its_content(name):
+    first, same, other = (
+        question_id({}, "math", [{"role": "user", "content": [{"type": "image", "image": part}]}], "question_id")
+        for part in PARTS[name]
+    )
+    assert first == same != other
+
+
+def test_an_image_is_known_after_it_was_sent_to_another_process():
+    png = io.BytesIO()
+    IMAGE.save(png, format="PNG")
+    opened, sent = Image.open(png), pickle.loads(pickle.dumps(Image.open(png)))
+    assert question_id({}, "math", opened, "question_id") == question_id({}, "math", sent, "question_id")
+
+
+def test_what_has_no_content_asks_for_an_id():
+    prompt = [{"role": "user", "content": object()}]
+    with pytest.raises(ValueError, match=r"it holds a object.*Add extra_info\.mine .*entropy\.memory\.question_key"):
+        question_id({}, "math", prompt, "mine")
+    assert question_id({"mine": 3}, "math", prompt, "mine") == "3"

@@ -227,7 +227,8 @@ class SignGated(Controller):
     """c_{t+1} = clip(c_t + delta if H_t < H* else c_t - delta, minimum, maximum); alpha_{t+1} = c_{t+1} * 1[H_t < H*].
 
     Skywork-OR1 (arXiv 2505.22312): the coefficient goes up and down by a constant, and above the target it is not
-    applied at all. The defaults are those of its released scripts.
+    applied at all. The defaults are those of its released scripts. TRL's rule is the same but where H_t = H* exactly:
+    there it goes up and is applied.
 
     Args:
         delta: change of c in a step, loss units per nat, >= 0.

@@ -98,7 +98,7 @@ class SquaredAnchor(Penalty):
 class HistoryHinge(Penalty):
     """value = H - beta_k * weight * [max(0, low - H) + max(0, H - high)] (EPO, arXiv 2509.22576):
 
-        beta_k = 1 + exp(-gamma * k / k_mid),   k_mid = floor(total_steps / 2)
+        beta_k = 1 + exp(-gamma * k / k_mid),   k_mid = floor(total_steps / 2),   k = 0 in the first step
 
     low and high are those of the target, ``history`` in EPO: each token outside them is drawn back. beta_k goes from 2
     towards 1: smoothing is strongest early. Without a target yet there is no hinge.
@@ -139,4 +139,4 @@ class HistoryHinge(Penalty):
             return 2.0
         if self.total_steps is None:
             raise ValueError("entropy.penalty.total_steps is not known: set it to the run's number of steps")
-        return 1.0 + math.exp(-self.gamma * step / (self.total_steps // 2))
+        return 1.0 + math.exp(-self.gamma * (step - 1) / (self.total_steps // 2))

@@ -55,7 +55,8 @@ class TopQuantile(Selection):
         k = n - ceil(quantile * (n - 1))
 
     the tokens at or above the quantile of its n entropies; of equal ones, the earlier first. At least one token counts.
-    SIREN (arXiv 2509.25133) and TRL select so.
+    SIREN (arXiv 2509.25133) selects so, but for tokens at the quantile, which its code leaves out. TRL's
+    top_entropy_quantile is another rule: its quantile is over all tokens of the global batch.
 
     quantile: share of a response's tokens that does not count, in [0, 1); 0 is ``all``. 0.8 is SIREN's.
 

@@ -43,8 +43,8 @@ def test_a_penalty_that_is_not_sent_its_numbers_fails():
 def test_the_hinge_by_hand():
     hinge = HistoryHinge(weight=0.1, gamma=3.0, total_steps=10)
     signal = hinge.signal(None, BAND, step=2)
-    # k_mid = 5: beta = 1 + exp(-3 * 2 / 5).
-    weight = 0.1 * (1 + math.exp(-1.2))
+    # k_mid = 5, and k = 1 in the second step: beta = 1 + exp(-3 * 1 / 5).
+    weight = 0.1 * (1 + math.exp(-0.6))
     assert signal == {"weight": pytest.approx(weight), "low": 0.4, "high": 2.0}
     by_hand = [0.1 - weight * 0.3, 0.5, 1.0, 3.0 - weight * 1.0]
     assert hinge.value(ENTROPY, signal).tolist() == pytest.approx(by_hand)
@@ -54,7 +54,7 @@ def test_the_hinge_by_hand():
 
 def test_the_hinges_phase_goes_from_two_to_one():
     hinge = HistoryHinge(weight=1.0, gamma=3.0, total_steps=100)
-    weights = [hinge.signal(None, BAND, step)["weight"] for step in range(0, 101, 10)]
+    weights = [hinge.signal(None, BAND, step)["weight"] for step in range(1, 102, 10)]
     assert weights[0] == 2.0
     assert weights[-1] == pytest.approx(1 + math.exp(-6))
     assert weights == sorted(weights, reverse=True)

@@ -16,7 +16,8 @@ def aent() -> Method:
     H~ is the clamped entropy, which alone is measured and pushed. The defaults are those of the dataclass in the
     authors' code, with one difference: there the controller is off unless asked for, here it is on;
     entropy.controller.eta=0 leaves alpha where it starts. The GSM8K example of that code has p = 0.4, the band
-    [0.05, 0.23], alpha from 2e-4 within [1e-5, 3e-3] and 29 steps of warm-up.
+    [0.05, 0.23], alpha from 2e-4 within [1e-5, 3e-3] and 29 steps of warm-up; it counts steps from 0, so that they are
+    entropy.controller.warmup_steps=30 here.
     """
     return Method(
         allocation=Uniform(),
@@ -28,8 +29,8 @@ def aent() -> Method:
         summary="AEnt: entropy without the least likely tokens, kept in a band",
         differences=(
             "The controller is on: the authors' example leaves it off. It moves once a step by the entropy of all "
-            "tokens, and its state is saved. Of equal logits those of lower index go first; the code's threshold "
-            "removes all or none of them."
+            "tokens, and its state is saved. As many tokens are left out; of equal logits those of lower index go "
+            "first, where the code has the order of torch.topk."
         ),
         watch="aer/entropy, here the clamped one, stays in the band; aer/alpha rests while it is in it",
     )

@@ -34,6 +34,7 @@ def siren() -> Method:
             "The square is of the step's mean entropy and not of each micro-batch's: its gradient does not depend on "
             "how a batch is cut. The nucleus holds the token that crosses p, as the paper says; the authors' code "
             "leaves it out, and a token of more than p then has no entropy. Tokens at the quantile count; in the code "
-            "those above it alone, and a response of equal entropies has none."
+            "those above it alone, and a response of equal entropies has none. Only tokens of the response count; the "
+            "code's mask is not cut with the response mask."
         ),
     )

@@ -41,6 +41,7 @@ TESTS = {
     ],
     "batch": ["tests/integration/test_batch_transferqueue.py", "tests/integration/test_batch_containers.py"],
     "trainer": ["tests/integration/test_trainer_mixin.py"],
+    "functional_request": ["tests/integration/test_trainer_mixin.py"],
     "step_metrics": ["tests/integration/test_trainer_mixin.py"],
     "summary": ["tests/unit/test_summary.py"],
     "selection": ["tests/unit/test_selection.py"],
@@ -278,7 +279,8 @@ MUTANTS = [
     Mutant("questions.py", "(-questions[name].step, name)", "-questions[name].step"),
     Mutant("questions.py", "min(lengths, default=None), step)", "max(lengths, default=None), step)"),
     Mutant("questions.py", "before is not None and before.shortest is not None", "False"),
-    Mutant("questions.py", "sort_keys=True, default=str", "default=str"),
+    Mutant("questions.py", "sort_keys=True, default=_content", "default=_content"),
+    Mutant("questions.py", "value.getpalette(), pixels]", "value.getpalette()]"),
     Mutant("questions.py", "if own is not None:", "if own:"),
     Mutant("allocation.py", "groups.history < groups.history_mean", "groups.history <= groups.history_mean"),
     Mutant("rollouts.py", "self.is_last & (self.correct > 0.5)", "self.correct > 0.5"),
@@ -309,9 +311,15 @@ MUTANTS = [
     Mutant("advantage_shaping.py", "tokens.advantages - alpha * sure", "tokens.advantages + alpha * sure"),
     Mutant("advantage_shaping.py", "> self.probability", "< self.probability"),
     Mutant("integration/loss.py", "agg_loss(weight * token_weight * penalty.value", "agg_loss(weight * penalty.value"),
+    Mutant("integration/loss.py", "measured = token_weight * entropy.detach()", "measured = entropy.detach()"),
     Mutant(
-        "integration/loss.py", "_update_entropy(token_weight * entropy.detach()", "_update_entropy(entropy.detach()"
+        "integration/loss.py", "measured = selection.weights(other, mask) * other", "measured = token_weight * other"
     ),
+    Mutant(
+        "integration/functional_request.py", "if pushed.of_sample else pushed", "if not pushed.of_sample else pushed"
+    ),
+    Mutant("integration/functional_request.py", "entropy.functional if bypass else", "entropy.functional if True else"),
+    Mutant("integration/trainer.py", "batch.extra_info.pop(FUNCTIONAL_KEY, None)", "pass"),
     Mutant("integration/loss.py", "agg_loss(weight * token_weight * slope", "agg_loss(weight * slope"),
     Mutant("integration/trainer.py", "self.entropy_memory = replace(self.entropy_memory, questions=questions)", "pass"),
     Mutant("advantage_shaping.py", "torch.where(tokens.mask, shaped.to", "torch.where(tokens.mask | True, shaped.to"),

@@ -1,4 +1,8 @@
-"""Functionals: what "entropy" of a token's distribution is measured and pushed, in nats."""
+"""Functionals: what "entropy" of a token's distribution is measured and pushed, in nats.
+
+The controller is given the one that ``entropy.functional`` names, the loss pushes the one that ``entropy.pushed``
+names: for most methods the same.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch.autograd.function import once_differentiable
 
-from verl_aer.methods.registry import Part, register_functional
+from verl_aer.methods.registry import Part, register_functional, register_pushed
 
 
 class Functional(Part):
@@ -115,6 +119,8 @@ class Sampled(Functional):
 
     Its mean is H only where the token was drawn from this very policy, at this temperature and without top-p. Its
     gradient is that of the log-likelihood and not of the entropy: pushing it up makes the sampled tokens less likely.
+    While the policy is the one that sampled, that gradient is zero in expectation: pushed in a step of one mini-batch
+    it is noise, and it acts off-policy only, from the second mini-batch of a step on. Measured it is always usable.
     """
 
     of_sample: ClassVar[bool] = True
@@ -128,6 +134,12 @@ class Sampled(Functional):
         if labels is None:
             raise ValueError("the functional 'sampled' needs the sampled tokens: entropy(logits, labels)")
         return -torch.log_softmax(_at_least_float32(logits), dim=-1).gather(-1, labels[:, None]).squeeze(-1)
+
+
+@register_pushed("same")
+@dataclass
+class Same(Part):
+    """The functional that is measured."""
 
 
 def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:

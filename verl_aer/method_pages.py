@@ -16,7 +16,7 @@ HEADER = """# The methods
 Written by `verl-aer methods --markdown`. *standing* says how far a definition can be traced: *published* is what the
 paper or the authors' code says, with the differences named; *our reading* is a method whose body we did not have.
 Choose one with `entropy=NAME`, see [the README](../README.md#your-own-run). A part that a row does not name is
-`selection: all`, `penalty: bonus`, and no shaping of rewards or advantages.
+`pushed: same`, `selection: all`, `penalty: bonus`, and no shaping of rewards or advantages.
 
 ![Entropy and coefficient of eight methods around a synthetic plant](simulated-methods.png)
 
@@ -92,7 +92,11 @@ def source_table() -> Table:
 def _named_parts(method: Method) -> Iterator[str]:
     for part in PART_KINDS:
         kind = getattr(method, part).kind
-        if kind != NEUTRAL.get(part):
+        if kind == NEUTRAL.get(part):
+            continue
+        if part == "pushed":
+            yield f"{kind} pushed"
+        else:
             yield f"no {part}" if kind == "none" else kind
 
 

@@ -102,7 +102,7 @@ METRICS = [
         "nats/token",
         "Σ_{i,t} m·H / Σ_{i,t} m",
         "exact token mean under the policy being updated, over ranks, micro- and mini-batches, of rows with a "
-        "coefficient: others are not computed",
+        "coefficient: others are not computed; of what is pushed, in bypass mode of what is measured",
     ),
     MetricSpec("actor/aer/entropy_term", "loss", "alpha * agg(w·s·value(H))", "what is taken off the policy loss"),
     MetricSpec("actor/aer/policy_loss", "loss", "L_policy", "veRL's own loss, before the entropy term"),

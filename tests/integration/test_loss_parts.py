@@ -95,6 +95,37 @@ def test_selected_tokens_alone_are_pushed_and_measured():
     )
 
 
+def sampled_nats(table: torch.Tensor, rows) -> list[torch.Tensor]:
+    log_prob = table.log_softmax(-1)
+    return [-log_prob[row["input_ids"][:-1], row["input_ids"][1:]][len(row["prompts"]) - 1 :] for row in rows]
+
+
+@pytest.mark.parametrize("of_sample", [False, True])
+@pytest.mark.parametrize("measured_of_sample", [None, False, True])
+def test_one_functional_is_pushed_and_another_measured(of_sample, measured_of_sample):
+    rows = rows_without_advantage()
+    parts = {"of_sample": of_sample, "measured_of_sample": measured_of_sample}
+    _, gradient, metrics = train(loss_of(**parts), rows, dp_size=2, splits=2)
+    of = {False: entropies, True: sampled_nats}
+    by_hand = gradient_by_hand(lambda table: torch.cat(of[of_sample](table, rows)).mean())
+    assert (gradient - by_hand).abs().max() <= 1e-5 * by_hand.abs().max()
+    measured = of[of_sample if measured_of_sample is None else measured_of_sample](initial_table(), rows)
+    mean = torch.cat(measured).mean().item()
+    assert metrics[UPDATE_ENTROPY_NATS] / metrics[UPDATE_TOKENS] == pytest.approx(mean, rel=1e-6)
+
+
+def test_each_functional_selects_its_own_tokens():
+    rows = rows_without_advantage()
+    parts = {"selection": TopQuantile(quantile=0.5), "of_sample": False, "measured_of_sample": True}
+    _, _, metrics = train(loss_of(**parts), rows, dp_size=2, splits=2)
+    means = []
+    for nats in sampled_nats(initial_table(), rows):
+        count = len(nats) - -(-(len(nats) - 1) // 2)  # n - ceil((n - 1) / 2)
+        means.append(nats.topk(count).values.mean() * len(nats))
+    by_hand = sum(means) / sum(response for _, response in LENGTHS)
+    assert metrics[UPDATE_ENTROPY_NATS] / metrics[UPDATE_TOKENS] == pytest.approx(by_hand.item(), rel=1e-6)
+
+
 def test_squared_anchor_has_the_gradient_of_the_square():
     rows = rows_without_advantage()
     mean = torch.cat(entropies(initial_table(), rows)).mean().item()

@@ -184,6 +184,34 @@ def test_a_functional_of_the_logits_is_refused_where_no_engine_has_them(files, k
 
 def test_a_functional_of_the_sample_needs_no_logits(files):
     assert problems_of(files, "entropy=skywork", "actor_rollout_ref.model.use_fused_kernels=true") == {}
+    assert problems_of(files, "entropy=ceeh_me", "actor_rollout_ref.model.use_fused_kernels=true") == {}
+
+
+def test_what_is_pushed_needs_logits_as_what_is_measured_does(files):
+    pushed, fused = "entropy.pushed.kind=clamped", "actor_rollout_ref.model.use_fused_kernels=true"
+    assert problems_of(files, pushed) == {}
+    assert list(problems_of(files, pushed, fused)) == ["entropy.pushed.kind"]
+    assert list(problems_of(files, pushed, "actor_rollout_ref.actor.strategy=veomni")) == ["entropy.pushed.kind"]
+    # Measured and pushed alike is one problem.
+    assert list(problems_of(files, "entropy=aent", fused)) == ["entropy.functional.kind"]
+
+
+def test_in_bypass_mode_one_pass_computes_one_functional_of_the_logits(files):
+    bypass = ["algorithm.rollout_correction.bypass_mode=true", "actor_rollout_ref.rollout.calculate_log_probs=true"]
+    shown = problems_of(files, "entropy.pushed.kind=clamped", *bypass)
+    assert "'full' is measured in the update, where 'clamped' is pushed" in shown["entropy.pushed.kind"]
+    assert "entropy.pushed.kind" in problems_of(files, "entropy=aent", "entropy.pushed.kind=full", *bypass)
+    assert "entropy.pushed.kind" in problems_of(
+        files, "entropy=aent", "entropy.pushed.kind=clamped", "+entropy.pushed.p=0.4", *bypass
+    )
+    for right in (
+        ["entropy=skywork"],
+        ["entropy=aent"],
+        ["entropy=aent", "entropy.pushed.kind=sampled"],
+        ["entropy=aent", "entropy.pushed.kind=clamped"],
+        ["entropy=aer", "entropy.functional.kind=sampled", "entropy.pushed.kind=clamped"],
+    ):
+        assert problems_of(files, *right, *bypass) == {}
 
 
 def test_group_of_one_is_fine_where_difficulty_is_not_asked(files):

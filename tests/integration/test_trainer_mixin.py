@@ -51,6 +51,7 @@ class Base:
     local_updates = 1
     update_actor = True
     total_training_steps = 100
+    hands_the_batch_on = False
 
     def __init__(self, config) -> None:
         self.config = config
@@ -68,8 +69,8 @@ class Base:
 
     def _compute_old_log_prob(self, batch, metrics: dict):
         self.measured_with = batch.extra_info.get(FUNCTIONAL_KEY)
-        # veRL's trainer hands a batch with other extra information on.
-        return SimpleNamespace(extra_info={})
+        # veRL's trainers hand the batch with its extra information on, or another one.
+        return batch if self.hands_the_batch_on else SimpleNamespace(extra_info={})
 
     def _validate(self):
         """veRL's validation generates and scores; it neither computes advantages nor updates."""
@@ -146,6 +147,90 @@ def test_what_is_measured_is_what_is_pushed(make):
     plain = make("entropy=aer", queue=[rows(1.0)])
     run_step(plain)
     assert (plain.measured_with, plain.pushed_with) == (None, None)
+
+
+CLAMPED, NUCLEUS = '{"kind": "clamped", "p": 0.2}', '{"kind": "nucleus", "p": 0.8}'
+BYPASS = "algorithm.rollout_correction.bypass_mode=true"
+
+
+@pytest.mark.parametrize("hands_the_batch_on", [False, True])
+@pytest.mark.parametrize(
+    ("measured", "pushed", "asked"),
+    [
+        ("sampled", "full", (None, None)),
+        ("full", "clamped", (None, CLAMPED)),
+        ("clamped", "full", (CLAMPED, None)),
+        ("clamped", "nucleus", (CLAMPED, NUCLEUS)),
+        ("clamped", "sampled", (CLAMPED, None)),
+        ("clamped", "same", (CLAMPED, CLAMPED)),
+    ],
+)
+def test_each_pass_is_asked_for_what_it_is_for(make, measured, pushed, asked, hands_the_batch_on):
+    kinds = [f"entropy.functional.kind={measured}", f"entropy.pushed.kind={pushed}"]
+    trainer = make("entropy=fixed", *kinds, queue=[rows(1.0)])
+    trainer.hands_the_batch_on = hands_the_batch_on
+    run_step(trainer)
+    assert (trainer.measured_with, trainer.pushed_with) == asked
+
+
+@pytest.mark.parametrize(
+    ("measured", "pushed", "asked"),
+    [
+        ("sampled", "full", None),
+        ("sampled", "clamped", CLAMPED),
+        ("clamped", "sampled", CLAMPED),
+        ("full", "sampled", None),
+        ("clamped", "same", CLAMPED),
+    ],
+)
+def test_in_bypass_mode_the_update_is_asked_for_both(make, measured, pushed, asked):
+    kinds = [f"entropy.functional.kind={measured}", f"entropy.pushed.kind={pushed}"]
+    trainer = make("entropy=fixed", BYPASS, *kinds, queue=[rows(None)])
+    run_step(trainer)
+    assert trainer.pushed_with == asked
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "of_sample"),
+    [
+        # What is pushed, and what the update measures: the measured one in bypass mode alone.
+        ("skywork", [], (False, False)),
+        ("skywork", [BYPASS], (False, True)),
+        ("ceeh_me", [], (True, True)),
+        ("aent", ["entropy.pushed.kind=sampled"], (True, True)),
+        ("aent", ["entropy.pushed.kind=sampled", BYPASS], (True, False)),
+        ("aent", [BYPASS], (False, False)),
+    ],
+)
+def test_the_loss_is_told_what_is_pushed_and_what_is_measured(make, method, overrides, of_sample):
+    micro_batch = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1"
+    trainer = make(f"entropy={method}", micro_batch, *overrides, queue=[])
+    sent = []
+    trainer.actor_rollout_wg = SimpleNamespace(set_loss_fn=sent.append)
+    trainer.total_training_steps = 9
+    trainer._install_loss()
+    assert (sent[0].keywords["of_sample"], sent[0].keywords["measured_of_sample"]) == of_sample
+
+
+def test_a_bonus_that_is_only_noise_is_warned_of_at_the_start(make, caplog, monkeypatch):
+    monkeypatch.setattr(Base, "_setup", lambda self: None, raising=False)
+    monkeypatch.setattr(Trainer, "_install_loss", lambda self: None)
+    on_policy = ["data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
+
+    def warned(*overrides: str) -> bool:
+        caplog.clear()
+        make(*on_policy, *overrides, queue=[])._setup()
+        return [record.levelname for record in caplog.records] == ["WARNING"] and "expected gradient" in caplog.text
+
+    assert warned("entropy=ceeh_me")
+    assert warned("entropy=fixed", "entropy.pushed.kind=sampled")
+    assert not warned("entropy=ceeh_me", "actor_rollout_ref.actor.ppo_mini_batch_size=4")
+    assert not warned("entropy=ceeh_me", "actor_rollout_ref.actor.ppo_epochs=2")
+    assert not warned("entropy=ceeh_me", "entropy.pushed.kind=full")
+    assert not warned("entropy=ceeh_me", "entropy.penalty.kind=none")
+    # Measured alone it is as good as any, and a coefficient of 0 pushes nothing.
+    assert not warned("entropy=skywork")
+    assert not warned("entropy=none", "entropy.pushed.kind=sampled")
 
 
 def test_hard_prompts_get_the_weight_and_padding_gets_none(make):

@@ -41,6 +41,7 @@ def test_the_methods_and_parts_that_ship():
     ]  # fmt: skip
     assert set(part_names("allocation")) >= {"difficulty", "uniform"}
     assert part_names("functional") == ["clamped", "full", "nucleus", "sampled"]
+    assert part_names("pushed") == ["clamped", "full", "nucleus", "same", "sampled"]
     assert part_names("target") == ["absolute", "anchored", "band", "history", "none"]
     assert part_names("controller") == [
         "dead_band", "fixed", "integral", "proportional_integral", "schedule", "sign_gated",

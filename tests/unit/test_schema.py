@@ -12,7 +12,7 @@ from verl_aer.advantage_shaping import NoAdvantageShaping
 from verl_aer.allocation import Difficulty, Uniform
 from verl_aer.config.schema import CorrectnessConfig, EntropyConfig
 from verl_aer.controller import Fixed, Integral
-from verl_aer.functional import Full
+from verl_aer.functional import Clamped, Full, Same, Sampled
 from verl_aer.penalty import Bonus
 from verl_aer.reward_shaping import NoRewardShaping
 from verl_aer.selection import All
@@ -33,6 +33,7 @@ def test_a_method_alone_is_its_defaults():
         method="aer",
         allocation=Difficulty(shape="linear", rho=0.5),
         functional=Full(),
+        pushed=Same(),
         selection=All(),
         target=Anchored(tau=0.4, initial_entropy=None, anchor_steps=1),
         controller=Integral(update_rule="proportional", initial=0.0, minimum=0.0),
@@ -87,6 +88,35 @@ def test_to_mapping_is_the_inverse(method):
     config = parse_entropy_config({"method": method})
     assert parse_entropy_config(to_mapping(config)) == config
     assert parse_entropy_config(OmegaConf.create(to_mapping(config))) == config
+
+
+def test_what_is_pushed_is_what_is_measured_unless_another_is_named():
+    assert parse_entropy_config({"method": "aent"}).pushed_functional == Clamped(p=0.2)
+    skywork = parse_entropy_config({"method": "skywork"})
+    assert (skywork.functional, skywork.pushed_functional) == (Sampled(), Full())
+    cut = parse_entropy_config({"method": "aer", "pushed": {"kind": "clamped", "p": 0.4}})
+    assert (cut.functional, cut.pushed_functional) == (Full(), Clamped(p=0.4))
+    assert parse_entropy_config(to_mapping(cut)) == cut
+
+
+def test_what_cannot_be_pushed_is_refused():
+    shown = problems_of({"method": "aer", "pushed": {"kind": "ful"}, "functional": {"kind": "same"}})
+    assert "no functional is named 'ful' (did you mean 'full'?)" in shown["entropy.pushed.kind"]
+    assert "no functional is named 'same'" in shown["entropy.functional.kind"]
+    shown = problems_of({"method": "aer", "pushed": {"kind": "full", "p": 0.4}})
+    assert "the functional 'full', which has none; it belongs to 'clamped' and 'nucleus'" in shown["entropy.pushed.p"]
+    assert (
+        "must be >= 0 and < 1"
+        in problems_of({"method": "aer", "pushed": {"kind": "clamped", "p": 1.0}})["entropy.pushed.p"]
+    )
+
+
+@pytest.mark.parametrize("method", ["siren", "epo"])
+def test_a_penalty_towards_a_target_pushes_what_is_measured(method):
+    shown = problems_of({"method": method, "pushed": {"kind": "sampled"}})
+    assert "towards a target of what is measured" in shown["entropy.pushed.kind"]
+    own = to_mapping(parse_entropy_config({"method": method}))["functional"]
+    assert parse_entropy_config({"method": method, "pushed": own}).pushed_functional.kind == own["kind"]
 
 
 def test_every_problem_is_in_one_error():

@@ -1,8 +1,9 @@
 """The ``entropy`` node of a run's config: from a mapping to typed parts, every problem at once.
 
 entropy.method                                       a registered method; its parts are the defaults
-entropy.{allocation,functional,selection,target,     {kind: <registered part>, <the part's fields>}
-  controller,penalty,reward_shaping,advantage_shaping}
+entropy.{allocation,functional,pushed,selection,     {kind: <registered part>, <the part's fields>}
+  target,controller,penalty,reward_shaping,
+  advantage_shaping}
 entropy.aggregation                                  token-mean | seq-mean-token-mean | policy
 entropy.correctness                                  {key, threshold}
 entropy.memory                                       {question_key, capacity, rise, fall}
@@ -22,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_aer.functional import Functional
 from verl_aer.methods.registry import (
     PART_KINDS,
     Method,
@@ -34,6 +36,9 @@ from verl_aer.methods.registry import (
 from verl_aer.questions import MemoryConfig
 
 Settings = TypeVar("Settings")
+
+_NOUNS = {"pushed": "functional"}
+"""What a part is called where its key is no noun."""
 
 AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "policy")
 ON_MISSING_STATE = ("error", "restart")
@@ -115,6 +120,7 @@ class EntropyConfig:
     method: str
     allocation: Any
     functional: Any
+    pushed: Any
     selection: Any
     target: Any
     controller: Any
@@ -126,6 +132,11 @@ class EntropyConfig:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     on_missing_state: str = "error"
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+
+    @property
+    def pushed_functional(self) -> Functional:
+        """What the loss pushes; ``functional`` is what the controller is given."""
+        return self.functional if self.pushed.kind == "same" else self.pushed
 
     @property
     def uses_questions(self) -> bool:
@@ -212,6 +223,7 @@ class _Parser:
             for part in PART_KINDS
         }
         self._check_together(parts["target"], parts["controller"], parts["penalty"])
+        self._check_pushed(parts["functional"], parts["pushed"], parts["penalty"])
         aggregation = node.get("aggregation", "token-mean" if method is None else method.aggregation)
         self._check_choice("entropy.aggregation", aggregation, AGGREGATIONS)
         on_missing_state = node.get("on_missing_state", "error")
@@ -283,7 +295,7 @@ class _Parser:
         if kind not in part_names(part):
             self._add(
                 f"{prefix}.kind",
-                f"no {part} is named {kind!r}{suggestion(str(kind), part_names(part))}",
+                f"no {_NOUNS.get(part, part)} is named {kind!r}{suggestion(str(kind), part_names(part))}",
                 f"Set it to one of: {', '.join(part_names(part))}; a part of your own is known once its "
                 "module is imported (VERL_USE_EXTERNAL_MODULES=<module>).",
             )
@@ -318,7 +330,8 @@ class _Parser:
                 continue
             full = f"entropy.{part}.{key}"
             owners = [other for other in part_names(part) if key in _field_names(get_part(part, other))]
-            what = f"is not a setting of the {part} {kind!r}, which has {', '.join(own) if own else 'none'}"
+            settings_of = f"{_NOUNS.get(part, part)} {kind!r}"
+            what = f"is not a setting of the {settings_of}, which has {', '.join(own) if own else 'none'}"
             if owners:
                 self._add(
                     full,
@@ -379,6 +392,17 @@ class _Parser:
                 "entropy.target.kind",
                 f"the controller {controller.kind!r} never looks at the target {target.kind!r}",
                 "Set entropy.target.kind=none, or entropy.controller.kind=integral.",
+            )
+
+    def _check_pushed(self, functional: Any | None, pushed: Any | None, penalty: Any | None) -> None:
+        if functional is None or pushed is None or penalty is None:
+            return
+        if penalty.uses_target and pushed.kind != "same" and pushed != functional:
+            self._add(
+                "entropy.pushed.kind",
+                f"the penalty {penalty.kind!r} draws what is pushed, {pushed.kind!r}, towards a target of what is "
+                f"measured, {functional.kind!r}",
+                "Set entropy.pushed.kind=same, or entropy.penalty.kind=bonus.",
             )
 
 

@@ -1,7 +1,8 @@
 """How the driver asks the workers for a functional other than the entropy of the whole vocabulary.
 
-The batch names it, so that the same worker serves every method and both passes agree: the one without a gradient in
-which the controlled entropy is measured, and the update in which it is pushed.
+The batch names it, so that the same worker serves every method, and each pass computes one: the pass without a gradient
+the functional that is measured, the update the one that is pushed. In bypass mode there is only the update, which then
+measures too.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 import dataclasses
 import json
 
+from omegaconf import DictConfig
 from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 
+from verl_aer.config.schema import EntropyConfig
+from verl_aer.controller import Fixed
 from verl_aer.functional import Functional
 from verl_aer.methods.registry import get_part
 
@@ -37,8 +41,34 @@ def request_of(functional: Functional) -> str | None:
     return json.dumps({"kind": functional.kind, **dataclasses.asdict(functional)})
 
 
+def measured_in_update(entropy: EntropyConfig, bypass: bool) -> Functional:
+    """The functional whose mean the update reports: in bypass mode the measured one, else the pushed one."""
+    return entropy.functional if bypass else entropy.pushed_functional
+
+
+def requested_in_update(entropy: EntropyConfig, bypass: bool) -> Functional:
+    """The functional of the logits that the update computes: the pushed one, or the measured one where it needs it."""
+    pushed = entropy.pushed_functional
+    return measured_in_update(entropy, bypass) if pushed.of_sample else pushed
+
+
+def push_warnings(config: DictConfig, entropy: EntropyConfig) -> list[str]:
+    """A sentence where the bonus would be noise: -log pi of the sampled token, pushed on-policy."""
+    batch, actor = config.data.train_batch_size, config.actor_rollout_ref.actor
+    is_on_policy = batch <= actor.ppo_mini_batch_size and actor.ppo_epochs == 1
+    has_a_bonus = entropy.penalty.kind == "bonus" and entropy.controller != Fixed(coefficient=0.0)
+    if not (entropy.pushed_functional.of_sample and has_a_bonus and is_on_policy):
+        return []
+    return [
+        f"entropy.pushed: the loss pushes {entropy.pushed_functional.kind!r}, and a step is one mini-batch and one "
+        f"epoch (data.train_batch_size={batch}, ppo_mini_batch_size={actor.ppo_mini_batch_size}, ppo_epochs=1): "
+        "on-policy its expected gradient is zero, and the bonus only adds noise. Set entropy.pushed.kind=full, or a "
+        "smaller ppo_mini_batch_size."
+    ]
+
+
 def requested_functional(data: TensorDict) -> Functional | None:
-    """The functional that the batch asks for in the place of the entropy, or None."""
+    """The functional that the batch asks for instead of the entropy, or None."""
     request = tu.get_non_tensor_data(data=data, key=FUNCTIONAL_KEY, default=None)
     if request is None:
         return None
@@ -57,5 +87,6 @@ def require_done(data: TensorDict) -> None:
     if request is not None and not tu.get_non_tensor_data(data=data, key=DONE_KEY, default=False):
         raise RuntimeError(
             f"the training engine ignored the functional {request}: it is not veRL's FSDP engine as this package "
-            "extends it. Set entropy.functional.kind=full, or actor_rollout_ref.actor.strategy to fsdp or fsdp2."
+            "extends it. Set entropy.functional.kind=full and entropy.pushed.kind=same, or "
+            "actor_rollout_ref.actor.strategy to fsdp or fsdp2."
         )

@@ -52,6 +52,7 @@ def entropy_loss(
     dp_group: Any = None,
     *,
     of_sample: bool = False,
+    measured_of_sample: bool | None = None,
     selection: Selection = ALL,
     penalty: Penalty = BONUS,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -66,6 +67,7 @@ def entropy_loss(
         data: the micro-batch, with ``entropy_weight`` ``(N,)`` and the number ``entropy_alpha``.
         dp_group: data-parallel group, unused: veRL's ``agg_loss`` normalises by global counts.
         of_sample: H is −log π of the sampled token, in place of the entropy of its distribution.
+        measured_of_sample: likewise for what is measured; None measures what is pushed.
         selection: which tokens count; s is without a gradient.
         penalty: how a token's entropy enters the loss.
 
@@ -89,6 +91,11 @@ def entropy_loss(
     signal = _signal(data)
     # ppo_loss has just filled global_batch_info: the same global counts that normalise the policy loss.
     normaliser = config.global_batch_info
+    measured = token_weight * entropy.detach()
+    if measured_of_sample not in (None, of_sample):
+        # Each functional selects its own tokens, as it does where it is measured before the update.
+        other = _token_entropy(model_output, data, measured_of_sample).detach()
+        measured = selection.weights(other, mask) * other
     term = agg_loss(weight * token_weight * penalty.value(entropy, signal), mask, mode, **normaliser)
 
     slope = penalty.slope(entropy.detach(), signal).abs()
@@ -97,7 +104,7 @@ def entropy_loss(
         "actor/aer/entropy_term": alpha * term.detach(),
         "actor/aer/policy_gradient": _gradient_size(policy_loss, model_output["log_probs"]),
         "actor/aer/entropy_gradient": abs(alpha) * agg_loss(weight * token_weight * slope, mask, mode, **normaliser),
-        **_update_entropy(token_weight * entropy.detach(), mask & rows_with_a_term(data)[:, None], config),
+        **_update_entropy(measured, mask & rows_with_a_term(data)[:, None], config),
     }
     # All of them leave the device at once: a Metric takes its number there and then.
     numbers = torch.stack([value.double() for value in values.values()]).tolist()

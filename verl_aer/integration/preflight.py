@@ -285,22 +285,37 @@ def _verls_own_part_is_chosen(config: DictConfig, entropy: EntropyConfig) -> Ite
 
 
 def _functional_is_computed(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
-    if request_of(entropy.functional) is None:
-        return
-    kind, actor = entropy.functional.kind, config.actor_rollout_ref.actor
-    if actor.strategy not in BACKENDS:
+    actor = config.actor_rollout_ref.actor
+    asked = {"entropy.functional.kind": entropy.functional, "entropy.pushed.kind": entropy.pushed_functional}
+    if entropy.pushed_functional == entropy.functional:
+        del asked["entropy.pushed.kind"]
+    for key, functional in asked.items():
+        if request_of(functional) is None:
+            continue
+        if actor.strategy not in BACKENDS:
+            yield Problem(
+                key,
+                f"the training engine {actor.strategy!r} computes the entropy of the whole vocabulary and not "
+                f"{functional.kind!r}",
+                f"Set {ACTOR}.strategy to {' or '.join(BACKENDS)}, or {key}=full.",
+            )
+        if config.actor_rollout_ref.model.use_fused_kernels:
+            yield Problem(
+                key,
+                f"fused kernels never have a whole row of logits, and {functional.kind!r} needs one",
+                f"Set actor_rollout_ref.model.use_fused_kernels=false, or {key}=full.",
+            )
+
+
+def _update_computes_one_functional(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
+    measured, pushed = entropy.functional, entropy.pushed_functional
+    if bypasses_old_log_probs(config) and measured != pushed and not (measured.of_sample or pushed.of_sample):
         yield Problem(
-            "entropy.functional.kind",
-            f"the training engine {actor.strategy!r} computes the entropy of the whole vocabulary, and {kind!r} would "
-            "be neither measured nor pushed",
-            f"Set {ACTOR}.strategy to {' or '.join(BACKENDS)}, or entropy.functional.kind=full.",
-        )
-    if config.actor_rollout_ref.model.use_fused_kernels:
-        yield Problem(
-            "entropy.functional.kind",
-            f"fused kernels never have a whole row of logits, and {kind!r} needs one: it would be neither measured nor "
-            "pushed",
-            "Set actor_rollout_ref.model.use_fused_kernels=false, or entropy.functional.kind=full.",
+            "entropy.pushed.kind",
+            f"in bypass mode {measured.kind!r} is measured in the update, where {pushed.kind!r} is pushed, and one "
+            "pass over the logits computes one functional",
+            "Set entropy.pushed.kind=same, entropy.functional.kind=sampled, or "
+            "algorithm.rollout_correction.bypass_mode=false.",
         )
 
 
@@ -395,6 +410,7 @@ ENTROPY_CHECKS = [
     _groups_are_groups,
     _verls_own_part_is_chosen,
     _functional_is_computed,
+    _update_computes_one_functional,
     _shaping_has_entropies,
     _reward_file_is_there,
     _state_can_be_resumed,

@@ -32,6 +32,7 @@ from verl_aer.allocation import allocate
 from verl_aer.config.schema import ConfigError, EntropyConfig, measures_responses
 from verl_aer.control import Decision, EntropyControl
 from verl_aer.correctness import Groups
+from verl_aer.functional import Functional
 from verl_aer.integration.batch import (
     BatchRows,
     add_rewards,
@@ -42,7 +43,13 @@ from verl_aer.integration.batch import (
 )
 from verl_aer.integration.checkpoint import conditions, read_resumed_state, resume_warnings, state_path
 from verl_aer.integration.engine import install_entropy_engines
-from verl_aer.integration.functional_request import FUNCTIONAL_KEY, request_of
+from verl_aer.integration.functional_request import (
+    FUNCTIONAL_KEY,
+    measured_in_update,
+    push_warnings,
+    request_of,
+    requested_in_update,
+)
 from verl_aer.integration.loss import (
     ALPHA_KEY,
     SIGNAL_KEY,
@@ -142,6 +149,8 @@ class EntropyTrainerMixin:
         super()._setup()
         self._install_engines()
         self._install_loss()
+        for warning in push_warnings(self.config, self.entropy_config):
+            logger.warning("%s", warning)
 
     def _install_engines(self) -> None:
         """On the workers of this run only: other runs on the same cluster, and veRL's own trainers, keep veRL's."""
@@ -161,7 +170,8 @@ class EntropyTrainerMixin:
             entropy_loss,
             actor_config,
             entropy.aggregation,
-            of_sample=entropy.functional.of_sample,
+            of_sample=entropy.pushed_functional.of_sample,
+            measured_of_sample=measured_in_update(entropy, bypasses_old_log_probs(self.config)).of_sample,
             selection=entropy.selection,
             penalty=entropy.penalty,
         )
@@ -200,13 +210,15 @@ class EntropyTrainerMixin:
         return decision
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        self._request_functional(batch)
+        self._request_functional(batch, self.entropy_config.functional)
         return super()._compute_old_log_prob(batch, metrics=metrics)
 
-    def _request_functional(self, batch: KVBatchMeta) -> None:
-        """Measured and pushed is one functional: both passes of the workers are asked for it."""
-        request = request_of(self.entropy_config.functional)
-        if request is not None:
+    def _request_functional(self, batch: KVBatchMeta, functional: Functional) -> None:
+        """Ask the next pass of the workers for ``functional``, whatever the pass before was asked for."""
+        request = request_of(functional)
+        if request is None:
+            batch.extra_info.pop(FUNCTIONAL_KEY, None)
+        else:
             batch.extra_info[FUNCTIONAL_KEY] = request
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
@@ -266,7 +278,8 @@ class EntropyTrainerMixin:
         return weights
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        self._request_functional(batch)
+        bypass = bypasses_old_log_probs(self.config)
+        self._request_functional(batch, requested_in_update(self.entropy_config, bypass))
         batch.extra_info[ALPHA_KEY] = self.entropy_control.alpha
         signal = self.entropy_control.signal(self._step_record.entropy, self.global_steps)
         batch.extra_info[SIGNAL_KEY] = json.dumps(signal)

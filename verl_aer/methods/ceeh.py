@@ -23,7 +23,9 @@ def ceeh_me() -> Method:
     H^ is -log pi of the sampled tokens. Correct answers to questions that go better than before are asked to get no
     longer: R = R_acc - beta * clip((len - L_x)/L_x, -0.9, 1). As the paper prints it the cosine is negative in the
     second half, and the term then a penalty on entropy; entropy.controller.shape=cos_half is what may have been meant.
-    Advantages are not divided by the group's standard deviation.
+    Advantages are not divided by the group's standard deviation. The term acts off-policy only: while the policy is the
+    one that sampled, the gradient of H^ is zero in expectation. The paper has 16 mini-batches a step; with a single one
+    set entropy.pushed.kind=full.
     """
     return Method(
         allocation=Historical(),
@@ -38,7 +40,9 @@ def ceeh_me() -> Method:
         watch="aer/alpha follows its cosine, below 0 in the second half; response_length/mean; aer/reward_change",
         differences=(
             "The paper's text, not the authors' code, which we did not read. Acc_h starts at the first accuracy, and "
-            "includes the step's own; L_x is that of the steps before. The mean of Acc_h is over the questions seen."
+            "includes the step's own; L_x is that of the steps before. The mean of Acc_h is over the questions seen. "
+            "Pushed is -log pi of the sampled token, as in the paper's text: in the first mini-batch of a step it has "
+            "no gradient in expectation."
         ),
     )
 

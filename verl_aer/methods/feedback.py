@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from verl_aer.allocation import Uniform
 from verl_aer.controller import SignGated
-from verl_aer.functional import Sampled
+from verl_aer.functional import Full, Sampled
 from verl_aer.methods.registry import Method, register_method
 from verl_aer.target import Absolute
 
@@ -13,18 +13,20 @@ from verl_aer.target import Absolute
 def skywork() -> Method:
     """c += delta if H^ < target else -delta, clipped; alpha = c where H^ < target, else 0. Skywork-OR1's rule.
 
-    H^ is the mean of -log pi of the sampled tokens. Source: arXiv 2505.22312 and its released scripts, whose values
-    are the defaults here. They apply the gate to the entropy of the step that trains; here, as everywhere in this
-    package, a step trains with what was decided after the one before.
+    H^ is the mean of -log pi_old of the sampled tokens, and decides alpha; the loss pushes the entropy of the whole
+    vocabulary: L = L_policy - alpha * mean(H). The scripts train one mini-batch a step, where -log pi of the sampled
+    tokens would have no gradient in expectation. Source: arXiv 2505.22312 and its released code, whose scripts' values
+    are the defaults here. As there, coefficient and gate are decided at the end of a step and applied to the next.
     """
     return Method(
         allocation=Uniform(),
         functional=Sampled(),
+        pushed=Full(),
         target=Absolute(),
         controller=SignGated(),
         standing="published",
         source="arXiv 2505.22312",
         summary="Skywork-OR1: the coefficient steps up below a level of nats, and is withheld above it",
-        differences="The gate is decided after a step and applied to the next; the coefficient is saved.",
+        differences="The coefficient is saved with each checkpoint; the authors' code does not save it.",
         watch="aer/entropy falls to aer/target; aer/alpha is 0 in the steps after one above it",
     )

@@ -4,6 +4,7 @@ A *part* answers one question and is a plain dataclass whose fields are its sett
 
     allocation         which trajectory gets how much exploration?     weights(groups) -> (P,), >= 0
     functional         what entropy of a token's distribution?         entropy(logits (T, V)) -> (T,) nats
+    pushed             and which one does the loss push?               a functional, or ``same``
     selection          which tokens of a response count?               weights(entropy, mask) -> (N, T), >= 0
     target             which level is wanted?                          bounds(initial_entropy, history) -> nats or None
     controller         how does the global coefficient alpha move?     next_alpha(alpha, entropy, target, step)
@@ -11,8 +12,8 @@ A *part* answers one question and is a plain dataclass whose fields are its sett
     reward_shaping     what is added to a rollout's reward?            change(rollouts) -> (N,)
     advantage_shaping  what becomes of a token's advantage?            shape(tokens, ...) -> (N, T)
 
-A *method* names its parts with its own defaults, and its source; of the last three and of the selection most methods
-need none. Adding a part is one decorator:
+A *method* names its parts with its own defaults, and its source; most need none of those that NEUTRAL lists. Adding a
+part is one decorator:
 
 >>> import numpy as np
 >>> from dataclasses import dataclass
@@ -39,6 +40,7 @@ from typing import Any, ClassVar, TypeVar
 PART_KINDS = (
     "allocation",
     "functional",
+    "pushed",
     "selection",
     "target",
     "controller",
@@ -48,7 +50,13 @@ PART_KINDS = (
 )
 """The questions, in the order in which a config names them."""
 
-NEUTRAL = {"selection": "all", "penalty": "bonus", "reward_shaping": "none", "advantage_shaping": "none"}
+NEUTRAL = {
+    "pushed": "same",
+    "selection": "all",
+    "penalty": "bonus",
+    "reward_shaping": "none",
+    "advantage_shaping": "none",
+}
 """What a method has of the parts that it does not name."""
 
 STANDINGS = ("published", "our reading", "baseline", "ablation", "own")
@@ -100,6 +108,7 @@ class Method:
     verl: Mapping[str, Any] = field(default_factory=dict)
     watch: str = ""
     differences: str = ""
+    pushed: Any = None
     selection: Any = None
     penalty: Any = None
     reward_shaping: Any = None
@@ -117,6 +126,7 @@ class Method:
 _REQUIRED = {
     "allocation": ("weights", "uses_accuracy", "uses_questions"),
     "functional": ("entropy", "of_sample"),
+    "pushed": (),
     "selection": ("weights", "selects"),
     "target": ("bounds", "level", "needs_anchor"),
     "controller": ("initial_alpha", "next_alpha", "applied", "allows", "nearest", "smooth", "saturated", "uses_target"),
@@ -140,8 +150,17 @@ def register_allocation(name: str) -> Callable[[PartClass], PartClass]:
 
 
 def register_functional(name: str) -> Callable[[PartClass], PartClass]:
-    """Register a dataclass derived from ``Functional`` as ``entropy.functional.kind=<name>``."""
-    return _register_part("functional", name)
+    """Register a dataclass derived from ``Functional`` as ``entropy.functional.kind`` and ``entropy.pushed.kind``."""
+
+    def register(cls: PartClass) -> PartClass:
+        return register_pushed(name)(_register_part("functional", name)(cls))
+
+    return register
+
+
+def register_pushed(name: str) -> Callable[[PartClass], PartClass]:
+    """Register what ``entropy.pushed.kind`` may be beside the functionals."""
+    return _register_part("pushed", name)
 
 
 def register_target(name: str) -> Callable[[PartClass], PartClass]:

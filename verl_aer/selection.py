@@ -2,8 +2,9 @@
 
     H_t of a response = (1/n) * sum_t s_t * H_t,   (1/n) * sum_t s_t = 1,   n its tokens
 
-The same weights s are used where the entropy is measured and where it is pushed. Their mean over a response is 1, so
-that a coefficient means the same for every selection, and a response counts for as much as it has tokens.
+The same weights s are used where the entropy is measured and where it is pushed; where two functionals are, each has
+the weights of its own entropies. Their mean over a response is 1, so that a coefficient means the same for every
+selection, and a response counts for as much as it has tokens.
 """
 
 from __future__ import annotations

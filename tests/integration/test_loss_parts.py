@@ -12,6 +12,7 @@ import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from tests.integration.test_loss_equals_verl import (
     COEFFICIENT,
     LENGTHS,
+    VOCABULARY,
     Policy,
     actor_config,
     initial_table,
@@ -19,7 +20,8 @@ from tests.integration.test_loss_equals_verl import (
     micro_batch,
     train,
 )
-from verl_aer import get_part, part_names
+from verl_aer import get_part, parse_entropy_config, part_names
+from verl_aer.integration.batch import WEIGHT_FIELD
 from verl_aer.integration.loss import SIGNAL_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS, entropy_loss
 from verl_aer.penalty import HistoryHinge, SquaredAnchor
 from verl_aer.selection import TopQuantile
@@ -112,6 +114,54 @@ def test_one_functional_is_pushed_and_another_measured(of_sample, measured_of_sa
     measured = of[of_sample if measured_of_sample is None else measured_of_sample](initial_table(), rows)
     mean = torch.cat(measured).mean().item()
     assert metrics[UPDATE_ENTROPY_NATS] / metrics[UPDATE_TOKENS] == pytest.approx(mean, rel=1e-6)
+
+
+def sampled_rows(table: torch.Tensor, generator: torch.Generator) -> list[dict[str, torch.Tensor]]:
+    """64 responses of 6 tokens, drawn from the policy as it is, all of the same reward: no advantage."""
+    ids = torch.randint(VOCABULARY, (64, 1), generator=generator)
+    for _ in range(6):
+        ids = torch.cat([ids, torch.multinomial(table[ids[:, -1]].softmax(-1), 1, generator=generator)], dim=-1)
+    of_token = table.log_softmax(-1)[ids[:, :-1], ids[:, 1:]]
+    return [
+        {
+            "input_ids": row,
+            "prompts": row[:1],
+            "responses": row[1:],
+            "response_mask": torch.ones(6),
+            "loss_mask": torch.tensor([0.0] + [1.0] * 6),
+            "old_log_probs": old,
+            "advantages": torch.zeros(6),
+            WEIGHT_FIELD: torch.tensor(1.0),
+        }
+        for row, old in zip(ids, of_token, strict=True)
+    ]
+
+
+def entropy_under_the_bonus(method: str, steps: int, **entropy: object) -> list[float]:
+    """Mean entropy of a softmax policy, before each step and at the end, with nothing but the method's bonus."""
+    pushed = parse_entropy_config({"method": method, **entropy}).pushed_functional
+    loss_fn = loss_of(of_sample=pushed.of_sample)
+    generator = torch.Generator().manual_seed(0)
+    table = (3 * torch.randn(VOCABULARY, VOCABULARY, generator=generator)).requires_grad_()
+    optimizer = torch.optim.SGD([table], lr=100.0)
+    found = []
+    for _ in range(steps):
+        found.append(torch.distributions.Categorical(logits=table.detach()).entropy().mean().item())
+        data = micro_batch(sampled_rows(table.detach(), generator), dp_size=1, tokens=64 * 6, total=64)
+        loss, _ = loss_fn(model_output=Policy(table)(data["input_ids"]), data=data, dp_group=None)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return [*found, torch.distributions.Categorical(logits=table.detach()).entropy().mean().item()]
+
+
+def test_skyworks_bonus_raises_the_entropy_and_that_of_the_sample_does_not():
+    full = entropy_under_the_bonus("skywork", steps=60)
+    assert full[-1] > full[0] + 0.7
+    assert full == sorted(full)
+    # On-policy the gradient of -log pi of the sampled token is zero in expectation: what is left is noise.
+    sampled = entropy_under_the_bonus("skywork", steps=60, pushed={"kind": "same"})
+    assert max(sampled) < sampled[0] + 0.1
 
 
 def test_each_functional_selects_its_own_tokens():

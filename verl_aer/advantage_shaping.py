@@ -25,6 +25,9 @@ class AdvantageShaping(Part):
     shapes: ClassVar[bool] = True
     """Whether advantages change at all; if not, nobody needs to fetch them."""
 
+    uses_accuracy: ClassVar[bool] = True
+    """Whether it reads ``rollouts.correct`` or the groups' accuracy; without it any reward will do."""
+
     uses_entropy: ClassVar[bool] = False
     """Whether it needs the tokens' entropies, which veRL does not have in bypass mode."""
 
@@ -49,6 +52,7 @@ class NoAdvantageShaping(AdvantageShaping):
     """A' = A."""
 
     shapes: ClassVar[bool] = False
+    uses_accuracy: ClassVar[bool] = False
 
     def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:
         return tokens.advantages
@@ -66,6 +70,7 @@ class EntropyBonus(AdvantageShaping):
     a: advantage per nat, >= 0. kappa: share of the advantage that the bonus may reach is 1 / kappa, > 0.
     """
 
+    uses_accuracy: ClassVar[bool] = False
     uses_entropy: ClassVar[bool] = True
 
     a: float = 0.4
@@ -95,6 +100,7 @@ class Steer(AdvantageShaping):
     weighting: one of WEIGHTINGS. lowest, highest: weights, 0 < lowest <= highest; exponential does not read highest.
     """
 
+    uses_accuracy: ClassVar[bool] = False
     uses_entropy: ClassVar[bool] = True
 
     weighting: str = "linear"
@@ -177,6 +183,7 @@ class Signed(AdvantageShaping):
     probability: of the sampled token, in [0, 1). 0.95 is the code's.
     """
 
+    uses_accuracy: ClassVar[bool] = False
     steers: ClassVar[bool] = True
 
     probability: float = 0.95

@@ -25,6 +25,9 @@ class RewardShaping(Part):
     changes: ClassVar[bool] = True
     """Whether rewards change at all; if not, nobody needs to write them."""
 
+    uses_accuracy: ClassVar[bool] = True
+    """Whether it reads ``rollouts.correct`` or the groups' accuracy; without it any reward will do."""
+
     uses_questions: ClassVar[bool] = False
     """Whether ``rollouts.groups`` has to hold what is remembered of each question."""
 
@@ -45,6 +48,7 @@ class NoRewardShaping(RewardShaping):
     """R' = R."""
 
     changes: ClassVar[bool] = False
+    uses_accuracy: ClassVar[bool] = False
 
     def change(self, rollouts: Rollouts, memory: Memory) -> tuple[np.ndarray, Memory]:
         return np.zeros(len(rollouts.correct)), memory

@@ -146,7 +146,9 @@ class EntropyConfig:
     @property
     def uses_accuracy(self) -> bool:
         """Whether a part asks for which rollouts are correct."""
-        return self.allocation.uses_accuracy or self.reward_shaping.changes
+        parts = (self.allocation, self.reward_shaping, self.advantage_shaping)
+        # What is remembered of a question is its accuracy.
+        return self.uses_questions or any(part.uses_accuracy for part in parts)
 
     @property
     def acts_beside_alpha(self) -> bool:

@@ -131,8 +131,8 @@ _REQUIRED = {
     "target": ("bounds", "level", "needs_anchor"),
     "controller": ("initial_alpha", "next_alpha", "applied", "allows", "nearest", "smooth", "saturated", "uses_target"),
     "penalty": ("value", "slope", "signal", "uses_target"),
-    "reward_shaping": ("change", "changes", "uses_questions", "uses_entropy"),
-    "advantage_shaping": ("shape", "shapes", "uses_entropy", "steers"),
+    "reward_shaping": ("change", "changes", "uses_accuracy", "uses_questions", "uses_entropy"),
+    "advantage_shaping": ("shape", "shapes", "uses_accuracy", "uses_entropy", "steers"),
 }
 
 _BASES = {kind: "".join(word.capitalize() for word in kind.split("_")) for kind in PART_KINDS}

@@ -107,6 +107,14 @@ MUTANTS = [
         "correctness.py", "np.append(next_differs, True)[: len(rows)]", "np.insert(next_differs, 0, True)[: len(rows)]"
     ),
     Mutant("correctness.py", "prompt_of_row = np.full(len(real), -1,", "prompt_of_row = np.full(len(real), 0,"),
+    Mutant("correctness.py", "    if threshold is not None:", "    if threshold is not None and unreported.all():"),
+    Mutant("correctness.py", "acc_is_reward & (correct != 0) & (correct != 1)", "acc_is_reward & (correct < 0)"),
+    Mutant("correctness.py", "    if so_far.problem:", "    if False:"),
+    Mutant("correctness.py", "unreported.all() and not so_far.reported", "unreported.all()"),
+    Mutant("correctness.py", "unreported.all() and not so_far.reported", "False"),
+    Mutant("correctness.py", 'unreported.any() and on_missing == "error"', "unreported.any()"),
+    Mutant("correctness.py", "not verdicts.unreported.all())", "True)"),
+    Mutant("correctness.py", "if known else np.full(prompts, np.nan)", "if True else np.full(prompts, np.nan)"),
     # Target
     Mutant("target.py", "self.tau * initial_entropy", "self.tau"),
     Mutant("target.py", "self.tau * initial_entropy", "initial_entropy"),
@@ -182,8 +190,15 @@ MUTANTS = [
     Mutant("integration/batch.py", 'key.rsplit("_", 2)', 'key.split("_", 2)'),
     Mutant("integration/batch.py", "sums.append(values[row].sum().item())", "sums.append((values * row).sum().item())"),
     Mutant("integration/batch.py", "float(row.sum()) for row in mask", "float(len(row)) for row in mask"),
-    Mutant("integration/batch.py", "if value is None and not is_padding[i]]", "if value is None]"),
-    Mutant("integration/batch.py", 'getattr(item, "data", item) for item in list(column)', "*list(column)"),
+    Mutant(
+        "integration/batch.py", "item.data if is_non_tensor(item) else item for item in list(column)", "*list(column)"
+    ),
+    Mutant("integration/batch.py", "SCORE_KEY] if reward_is_colocated else []", "SCORE_KEY]"),
+    Mutant("integration/batch.py", "SCORE_KEY] if reward_is_colocated else []", "SCORE_KEY] if False else []"),
+    Mutant("integration/batch.py", "np.isclose(numbers, reward, rtol=1e-6, atol=1e-6)", "np.isfinite(numbers)"),
+    Mutant("integration/batch.py", "& ~own &", "&"),
+    Mutant("integration/batch.py", "(key == FILLED_IN_KEY)", "True"),
+    Mutant("integration/batch.py", "unreported[real] = verdicts.unreported", "pass"),
     Mutant(
         "integration/batch.py",
         "if name in data else [None] * data.batch_size[0]",
@@ -224,6 +239,16 @@ MUTANTS = [
         "(step.weight * step.rows).sum() / step.rows.sum()",
         "step.weight.sum() / step.rows.sum()",
     ),
+    Mutant("integration/step_metrics.py", "if not np.isnan(step.accuracy).any():", "if True:"),
+    Mutant("integration/step_metrics.py", "summed(unreported & groups.is_last)", "summed(unreported)"),
+    Mutant(
+        "integration/trainer.py", "if verdicts.problem and self.entropy_config.uses_accuracy:", "if verdicts.problem:"
+    ),
+    Mutant("integration/trainer.py", "if verdicts.problem and self.entropy_config.uses_accuracy:", "if False:"),
+    Mutant(
+        "integration/trainer.py", "reward_is_colocated=self.get_reward_handles() is None", "reward_is_colocated=False"
+    ),
+    Mutant("integration/trainer.py", "self._verdicts_so_far = before.after(verdicts)", "pass"),
     # Controllers of other methods, and what they steer to
     Mutant("controller.py", "alpha + self.delta if entropy < target", "alpha + self.delta if entropy <= target"),
     Mutant("controller.py", "else alpha - self.delta", "else alpha"),

@@ -28,6 +28,10 @@ DIFFICULTY_BUCKETS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 """Where metrics report a prompt, from group accuracy ``(P,)``; weights never depend on it."""
 
 
+ON_MISSING = ("error", "wrong")
+"""What becomes of a rollout for which the reward reports no correctness."""
+
+
 class CorrectnessError(ValueError):
     """Nothing says, or something contradicts, which rollouts are correct."""
 
@@ -36,8 +40,9 @@ class CorrectnessError(ValueError):
 class Groups:
     """The prompts of one step.
 
-    accuracy: ``(P,)`` float64 in [0, 1], mean correctness of the prompt's rollouts. size: ``(P,)`` int64,
-    rollouts of the prompt. prompt_of_row: ``(N,)`` int64, the prompt of each row, -1 on padding.
+    accuracy: ``(P,)`` float64 in [0, 1], mean correctness of the prompt's rollouts; NaN where nothing says which are
+    correct, which only methods see that do not use it. size: ``(P,)`` int64, rollouts of the prompt. prompt_of_row:
+    ``(N,)`` int64, the prompt of each row, -1 on padding.
 
     From ``group_rows``: rollout_of_row: ``(N,)`` int64, the rollout of each row, -1 on padding. is_last: ``(N,)`` bool,
     the row that its rollout is judged by; False on padding.
@@ -63,11 +68,86 @@ class Groups:
     initial_entropy: float | None = None
 
 
-def trajectory_correctness(reward: np.ndarray | None, acc: np.ndarray | None, threshold: float | None) -> np.ndarray:
-    """c_i = acc_i where the reward reports it, else 1[reward_i > threshold].
+@dataclass(frozen=True)
+class Verdicts:
+    """Which of N trajectories are correct, as far as anything says so.
+
+    correct: ``(N,)`` float64 in [0, 1]; None where nothing valid says so. unreported: ``(N,)`` bool, trajectories
+    that count as wrong because the reward reported nothing for them. problem: why ``correct`` is None, else empty.
+    """
+
+    correct: np.ndarray | None
+    unreported: np.ndarray
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class VerdictsSoFar:
+    """What the batches of a run have shown of their correctness.
+
+    reported: whether the reward has reported any. unreported: whether a rollout has counted as wrong because the
+    reward did not. problem: the first reason why correctness could not be told, else empty. It holds for the rest of
+    the run: a batch whose rewards of +-1 all happen to be 1 does not turn them into correctness.
+    """
+
+    reported: bool = False
+    unreported: bool = False
+    problem: str = ""
+
+    def after(self, verdicts: Verdicts) -> VerdictsSoFar:
+        """What is known after one more batch."""
+        return VerdictsSoFar(
+            reported=self.reported or (verdicts.correct is not None and not verdicts.unreported.all()),
+            unreported=self.unreported or bool(verdicts.unreported.any()),
+            problem=self.problem or verdicts.problem,
+        )
+
+
+def judge(
+    reward: np.ndarray,
+    acc: Sequence[float | None],
+    acc_is_reward: np.ndarray,
+    threshold: float | None,
+    on_missing: str,
+    so_far: VerdictsSoFar,
+) -> Verdicts:
+    """c_i = 1[reward_i > threshold] where a threshold is set, else acc_i.
 
     Args:
-        reward: ``(N,)``, each trajectory's reward before any KL penalty; only read where ``acc`` is None.
+        reward: ``(N,)``, each trajectory's reward before any KL penalty; only read with a threshold.
+        acc: what the reward reports of N trajectories, in [0, 1]; None for one of which it reports nothing.
+        acc_is_reward: ``(N,)`` bool, where veRL has reported the reward itself as ``acc``: it has to be 0 or 1.
+        threshold: a trajectory is correct when its reward is above it, whatever ``acc`` says; None if none is
+            configured.
+        on_missing: one of ON_MISSING. ``wrong`` is c_i = 0 where the reward reports nothing, once it has reported
+            something in this run.
+        so_far: what the batches before have shown.
+
+    >>> nothing_known = VerdictsSoFar()
+    >>> judge(np.array([0.3, 1.0]), [0.3, 1.0], np.array([True, True]), 0.5, "wrong", nothing_known).correct
+    array([0., 1.])
+    >>> judge(np.array([0.3, 1.0]), [None, 1.0], np.array([False, True]), None, "wrong", nothing_known).correct
+    array([0., 1.])
+    """
+    nowhere = np.zeros(len(acc), dtype=bool)
+    unreported = np.array([value is None for value in acc], dtype=bool)
+    if so_far.problem:
+        return Verdicts(None, nowhere, so_far.problem)
+    if threshold is not None:
+        return _verdicts((reward > threshold).astype(np.float64), nowhere, _not_finite(reward))
+    if unreported.all() and not so_far.reported:
+        return Verdicts(None, nowhere, _NOTHING_SAYS)
+    if unreported.any() and on_missing == "error":
+        return Verdicts(None, nowhere, _only_some(np.flatnonzero(unreported)[0]))
+    correct = np.array([0.0 if value is None else value for value in acc], dtype=np.float64)
+    return _verdicts(correct, unreported, _not_binary(correct, acc_is_reward) or _not_in_unit_interval(correct))
+
+
+def trajectory_correctness(reward: np.ndarray | None, acc: np.ndarray | None, threshold: float | None) -> np.ndarray:
+    """c_i = 1[reward_i > threshold] where a threshold is set, else acc_i; ``judge`` for one batch and complete columns.
+
+    Args:
+        reward: ``(N,)``, each trajectory's reward before any KL penalty; only read with a threshold.
         acc: ``(N,)`` bool, or numbers in [0, 1], or None.
         threshold: a trajectory is correct when its reward is above it; None if none is configured.
 
@@ -82,35 +162,67 @@ def trajectory_correctness(reward: np.ndarray | None, acc: np.ndarray | None, th
     >>> trajectory_correctness(reward=np.array([0.3, -0.2]), acc=np.array([True, False]), threshold=None)
     array([1., 0.])
     """
-    if acc is not None:
-        correct = np.asarray(acc, dtype=np.float64)
-        bad = np.flatnonzero(~((correct >= 0) & (correct <= 1)))
-        if len(bad):
-            raise CorrectnessError(
-                f"row {bad[0]} reports correctness {correct[bad[0]]}, which is not in [0, 1]. Let the "
-                "reward return 0 or 1 under entropy.correctness.key, or name a key there that it does not "
-                "report and set entropy.correctness.threshold."
-            )
-        return correct
-    if threshold is None:
-        raise CorrectnessError(
-            "nothing says which rollouts are correct: the reward reports no value under "
-            "entropy.correctness.key, and entropy.correctness.threshold is not set. Let the reward return "
-            "that key (0 or 1), or set the threshold above which a reward means a correct answer (0 for "
-            "rewards of +-1)."
-        )
-    reward = np.asarray(reward, dtype=np.float64)
+    n = len(reward if acc is None else acc)
+    reported = [None] * n if acc is None else np.asarray(acc, dtype=np.float64).tolist()
+    rewards = np.asarray(reward, dtype=np.float64)
+    verdicts = judge(rewards, reported, np.zeros(n, dtype=bool), threshold, "error", VerdictsSoFar())
+    if verdicts.problem:
+        raise CorrectnessError(verdicts.problem)
+    return verdicts.correct
+
+
+_NOTHING_SAYS = (
+    "nothing says which rollouts are correct: the reward reports no number under entropy.correctness.key, and "
+    "entropy.correctness.threshold is not set. Let the reward return that key (0 or 1), or set the threshold above "
+    "which a reward means a correct answer (0 for rewards of +-1)."
+)
+
+
+def _verdicts(correct: np.ndarray, unreported: np.ndarray, problem: str) -> Verdicts:
+    return Verdicts(None, np.zeros_like(unreported), problem) if problem else Verdicts(correct, unreported)
+
+
+def _only_some(row: int) -> str:
+    return (
+        f"the reward reports a number under entropy.correctness.key for some rollouts only (not for row {row}). Let it "
+        "return that key for every rollout, a wrong or empty answer included, or count such rollouts as wrong with "
+        "entropy.correctness.on_missing=wrong."
+    )
+
+
+def _not_finite(reward: np.ndarray) -> str:
     bad = np.flatnonzero(~np.isfinite(reward))
-    if len(bad):
-        raise CorrectnessError(f"row {bad[0]} has reward {reward[bad[0]]}; a correct answer cannot be told from it.")
-    return (reward > threshold).astype(np.float64)
+    return f"row {bad[0]} has reward {reward[bad[0]]}; a correct answer cannot be told from it." if len(bad) else ""
+
+
+def _not_binary(correct: np.ndarray, acc_is_reward: np.ndarray) -> str:
+    bad = np.flatnonzero(acc_is_reward & (correct != 0) & (correct != 1))
+    if not len(bad):
+        return ""
+    return (
+        f"row {bad[0]} has the reward {correct[bad[0]]:g}, which veRL reports as its 'acc' too, because the reward "
+        "function returns one number and no dict; a number other than 0 and 1 does not say whether an answer is "
+        "correct. Set entropy.correctness.threshold, above which a reward means a correct answer (0 for rewards of "
+        "+-1), or let the reward return a dict of 'score' and 'acc' (0 or 1)."
+    )
+
+
+def _not_in_unit_interval(correct: np.ndarray) -> str:
+    bad = np.flatnonzero(~((correct >= 0) & (correct <= 1)))
+    if not len(bad):
+        return ""
+    return (
+        f"row {bad[0]} reports correctness {correct[bad[0]]}, which is not in [0, 1]. Let the reward return 0 or 1 "
+        "under entropy.correctness.key, or set entropy.correctness.threshold: an answer is then correct when its "
+        "reward is above it, whatever the reward reports."
+    )
 
 
 def group_rows(
     uid: Sequence[str],
     session: np.ndarray,
     index: np.ndarray,
-    correct: np.ndarray,
+    correct: np.ndarray | None,
     is_padding: np.ndarray,
 ) -> Groups:
     """g(q) = mean over the sessions of q of the correctness of each session's last row.
@@ -122,7 +234,7 @@ def group_rows(
         uid: N prompt ids.
         session: ``(N,)`` int, the rollout within the prompt.
         index: ``(N,)`` int, the output within the rollout.
-        correct: ``(N,)`` in [0, 1], ignored on padding.
+        correct: ``(N,)`` in [0, 1], ignored on padding; None where nothing says it, and g is NaN.
         is_padding: ``(N,)`` bool.
 
     Returns:
@@ -136,7 +248,8 @@ def group_rows(
     """
     real = ~np.asarray(is_padding, dtype=bool)
     session, index = np.asarray(session), np.asarray(index)
-    correct = np.asarray(correct, dtype=np.float64)
+    known = correct is not None
+    correct = np.asarray(correct, dtype=np.float64) if known else np.zeros(len(uid))
     lengths = [len(uid), len(session), len(index), len(correct), len(real)]
     if len(set(lengths)) > 1:
         raise CorrectnessError(f"uid, session, index, correct and is_padding differ in length: {lengths}")
@@ -162,7 +275,8 @@ def group_rows(
 
     size = np.bincount(prompt[ends], minlength=prompts)
     solved = np.bincount(prompt[ends], weights=correct[last], minlength=prompts)
-    return Groups(solved / np.maximum(size, 1), size, prompt_of_row, rollout_of_row, is_last)
+    accuracy = solved / np.maximum(size, 1) if known else np.full(prompts, np.nan)
+    return Groups(accuracy, size, prompt_of_row, rollout_of_row, is_last)
 
 
 def _number_prompts(uid: Sequence[str], rows: np.ndarray) -> tuple[np.ndarray, int]:

@@ -56,7 +56,12 @@ METRICS = [
         "mean weight of real rows; alpha times it is the mean coefficient; below 0.05 the log warns",
     ),
     MetricSpec("aer/weight/positive_share", "1", "mean_q 1[w(q) > 0]", "share of prompts that explore"),
-    MetricSpec("aer/accuracy/mean", "1", "mean_q g(q)", "mean group accuracy"),
+    MetricSpec(
+        "aer/accuracy/mean",
+        "1",
+        "mean_q g(q)",
+        "mean group accuracy; absent, with all that is by difficulty, where nothing says which rollouts are correct",
+    ),
     MetricSpec(
         "aer/accuracy/all_wrong_share",
         "1",
@@ -64,6 +69,12 @@ METRICS = [
         "no advantage there: entropy is the only gradient",
     ),
     MetricSpec("aer/accuracy/all_right_share", "1", "mean_q 1[g(q) = 1]", "solved prompts, nothing left to learn"),
+    MetricSpec(
+        "aer/accuracy/unreported",
+        "rollouts",
+        "Σ_i 1[the reward reported no correctness]",
+        "counted as wrong; above 0: see why the reward failed there",
+    ),
     MetricSpec("aer/weight/hard", "1", f"mean_q w(q), {_HARD}", "absent in a step without such prompts"),
     MetricSpec("aer/weight/middle", "1", f"mean_q w(q), {_MIDDLE}", "absent in a step without such prompts"),
     MetricSpec("aer/weight/easy", "1", f"mean_q w(q), {_EASY}", "absent in a step without such prompts"),

@@ -19,8 +19,9 @@ class Rollouts:
     """The N rows of a batch.
 
     groups: the prompts, with the memory of their questions where a part of the method asks for it.
-    correct: ``(N,)`` float64 in [0, 1], 0 on padding. tokens: ``(N,)`` float64, response tokens of the whole rollout,
-    all of its outputs. is_last: ``(N,)`` bool, the row that carries its rollout's reward; False on padding.
+    correct: ``(N,)`` float64 in [0, 1], 0 on padding, NaN where nothing says it. tokens: ``(N,)`` float64, response
+    tokens of the whole rollout, all of its outputs. is_last: ``(N,)`` bool, the row that carries its rollout's reward;
+    False on padding.
     entropy, mask: ``(N, T)`` nats and bool of each response token; None where no part of the method asks for them.
     """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import inspect
 import json
 import math
@@ -15,6 +17,7 @@ from hydra import compose, initialize_config_module
 from verl.trainer.ppo.v1 import get_trainer_cls
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
+from verl_aer import CorrectnessError, method_names, parse_entropy_config
 from verl_aer.config.schema import ConfigError, Problem
 from verl_aer.integration import trainer as module
 from verl_aer.integration.batch import BatchRows
@@ -26,6 +29,12 @@ from verl_aer.state import save_state
 
 
 def composed(*overrides: str):
+    """A config of the caller's: trainers write into theirs."""
+    return copy.deepcopy(composed_once(*overrides))
+
+
+@functools.cache
+def composed_once(*overrides: str):
     with initialize_config_module("verl_aer.config", version_base=None):
         return compose("aer_trainer", overrides=["hardware=cpu", "actor_rollout_ref.rollout.n=2", *overrides])
 
@@ -39,7 +48,8 @@ def rows(entropy: float | None, tokens: int = 4) -> BatchRows:
         index=np.zeros(5, dtype=int),
         is_padding=np.array([False] * 4 + [True]),
         reward=np.array([0.0, 0.0, 1.0, 1.0, 1.0]),
-        acc=np.array([0.0, 0.0, 1.0, 1.0, 1.0]),
+        acc=[0.0, 0.0, 1.0, 1.0, 1.0],
+        acc_is_reward=np.zeros(5, dtype=bool),
         entropy_nats=nats,
         tokens=np.array([tokens] * 4 + [7]),
     )
@@ -58,6 +68,10 @@ class Base:
         self.global_steps = 0
         self.sent: list[float] = []
         self.signals: list[str] = []
+
+    def get_reward_handles(self) -> list | None:
+        """veRL's: None where a reward model shares the actor's devices."""
+        return []
 
     def step(self, metrics: dict, timing_raw: dict):
         for _ in range(self.local_updates):
@@ -104,7 +118,7 @@ def make(monkeypatch):
     def build(*overrides: str, queue: list[BatchRows]):
         trainer = Trainer(composed(*overrides))
         trainer.weights = []
-        monkeypatch.setattr(module, "read_rows", lambda batch, config: queue.pop(0))
+        monkeypatch.setattr(module, "read_rows", lambda batch, config, reward_is_colocated: queue.pop(0))
 
         def attach(batch, weights):
             trainer.weights.append(weights)
@@ -243,6 +257,119 @@ def test_hard_prompts_get_the_weight_and_padding_gets_none(make):
     assert (metrics["aer/accuracy/mean"], metrics["aer/accuracy/all_wrong_share"]) == (0.5, 0.5)
 
 
+def reporting(acc: list[float | None], filled_in: bool) -> BatchRows:
+    """Rows whose reward is ``acc`` where the reward function returns one number."""
+    reward = np.array([0.0 if value is None else value for value in acc])
+    return replace(rows(1.0), acc=acc, reward=reward, acc_is_reward=np.full(5, filled_in))
+
+
+REWARDS = {
+    "plus and minus one": ([1.0, -1.0, -1.0, 1.0, 0.0], True),
+    "a reward model's scores": ([0.3, -2.5, 7.0, 0.1, 0.0], True),
+    "ten": ([10.0, 10.0, 10.0, 10.0, 0.0], True),
+    "a dict without acc": ([None] * 5, False),
+    "a dict whose acc is none": ([1.5, -1.0, 0.0, float("nan"), 0.0], False),
+}
+LENGTH_OF_RUN = {"epo": ["entropy.penalty.total_steps=9"]}
+WITH_ACCURACY = ["aer", "aer_allocation_only", "aer_absolute_target", "ceeh_me", "ceeh_ea", "arm", "ares"]
+WITHOUT_ACCURACY = [
+    *["none", "fixed", "aer_no_allocation", "aent", "skywork", "epo", "siren", "entropic"],
+    *["steer", "clip_higher", "clip_cov", "kl_cov"],
+]
+
+
+def test_every_method_is_asked():
+    assert sorted(WITHOUT_ACCURACY + WITH_ACCURACY) == method_names()
+    for method in method_names():
+        assert parse_entropy_config({"method": method}).uses_accuracy == (method in WITH_ACCURACY)
+
+
+@pytest.mark.parametrize("reward", REWARDS)
+@pytest.mark.parametrize("method", WITHOUT_ACCURACY)
+def test_a_method_without_accuracy_runs_with_any_reward(make, monkeypatch, caplog, method, reward):
+    ones = torch.ones(5, 4)
+    monkeypatch.setattr(module, "read_tokens", lambda *args: Tokens(ones, ones.bool(), -ones, ones))
+    monkeypatch.setattr(module, "write_advantages", lambda batch, shaped: batch)
+    queue = [reporting(*REWARDS[reward]), reporting([1.0] * 5, filled_in=True)]
+    trainer = make(f"entropy={method}", *LENGTH_OF_RUN.get(method, []), queue=queue)
+    # The second step's rewards happen to be 1: what was no correctness before is none now.
+    for metrics in (run_step(trainer), run_step(trainer)):
+        assert metrics["aer/entropy"] == 1.0
+        assert (metrics["aer/weight/mean"], metrics["aer/weight/positive_share"]) == (1.0, 1.0)
+        assert not [name for name in metrics if "accuracy" in name or name.endswith(("/hard", "/middle", "/easy"))]
+    assert [weights.tolist() for weights in trainer.weights] == [[1.0, 1.0, 1.0, 1.0, 0.0]] * 2
+    assert caplog.text.count("left out from now on") == 1
+
+
+@pytest.mark.parametrize("method", WITHOUT_ACCURACY)
+def test_what_is_known_all_the_same_is_logged(make, monkeypatch, method):
+    ones = torch.ones(5, 4)
+    monkeypatch.setattr(module, "read_tokens", lambda *args: Tokens(ones, ones.bool(), -ones, ones))
+    monkeypatch.setattr(module, "write_advantages", lambda batch, shaped: batch)
+    metrics = run_step(make(f"entropy={method}", queue=[rows(1.0)]))
+    assert (metrics["aer/accuracy/mean"], metrics["aer/accuracy/unreported"]) == (0.5, 0)
+    assert metrics["aer/entropy/hard"] == 1.0
+
+
+@pytest.mark.parametrize("reward", REWARDS)
+@pytest.mark.parametrize("method", WITH_ACCURACY)
+def test_a_method_with_accuracy_names_the_threshold(make, method, reward):
+    trainer = make(f"entropy={method}", queue=[reporting(*REWARDS[reward])])
+    with pytest.raises(CorrectnessError, match=r"entropy\.correctness\.threshold"):
+        run_step(trainer)
+
+
+def test_a_threshold_makes_correctness_of_a_reward_of_one_number(make):
+    scored = reporting([0.3, 1.0, 0.3, 0.3, 0.0], filled_in=True)
+    metrics = run_step(make("entropy=aer", "entropy.correctness.threshold=0.5", queue=[scored]))
+    assert metrics["aer/accuracy/mean"] == 0.25
+
+
+def test_single_rollouts_without_correctness_are_wrong_counted_and_logged_once(make, caplog):
+    queue = [
+        reporting([0.0, 0.0, 1.0, 1.0, 0.0], filled_in=False),
+        reporting([0.0, None, 1.0, None, None], filled_in=False),
+        reporting([None] * 5, filled_in=False),
+    ]
+    trainer = make("entropy=aer", queue=queue)
+    seen = [run_step(trainer) for _ in range(3)]
+    assert [metrics["aer/accuracy/mean"] for metrics in seen] == [0.5, 0.25, 0.0]
+    # A padding row is no rollout.
+    assert [metrics["aer/accuracy/unreported"] for metrics in seen] == [0, 2, 4]
+    assert caplog.text.count("they count as wrong") == 1
+
+
+def test_a_rollout_of_several_outputs_without_correctness_is_one(make):
+    # The first two rows are two outputs of one rollout.
+    outputs = replace(
+        reporting([None, None, 1.0, 1.0, 0.0], filled_in=False),
+        session=np.array([0, 0, 0, 1, 0]),
+        index=np.array([0, 1, 0, 0, 0]),
+    )
+    assert run_step(make("entropy=aer", queue=[outputs]))["aer/accuracy/unreported"] == 1
+
+
+def test_single_rollouts_without_correctness_may_end_the_run(make):
+    queue = [reporting([0.0, None, 1.0, 1.0, 0.0], filled_in=False) for _ in range(2)]
+    with pytest.raises(CorrectnessError, match=r"row 1.*entropy\.correctness\.on_missing=wrong"):
+        run_step(make("entropy=aer", "entropy.correctness.on_missing=error", queue=queue[:1]))
+    # Not a run that does not need it.
+    assert "aer/accuracy/mean" not in run_step(
+        make("entropy=fixed", "entropy.correctness.on_missing=error", queue=queue[1:])
+    )
+
+
+def test_only_a_colocated_reward_model_reports_in_columns(make, monkeypatch):
+    asked = []
+    trainer = make(*HALF, queue=[rows(1.0), rows(1.0)])
+    read = module.read_rows
+    monkeypatch.setattr(module, "read_rows", lambda *args, **more: asked.append(more) or read(*args, **more))
+    run_step(trainer)
+    monkeypatch.setattr(Base, "get_reward_handles", lambda self: None)
+    run_step(trainer)
+    assert asked == [{"reward_is_colocated": False}, {"reward_is_colocated": True}]
+
+
 @pytest.mark.guards("bug 2", "T23")
 def test_several_local_updates_are_one_controller_update(make):
     # 4 · 4 tokens of 1.0 nat and 4 · 12 tokens of 0.5: (16 + 24) / 64, not the mean of the two means.
@@ -354,7 +481,7 @@ def test_the_controlled_entropy_is_read_before_rejection_cuts_the_mask(make, mon
     trainer = make(*HALF, queue=[rows(1.0)])
     order = []
     read = module.read_rows
-    monkeypatch.setattr(module, "read_rows", lambda *args: order.append("read") or read(*args))
+    monkeypatch.setattr(module, "read_rows", lambda *args, **more: order.append("read") or read(*args, **more))
     monkeypatch.setattr(Base, "_compute_advantage", lambda self, batch, metrics: order.append("reject") or batch)
     run_step(trainer)
     assert order == ["read", "reject"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from verl_aer import CorrectnessError, group_rows, trajectory_correctness
-from verl_aer.correctness import _order_by
+from verl_aer.correctness import Verdicts, VerdictsSoFar, _order_by, judge
 
 
 def rows(*entries: tuple[str, int, int, float, bool]) -> dict:
@@ -23,7 +23,7 @@ def rows(*entries: tuple[str, int, int, float, bool]) -> dict:
 def test_acc_is_used_as_it_is_whatever_the_reward():
     # A length penalty made a correct answer's reward negative and a format bonus a wrong one's positive.
     shaped = np.array([-0.4, 0.3, 0.1])
-    correct = trajectory_correctness(shaped, np.array([1.0, 0.0, 0.5]), threshold=0.0)
+    correct = trajectory_correctness(shaped, np.array([1.0, 0.0, 0.5]), threshold=None)
     assert correct.tolist() == [1.0, 0.0, 0.5]
 
 
@@ -47,12 +47,82 @@ def test_shaped_rewards_without_acc_and_threshold_are_refused():
 @pytest.mark.parametrize("value", [-1.0, 1.5, float("nan")])
 def test_an_acc_outside_the_unit_interval_is_refused_with_its_row(value):
     with pytest.raises(CorrectnessError, match="row 1 reports correctness"):
-        trajectory_correctness(np.array([1.0, 1.0]), np.array([1.0, value]), threshold=0.0)
+        trajectory_correctness(np.array([1.0, 1.0]), np.array([1.0, value]), threshold=None)
 
 
 def test_a_reward_that_is_not_finite_is_refused_with_its_row():
     with pytest.raises(CorrectnessError, match="row 2 has reward nan"):
         trajectory_correctness(np.array([1.0, 0.0, np.nan]), None, threshold=0.0)
+
+
+def judged(
+    reward: list[float],
+    acc: list[float | None],
+    *,
+    is_reward: bool = False,
+    threshold: float | None = None,
+    on_missing: str = "wrong",
+    so_far: VerdictsSoFar | None = None,
+) -> Verdicts:
+    filled_in = np.full(len(acc), is_reward)
+    return judge(np.array(reward), acc, filled_in, threshold, on_missing, so_far or VerdictsSoFar())
+
+
+def test_a_threshold_wins_over_what_is_reported():
+    # A reward of 0.3 for the format only, which veRL reports as correctness; and what a reward itself reports.
+    assert judged([0.3, 1.0], [0.3, 1.0], is_reward=True, threshold=0.5).correct.tolist() == [0, 1]
+    assert judged([0.3, 1.0], [1.0, 0.0], threshold=0.5).correct.tolist() == [0, 1]
+    # What is reported is not looked at.
+    assert judged([-1.0, 10.0], [None, 10.0], threshold=0.0).correct.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("reward", [-1.0, 0.3, 10.0])
+def test_a_reward_reported_as_correctness_has_to_be_zero_or_one(reward):
+    verdicts = judged([1.0, 0.0, reward], [1.0, 0.0, reward], is_reward=True)
+    assert verdicts.correct is None
+    assert f"row 2 has the reward {reward:g}, which veRL reports" in verdicts.problem
+    assert "entropy.correctness.threshold" in verdicts.problem
+    assert judged([1.0, 0.0], [1.0, 0.0], is_reward=True).correct.tolist() == [1, 0]
+
+
+def test_partial_credit_that_the_reward_reports_counts_as_its_share():
+    assert judged([7.0, 0.25], [0.5, 0.25]).correct.tolist() == [0.5, 0.25]
+
+
+def test_a_rollout_without_correctness_is_wrong_and_counted():
+    verdicts = judged([1.0, 1.0, 0.0], [1.0, None, 0.0])
+    assert verdicts.correct.tolist() == [1, 0, 0]
+    assert verdicts.unreported.tolist() == [False, True, False]
+
+
+def test_a_rollout_without_correctness_may_be_an_error():
+    problem = judged([1.0, 1.0], [1.0, None], on_missing="error").problem
+    assert "row 1" in problem
+    assert "entropy.correctness.on_missing=wrong" in problem
+
+
+def test_a_batch_without_correctness_is_wrong_only_where_the_reward_has_reported_some():
+    assert "nothing says which rollouts are correct" in judged([1.0], [None]).problem
+    so_far = VerdictsSoFar().after(judged([1.0], [1.0]))
+    assert judged([1.0], [None], so_far=so_far).correct.tolist() == [0]
+    assert "row 0" in judged([1.0], [None], so_far=so_far, on_missing="error").problem
+    # A batch that reports nothing does not make it known.
+    assert not VerdictsSoFar().after(judged([1.0], [None])).reported
+
+
+def test_rewards_that_were_no_correctness_once_are_not_when_all_are_one():
+    so_far = VerdictsSoFar().after(judged([-1.0, 1.0], [-1.0, 1.0], is_reward=True))
+    verdicts = judged([1.0, 1.0], [1.0, 1.0], is_reward=True, so_far=so_far)
+    assert verdicts.correct is None
+    assert verdicts.problem == so_far.problem
+
+
+def test_groups_of_unknown_correctness_have_no_accuracy():
+    columns = {**rows(("a", 0, 0, 1.0, False), ("a", 1, 0, 1.0, False), ("pad", 0, 0, 0.0, True)), "correct": None}
+    groups = group_rows(**columns)
+    assert np.isnan(groups.accuracy).tolist() == [True]
+    assert groups.size.tolist() == [2]
+    assert groups.is_last.tolist() == [True, True, False]
 
 
 def test_accuracy_is_the_mean_over_the_rollouts_that_are_there():

@@ -18,7 +18,7 @@ def test_no_name_holds_a_word_that_verl_reduces_by():
 
 
 def test_names_are_distinct_and_ours():
-    assert len(NAMES) == len(set(NAMES)) == 31
+    assert len(NAMES) == len(set(NAMES)) == 32
     assert all(name.startswith(("aer/", "actor/aer/")) for name in NAMES)
     assert {f"aer/{what}/{bucket}" for what in ("weight", "entropy") for bucket in DIFFICULTY_BUCKETS} <= set(NAMES)
 

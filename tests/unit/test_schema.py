@@ -204,6 +204,7 @@ def test_the_error_numbers_its_problems_and_says_what_to_do():
         ("controller", "ema", 1.0, "must be in [0, 1), got 1.0"),
         ("correctness", "threshold", math.nan, "must be a finite number, got nan"),
         ("correctness", "key", None, "must not be null"),
+        ("correctness", "on_missing", "skip", "must be one of error, wrong, got 'skip'"),
     ],
 )
 def test_a_bad_value_is_named_with_its_bound(part, field, value, message):
@@ -368,3 +369,19 @@ def test_absolute_target_must_be_above_zero():
     shown = problems_of({"method": "aer_absolute_target", "target": {"entropy": 0}})
     assert list(shown) == ["entropy.target.entropy"]
     assert Absolute().problems() == []
+
+
+@pytest.mark.parametrize(
+    ("node", "uses"),
+    [
+        ({"method": "fixed"}, False),
+        ({"method": "fixed", "allocation": {"kind": "difficulty"}}, True),
+        ({"method": "fixed", "reward_shaping": {"kind": "ares"}}, True),
+        ({"method": "fixed", "advantage_shaping": {"kind": "confidence"}}, True),
+        ({"method": "fixed", "advantage_shaping": {"kind": "entropy_bonus"}}, False),
+        ({"method": "aer", "allocation": {"kind": "uniform"}}, False),
+        ({"method": "ceeh_me", "allocation": {"kind": "uniform"}}, True),
+    ],
+)
+def test_accuracy_is_used_where_a_part_reads_it(node, uses):
+    assert parse_entropy_config(node).uses_accuracy == uses

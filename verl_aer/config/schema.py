@@ -5,7 +5,7 @@ entropy.{allocation,functional,pushed,selection,     {kind: <registered part>, <
   target,controller,penalty,reward_shaping,
   advantage_shaping}
 entropy.aggregation                                  token-mean | seq-mean-token-mean | policy
-entropy.correctness                                  {key, threshold}
+entropy.correctness                                  {key, threshold, on_missing}
 entropy.memory                                       {question_key, capacity, rise, fall}
 entropy.on_missing_state                             error | restart
 entropy.limits                                       {weight_update_seconds, generation_seconds}
@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from verl_aer.correctness import ON_MISSING
 from verl_aer.functional import Functional
 from verl_aer.methods.registry import (
     PART_KINDS,
@@ -72,19 +73,21 @@ class ConfigError(ValueError):
 
 @dataclass
 class CorrectnessConfig:
-    """Which rollouts are correct: the reward's own ``key`` where it reports it, else reward > ``threshold``.
+    """Which rollouts are correct: reward > ``threshold`` where that is set, else the reward's own ``key``.
 
     Args:
         key: name in the reward's extra info of a value in [0, 1].
         threshold: in reward units; None asks for the key.
+        on_missing: what becomes of a rollout without the key once others had it: ``error``, or it counts as ``wrong``.
     """
 
     key: str = "acc"
     threshold: float | None = None
+    on_missing: str = "wrong"
 
     def problems(self) -> list[tuple[str, str]]:
-        """None: any name and any threshold may be right."""
-        return []
+        """Any name and any threshold may be right."""
+        return [] if self.on_missing in ON_MISSING else [("on_missing", f"one of {', '.join(ON_MISSING)}")]
 
 
 @dataclass

@@ -8,17 +8,18 @@ tag ``is_padding`` and a copy of a real row's reward fields; they belong to no p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 import transfer_queue as tq
-from tensordict import TensorDict
+from tensordict import TensorDict, is_non_tensor
 from transfer_queue import KVBatchMeta
 
 from verl_aer.config.schema import CorrectnessConfig, EntropyConfig
-from verl_aer.correctness import CorrectnessError, Groups, group_rows, trajectory_correctness
+from verl_aer.correctness import Groups, Verdicts, VerdictsSoFar, group_rows, judge
 from verl_aer.questions import question_id
 from verl_aer.rollouts import Rollouts, Tokens
 from verl_aer.selection import Selection
@@ -26,14 +27,20 @@ from verl_aer.selection import Selection
 WEIGHT_FIELD = "entropy_weight"
 """TransferQueue field, ``(N,)`` float32: each trajectory's share of the global coefficient."""
 
+FILLED_IN_KEY = "acc"
+"""What veRL's reward managers call the reward where the reward function returns one number and no dict."""
+
+SCORE_KEY = "score"
+"""What every dict has that a reward function returns to veRL's reward managers, which report all of it."""
+
 
 @dataclass(frozen=True)
 class BatchRows:
     """A training batch as the entropy control sees it; N rows in the order of the batch's keys.
 
     uid: prompt of each row, ``(N,)``; session, index: ``(N,)`` int; is_padding: ``(N,)`` bool.
-    reward: ``(N,)`` float64, the reward before any KL penalty. acc: ``(N,)`` float64, or None where the
-    reward reports no correctness.
+    reward: ``(N,)`` float64, the reward before any KL penalty. acc: what the reward reports as each row's correctness,
+    None where it reports no number. acc_is_reward: ``(N,)`` bool, where veRL reports the reward itself as that.
     entropy_nats: ``(N,)`` float64, the functional under the policy of the old log-probs, added up over the
     response's tokens by the selection's weights; None where veRL does not compute it (bypass mode). tokens: ``(N,)``
     float64. question: id of each row's question, None where no part of the method asks for it. entropy, mask:
@@ -45,34 +52,44 @@ class BatchRows:
     index: np.ndarray
     is_padding: np.ndarray
     reward: np.ndarray
-    acc: np.ndarray | None
+    acc: Sequence[float | None]
+    acc_is_reward: np.ndarray
     entropy_nats: np.ndarray | None
     tokens: np.ndarray
     question: list[str] | None = None
     entropy: torch.Tensor | None = None
     mask: torch.Tensor | None = None
 
-    def correct(self, correctness: CorrectnessConfig) -> np.ndarray:
-        """Correctness of each row, ``(N,)`` float64 in [0, 1], 0 on padding."""
-        correct = np.zeros(len(self.uid))
-        real = ~self.is_padding
-        correct[real] = trajectory_correctness(
-            self.reward[real], None if self.acc is None else self.acc[real], correctness.threshold
+    def judge(self, correctness: CorrectnessConfig, so_far: VerdictsSoFar) -> Verdicts:
+        """Which rows are correct; on padding 0, and not unreported."""
+        real = np.flatnonzero(~self.is_padding)
+        verdicts = judge(
+            self.reward[real],
+            [self.acc[row] for row in real],
+            self.acc_is_reward[real],
+            correctness.threshold,
+            correctness.on_missing,
+            so_far,
         )
-        return correct
+        correct, unreported = np.zeros(len(self.uid)), np.zeros(len(self.uid), dtype=bool)
+        unreported[real] = verdicts.unreported
+        if verdicts.correct is None:
+            return replace(verdicts, unreported=unreported)
+        correct[real] = verdicts.correct
+        return replace(verdicts, correct=correct, unreported=unreported)
 
-    def groups(self, correctness: CorrectnessConfig) -> Groups:
-        """Group accuracy of each prompt from its rollouts' correctness, padding left out."""
-        return self.rollouts(correctness).groups
+    def rollouts(self, correct: np.ndarray | None) -> Rollouts:
+        """The rows as the method's parts see them, without any memory of their questions.
 
-    def rollouts(self, correctness: CorrectnessConfig) -> Rollouts:
-        """The rows as the method's parts see them, without any memory of their questions."""
-        correct = self.correct(correctness)
+        correct: ``(N,)`` in [0, 1], 0 on padding; None where nothing says it.
+        """
         groups = group_rows(self.uid, self.session, self.index, correct, self.is_padding)
         real = ~self.is_padding
         rollout = groups.rollout_of_row[real]
         tokens = self.tokens.copy()
         tokens[real] = np.bincount(rollout, weights=self.tokens[real])[rollout]
+        if correct is None:
+            correct = np.where(self.is_padding, 0.0, np.nan)
         return Rollouts(groups, correct, tokens, groups.is_last, self.entropy, self.mask)
 
     def question_of_prompt(self, groups: Groups) -> list[str]:
@@ -81,8 +98,11 @@ class BatchRows:
         return [named[prompt] for prompt in range(len(groups.accuracy))]
 
 
-def read_rows(batch: KVBatchMeta, config: EntropyConfig) -> BatchRows:
+def read_rows(batch: KVBatchMeta, config: EntropyConfig, reward_is_colocated: bool) -> BatchRows:
     """Fetch what the parts of the method and the controller need of ``batch``.
+
+    With a colocated reward model veRL writes what the reward reports as columns of the batch. Without one, columns of
+    these names are the data set's and are not read.
 
     Where the functional is one of the sample, -log π of the sampled tokens stands for what veRL calls entropy.
 
@@ -92,18 +112,24 @@ def read_rows(batch: KVBatchMeta, config: EntropyConfig) -> BatchRows:
     of_sample = config.functional.of_sample
     fields = ["rm_scores", "response_mask", "extra_fields", "old_log_probs" if of_sample else "entropy"]
     fields += ["raw_prompt", "extra_info", "data_source"] if config.uses_questions else []
+    reported = [config.correctness.key, SCORE_KEY] if reward_is_colocated else []
+    fields += [name for name in reported if name not in fields]
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
     uid, session, index = zip(*(_parse_key(key) for key in batch.keys), strict=True)
     is_padding = np.array([bool(tag.get("is_padding", False)) for tag in batch.tags])
     mask = [row.bool() for row in _rows_of(data["response_mask"])]
     entropy = _token_entropies(data, of_sample)
+    reward = np.array([row.double().sum().item() for row in _rows_of(data["rm_scores"])])
+    infos = _reward_infos(data, len(batch.keys), reported)
+    acc = [_number(info.get(config.correctness.key)) for info in infos]
     return BatchRows(
         uid=list(uid),
         session=np.array(session),
         index=np.array(index),
         is_padding=is_padding,
-        reward=np.array([row.double().sum().item() for row in _rows_of(data["rm_scores"])]),
-        acc=_read_acc(data, config.correctness.key, is_padding),
+        reward=reward,
+        acc=acc,
+        acc_is_reward=_are_the_reward(acc, reward, infos, config.correctness.key),
         entropy_nats=None if entropy is None else _selected_sums(entropy, mask, config.selection),
         tokens=np.array([float(row.sum()) for row in mask]),
         question=_read_questions(data, config.memory.question_key) if config.uses_questions else None,
@@ -169,7 +195,7 @@ def _rows_of(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
 
 def _items_of(column: Any) -> list[Any]:
     """One item per row: which container comes back depends on the storage backend."""
-    return [getattr(item, "data", item) for item in list(column)]
+    return [item.data if is_non_tensor(item) else item for item in list(column)]
 
 
 def _padded(rows: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -204,24 +230,35 @@ def _read_questions(data: TensorDict, key: str) -> list[str]:
     return [question_id(extra_info, source, prompt, key) for extra_info, source, prompt in columns]
 
 
-def _read_acc(data: TensorDict, key: str, is_padding: np.ndarray) -> np.ndarray | None:
-    """Each row's ``reward_extra_info[key]``, None where no row reports it.
-
-    Raises CorrectnessError when only some rows do: a missing correctness is not a wrong answer.
-    """
-    if "extra_fields" not in data:
-        return None
-    found = [_reward_info(row).get(key) for row in _items_of(data["extra_fields"])]
-    missing = [i for i, value in enumerate(found) if value is None and not is_padding[i]]
-    if len(missing) == int((~is_padding).sum()):
-        return None
-    if missing:
-        raise CorrectnessError(
-            f"the reward reports {key!r} for some rollouts only (not for row {missing[0]} of the batch). Let the "
-            f"reward function return {key!r} for every rollout, a wrong or empty answer included."
-        )
-    return np.array([0.0 if value is None else float(value) for value in found])
+def _reward_infos(data: TensorDict, rows: int, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """What the reward reports of each row: its ``reward_extra_info``, and those ``columns`` that the batch has."""
+    extra_fields = _items_of(data["extra_fields"]) if "extra_fields" in data else [None] * rows
+    found = {name: _items_of(data[name]) for name in columns if name in data}
+    return [
+        {**{name: column[row] for name, column in found.items()}, **_reward_info(fields)}
+        for row, fields in enumerate(extra_fields)
+    ]
 
 
 def _reward_info(extra_fields: Any) -> dict[str, Any]:
     return (extra_fields or {}).get("reward_extra_info") or {}
+
+
+def _number(value: Any) -> float | None:
+    """None for what is not one number: a reward may report text, or nothing."""
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+        value = value.tolist()
+    return float(value) if isinstance(value, Real) else None
+
+
+def _are_the_reward(
+    acc: Sequence[float | None], reward: np.ndarray, infos: Sequence[dict[str, Any]], key: str
+) -> np.ndarray:
+    """Where veRL reports the reward as correctness, ``(N,)`` bool: the two are equal, and no score is beside them.
+
+    veRL's reward managers report the whole dict that a reward function returns, its score included.
+    """
+    numbers = np.array([np.nan if value is None else value for value in acc], dtype=np.float64)
+    own = np.array([SCORE_KEY in info for info in infos], dtype=bool)
+    # The reward was a float32.
+    return np.isclose(numbers, reward, rtol=1e-6, atol=1e-6) & ~own & (key == FILLED_IN_KEY)

@@ -15,19 +15,24 @@ from verl_aer.integration.batch import BatchRows
 class PromptSummary:
     """The P prompts of one local update, each array ``(P,)`` float64.
 
-    accuracy: of the group. weight: w(q). rows: real rows. tokens: response tokens of these rows. entropy_nats: their
-    entropies added up, NaN where veRL does not compute them (bypass mode).
+    accuracy: of the group, NaN where nothing says which rollouts are correct. unreported: its rollouts that count as
+    wrong because the reward reported no correctness. weight: w(q). rows: real rows. tokens: response tokens of these
+    rows. entropy_nats: their entropies added up, NaN where veRL does not compute them (bypass mode).
     """
 
     accuracy: np.ndarray
+    unreported: np.ndarray
     weight: np.ndarray
     rows: np.ndarray
     tokens: np.ndarray
     entropy_nats: np.ndarray
 
 
-def summarize_prompts(groups: Groups, weights: np.ndarray, rows: BatchRows) -> PromptSummary:
-    """Sums over each prompt's rows; ``weights`` is ``(N,)``, the same for all rows of a prompt."""
+def summarize_prompts(groups: Groups, weights: np.ndarray, rows: BatchRows, unreported: np.ndarray) -> PromptSummary:
+    """Sums over each prompt's rows; ``weights`` is ``(N,)``, the same for all rows of a prompt.
+
+    unreported: ``(N,)`` bool, rows for which the reward reported no correctness.
+    """
     real = ~rows.is_padding
     prompt = groups.prompt_of_row[real]
     prompts = len(groups.accuracy)
@@ -39,6 +44,7 @@ def summarize_prompts(groups: Groups, weights: np.ndarray, rows: BatchRows) -> P
     weight[prompt] = weights[real]
     return PromptSummary(
         accuracy=groups.accuracy,
+        unreported=summed(unreported & groups.is_last),
         weight=weight,
         rows=summed(np.ones(len(real))),
         tokens=summed(rows.tokens),
@@ -63,7 +69,10 @@ def prompt_entropies(groups: Groups, rows: BatchRows, by_response: bool) -> np.n
 
 
 def group_metrics(updates: Sequence[PromptSummary]) -> dict[str, float]:
-    """Accuracy, weight and entropy of all prompts of a global step, as a whole and by difficulty."""
+    """Accuracy, weight and entropy of all prompts of a global step, as a whole and by difficulty.
+
+    Without accuracy and difficulty where nothing said which rollouts of the step are correct.
+    """
     if not sum(len(update.accuracy) for update in updates):
         return {}
     step = PromptSummary(
@@ -73,11 +82,20 @@ def group_metrics(updates: Sequence[PromptSummary]) -> dict[str, float]:
         }
     )
     metrics = {
+        "aer/weight/mean": (step.weight * step.rows).sum() / step.rows.sum(),
+        "aer/weight/positive_share": (step.weight > 0).mean(),
+    }
+    if not np.isnan(step.accuracy).any():
+        metrics |= _accuracy_metrics(step)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _accuracy_metrics(step: PromptSummary) -> dict[str, np.floating]:
+    metrics = {
         "aer/accuracy/mean": step.accuracy.mean(),
         "aer/accuracy/all_wrong_share": (step.accuracy == 0).mean(),
         "aer/accuracy/all_right_share": (step.accuracy == 1).mean(),
-        "aer/weight/mean": (step.weight * step.rows).sum() / step.rows.sum(),
-        "aer/weight/positive_share": (step.weight > 0).mean(),
+        "aer/accuracy/unreported": step.unreported.sum(),
     }
     for name, contains in DIFFICULTY_BUCKETS.items():
         prompts = contains(step.accuracy)
@@ -87,4 +105,4 @@ def group_metrics(updates: Sequence[PromptSummary]) -> dict[str, float]:
         nats, tokens = step.entropy_nats[prompts].sum(), step.tokens[prompts].sum()
         if tokens > 0 and not np.isnan(step.entropy_nats).all():
             metrics[f"aer/entropy/{name}"] = nats / tokens
-    return {name: float(value) for name, value in metrics.items()}
+    return metrics

@@ -31,7 +31,7 @@ from verl_aer.alerts import new_alerts
 from verl_aer.allocation import allocate
 from verl_aer.config.schema import ConfigError, EntropyConfig, measures_responses
 from verl_aer.control import Decision, EntropyControl
-from verl_aer.correctness import Groups
+from verl_aer.correctness import CorrectnessError, Verdicts, VerdictsSoFar
 from verl_aer.functional import Functional
 from verl_aer.integration.batch import (
     BatchRows,
@@ -141,6 +141,7 @@ class EntropyTrainerMixin:
         # Before super().__init__ and _setup: veRL loads the checkpoint, and with it our state, in the middle of _setup.
         self.entropy_control = EntropyControl(self.entropy_config)
         self.entropy_memory = RunMemory()
+        self._verdicts_so_far = VerdictsSoFar()
         self._step_record = StepRecord()
         self._active_alerts: frozenset[str] = frozenset()
         super().__init__(config=config)
@@ -223,17 +224,42 @@ class EntropyTrainerMixin:
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         with self._step_record.timed():
-            rows = read_rows(batch, self.entropy_config)
-            rollouts = self._rollouts(rows)
-            weights = self._weigh(rows, rollouts.groups)
+            rows = read_rows(batch, self.entropy_config, reward_is_colocated=self.get_reward_handles() is None)
+            verdicts = self._judge(rows)
+            rollouts = self._rollouts(rows, verdicts)
+            weights = self._weigh(rows, rollouts, verdicts)
             batch = self._shape_rewards(batch, rollouts)
         batch = super()._compute_advantage(batch, metrics=metrics)
         with self._step_record.timed():
             batch = self._shape_advantages(batch, rollouts, weights)
             return attach_weights(batch, weights)
 
-    def _rollouts(self, rows: BatchRows) -> Rollouts:
-        rollouts = rows.rollouts(self.entropy_config.correctness)
+    def _judge(self, rows: BatchRows) -> Verdicts:
+        """Which rows are correct: a method that does not use it runs with any reward."""
+        before, settings = self._verdicts_so_far, self.entropy_config.correctness
+        verdicts = rows.judge(settings, before)
+        self._verdicts_so_far = before.after(verdicts)
+        if verdicts.problem and self.entropy_config.uses_accuracy:
+            raise CorrectnessError(verdicts.problem)
+        if verdicts.problem and not before.problem:
+            logger.warning(
+                "step %d: aer/accuracy/* and metrics by difficulty are left out from now on (%s needs none): %s",
+                self.global_steps,
+                self.entropy_config.method,
+                verdicts.problem,
+            )
+        if verdicts.unreported.any() and not before.unreported:
+            logger.warning(
+                "step %d: the reward reports no number under %r for %d rows of the batch; they count as wrong "
+                "(entropy.correctness.on_missing=wrong), now and later, and aer/accuracy/unreported counts them",
+                self.global_steps,
+                settings.key,
+                verdicts.unreported.sum(),
+            )
+        return verdicts
+
+    def _rollouts(self, rows: BatchRows, verdicts: Verdicts) -> Rollouts:
+        rollouts = rows.rollouts(verdicts.correct)
         if not self.entropy_config.uses_questions:
             return rollouts
         questions, groups = remember(
@@ -266,15 +292,17 @@ class EntropyTrainerMixin:
         self._step_record.advantage_changes.append((shaped - tokens.advantages).abs()[tokens.mask].numpy())
         return write_advantages(batch, shaped)
 
-    def _weigh(self, rows: BatchRows, groups: Groups) -> np.ndarray:
-        entropy = prompt_entropies(groups, rows, measures_responses(self.entropy_config.aggregation))
-        groups = replace(groups, entropy=entropy, initial_entropy=self.entropy_control.state.initial_entropy)
+    def _weigh(self, rows: BatchRows, rollouts: Rollouts, verdicts: Verdicts) -> np.ndarray:
+        entropy = prompt_entropies(rollouts.groups, rows, measures_responses(self.entropy_config.aggregation))
+        groups = replace(
+            rollouts.groups, entropy=entropy, initial_entropy=self.entropy_control.state.initial_entropy
+        )
         weights = allocate(self.entropy_config.allocation, groups)
         if not bypasses_old_log_probs(self.config):
             if rows.entropy_nats is None:
                 raise KeyError("veRL's old-log-prob pass left no 'entropy' in the batch; the controller needs it")
             self._step_record.add_entropy(*_added_up(rows, self.entropy_config.aggregation))
-        self._step_record.prompts.append(summarize_prompts(groups, weights, rows))
+        self._step_record.prompts.append(summarize_prompts(rollouts.groups, weights, rows, verdicts.unreported))
         return weights
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:

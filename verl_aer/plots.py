@@ -188,7 +188,10 @@ def _draw_buckets(axes: Axes, arms: Mapping[str, Sequence[Seed]], colours: Mappi
 
 def _draw_accuracy(axes: Axes, arms: Mapping[str, Sequence[Seed]], colours: Mapping[str, str]) -> None:
     for label, seeds in arms.items():
-        _draw(axes, _first_trace(seeds, "aer/accuracy/mean", "critic/score/mean"), colours[label])
+        # A log of ours without accuracy is of rewards that do not say what is correct: their mean is no share.
+        ours = any("aer/alpha" in row.data for rows in seeds for row in rows)
+        names = ["aer/accuracy/mean", *([] if ours else ["critic/score/mean"])]
+        _draw(axes, _first_trace(seeds, *names), colours[label])
     _label_axes(axes, "Training accuracy", "share of rollouts right")
 
 

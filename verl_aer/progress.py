@@ -168,11 +168,13 @@ class Progress:
     def status(self, wording: Mapping[str, str] | None = None) -> str:
         """`entropy 0.301 (target 0.298)  alpha 0.0612  accuracy 0.48`: of these, what the run logs."""
         wording = LONG_WORDING if wording is None else wording
+        # A log of ours without accuracy is of rewards that do not say what is correct: their mean is none.
+        score = [] if "aer/alpha" in self._data else ["critic/score/mean"]
         values = {
             "entropy": self._value("aer/entropy", "actor/entropy"),
             "target": self._value("aer/target"),
             "alpha": self._value("aer/alpha"),
-            "accuracy": self._value("aer/accuracy/mean", "critic/score/mean"),
+            "accuracy": self._value("aer/accuracy/mean", *score),
             "remaining": None if self.remaining is None else duration(self.remaining),
         }
         known = {name: value for name, value in values.items() if value is not None}

@@ -106,6 +106,14 @@ def test_a_run_without_our_metrics_still_shows_entropy_and_score() -> None:
     assert figure.axes[1].texts[0].get_text() == "not in these logs"
 
 
+def test_a_score_is_no_accuracy_in_a_log_of_ours() -> None:
+    # A reward model's score, about which nothing says what is correct.
+    run = rows(0.2)
+    for row in run:
+        del row.data["aer/accuracy/mean"]
+    assert lines_of(plot_runs({"fixed": [run]}), 3) == []
+
+
 def test_a_simulation_has_two_panels() -> None:
     plant = [MetricsRow(step, {"aer/entropy": 0.5, "aer/alpha": 0.1}) for step in (1, 2)]
     assert [len(axes.lines) for axes in plot_runs({"aer": [plant]}).axes] == [2, 2]

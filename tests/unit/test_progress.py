@@ -301,3 +301,19 @@ def test_bar_on_a_terminal_fits_into_80_columns(run: Run) -> None:
     assert "H 0.500 → 0.250  α 0.1250  accuracy 0.75  ETA" in text
     assert "[verl_aer] rollout: vLLM" in text
     assert "…" not in text
+
+
+@pytest.mark.parametrize(("ours", "status"), [(True, "alpha 0.1250"), (False, "accuracy 0.75")])
+def test_a_score_stands_for_accuracy_only_in_a_log_of_plain_verl(run: Run, ours: bool, status: str) -> None:
+    data = {"critic/score/mean": 0.75, **({"aer/alpha": 0.125} if ours else {})}
+    row = json.dumps({"step": 1, "data": data})
+    code = run.go(
+        f"""
+        with open(metrics, "w") as log:
+            log.write({row!r} + "\\n")
+        """,
+        steps=1,
+    )
+    assert code == 0
+    (step,) = [line for line in run.shown if " step " in line]
+    assert step.endswith(status)

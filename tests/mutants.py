@@ -113,7 +113,7 @@ MUTANTS = [
     Mutant("correctness.py", "unreported.all() and not so_far.reported", "unreported.all()"),
     Mutant("correctness.py", "unreported.all() and not so_far.reported", "False"),
     Mutant("correctness.py", 'unreported.any() and on_missing == "error"', "unreported.any()"),
-    Mutant("correctness.py", "not verdicts.unreported.all())", "True)"),
+    Mutant("correctness.py", "self.reported or verdicts.correct is not None", "True"),
     Mutant("correctness.py", "if known else np.full(prompts, np.nan)", "if True else np.full(prompts, np.nan)"),
     # Target
     Mutant("target.py", "self.tau * initial_entropy", "self.tau"),

@@ -97,7 +97,7 @@ class VerdictsSoFar:
     def after(self, verdicts: Verdicts) -> VerdictsSoFar:
         """What is known after one more batch."""
         return VerdictsSoFar(
-            reported=self.reported or (verdicts.correct is not None and not verdicts.unreported.all()),
+            reported=self.reported or verdicts.correct is not None,
             unreported=self.unreported or bool(verdicts.unreported.any()),
             problem=self.problem or verdicts.problem,
         )

@@ -286,7 +286,7 @@ def test_every_method_is_asked():
 
 @pytest.mark.parametrize("reward", REWARDS)
 @pytest.mark.parametrize("method", WITHOUT_ACCURACY)
-def test_a_method_without_accuracy_runs_with_any_reward(make, monkeypatch, caplog, method, reward):
+def test_a_method_without_accuracy_runs_with_any_reward(make, monkeypatch, capsys, method, reward):
     ones = torch.ones(5, 4)
     monkeypatch.setattr(module, "read_tokens", lambda *args: Tokens(ones, ones.bool(), -ones, ones))
     monkeypatch.setattr(module, "write_advantages", lambda batch, shaped: batch)
@@ -298,7 +298,7 @@ def test_a_method_without_accuracy_runs_with_any_reward(make, monkeypatch, caplo
         assert (metrics["aer/weight/mean"], metrics["aer/weight/positive_share"]) == (1.0, 1.0)
         assert not [name for name in metrics if "accuracy" in name or name.endswith(("/hard", "/middle", "/easy"))]
     assert [weights.tolist() for weights in trainer.weights] == [[1.0, 1.0, 1.0, 1.0, 0.0]] * 2
-    assert caplog.text.count("left out from now on") == 1
+    assert capsys.readouterr().out.count("left out from now on") == 1
 
 
 @pytest.mark.parametrize("method", WITHOUT_ACCURACY)
@@ -325,7 +325,7 @@ def test_a_threshold_makes_correctness_of_a_reward_of_one_number(make):
     assert metrics["aer/accuracy/mean"] == 0.25
 
 
-def test_single_rollouts_without_correctness_are_wrong_counted_and_logged_once(make, caplog):
+def test_single_rollouts_without_correctness_are_wrong_counted_and_logged_once(make, capsys):
     queue = [
         reporting([0.0, 0.0, 1.0, 1.0, 0.0], filled_in=False),
         reporting([0.0, None, 1.0, None, None], filled_in=False),
@@ -336,7 +336,7 @@ def test_single_rollouts_without_correctness_are_wrong_counted_and_logged_once(m
     assert [metrics["aer/accuracy/mean"] for metrics in seen] == [0.5, 0.25, 0.0]
     # A padding row is no rollout.
     assert [metrics["aer/accuracy/unreported"] for metrics in seen] == [0, 2, 4]
-    assert caplog.text.count("they count as wrong") == 1
+    assert capsys.readouterr().out.count("they count as wrong") == 1
 
 
 def test_a_rollout_of_several_outputs_without_correctness_is_one(make):

@@ -242,19 +242,17 @@ class EntropyTrainerMixin:
         if verdicts.problem and self.entropy_config.uses_accuracy:
             raise CorrectnessError(verdicts.problem)
         if verdicts.problem and not before.problem:
-            logger.warning(
-                "step %d: aer/accuracy/* and metrics by difficulty are left out from now on (%s needs none): %s",
-                self.global_steps,
-                self.entropy_config.method,
-                verdicts.problem,
+            print(
+                f"[verl_aer] WARNING: step {self.global_steps}: aer/accuracy/* and metrics by difficulty are left out "
+                f"from now on ({self.entropy_config.method} needs none): {verdicts.problem}",
+                flush=True,
             )
         if verdicts.unreported.any() and not before.unreported:
-            logger.warning(
-                "step %d: the reward reports no number under %r for %d rows of the batch; they count as wrong "
-                "(entropy.correctness.on_missing=wrong), now and later, and aer/accuracy/unreported counts them",
-                self.global_steps,
-                settings.key,
-                verdicts.unreported.sum(),
+            print(
+                f"[verl_aer] WARNING: step {self.global_steps}: the reward reports no number under {settings.key!r} "
+                f"for {verdicts.unreported.sum()} rows of the batch; they count as wrong (entropy.correctness."
+                "on_missing=wrong), now and later, and aer/accuracy/unreported counts them",
+                flush=True,
             )
         return verdicts
 

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer import EntropyControl, load_state, method_names, parse_entropy_config, save_state
 from verl_aer.config.schema import ConfigError, Problem
-from verl_aer.integration import callback
+from verl_aer.integration import callback, plugin
 from verl_aer.integration import preflight as module
 from verl_aer.integration.checkpoint import conditions, resume_warnings
 from verl_aer.integration.preflight import Note, notes, preflight, stopping
@@ -157,6 +157,14 @@ def test_a_bad_setting_is_named_with_its_fix(files, overrides, key, said):
     found = problems_of(files, *overrides)
     assert key in found, found
     assert said in found[key]
+
+
+def test_a_plug_in_that_failed_stops_a_run_that_asks_for_it(files, monkeypatch):
+    monkeypatch.setattr(plugin, "failures", ["a part failed: ImportError: no such name"])
+    (problem,) = stopping(preflight(composed(files)))
+    assert problem.key == "verl_aer"
+    assert "no such name" in problem.message
+    assert "verl-aer doctor" in problem.fix
 
 
 def test_all_problems_are_reported_together(files):

@@ -62,6 +62,15 @@ print(json.dumps({
 
 
 def run(arguments: list[str], **environment: str) -> str:
+    """What a Python process prints; it has to end well."""
+    return _run(arguments, environment).stdout
+
+
+def run_for_stderr(arguments: list[str], **environment: str) -> str:
+    return _run(arguments, environment).stderr
+
+
+def _run(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     result = subprocess.run(
         [sys.executable, "-W", "ignore", *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
@@ -69,7 +78,7 @@ def run(arguments: list[str], **environment: str) -> str:
         text=True,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    return result.stdout
+    return result
 
 
 @pytest.fixture(scope="module")

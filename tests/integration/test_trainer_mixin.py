@@ -7,7 +7,7 @@ import functools
 import inspect
 import json
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -226,9 +226,33 @@ def test_the_loss_is_told_what_is_pushed_and_what_is_measured(make, method, over
     assert (sent[0].keywords["of_sample"], sent[0].keywords["measured_of_sample"]) == of_sample
 
 
+@pytest.mark.parametrize(("uses_reference", "expected"), [(False, ["actor"]), (True, ["actor", "reference"])])
+def test_each_worker_of_the_run_is_asked_once_to_take_our_engine(make, monkeypatch, uses_reference, expected):
+    asked = []
+
+    @dataclass(frozen=True)
+    class Worker:
+        name: str
+
+        @property
+        def __ray_call__(self) -> SimpleNamespace:
+            return SimpleNamespace(remote=lambda function: asked.append((self.name, function)))
+
+    monkeypatch.setattr(module.ray, "get", list)
+    trainer = make(queue=[])
+    trainer.use_reference_policy = uses_reference
+    trainer.actor_rollout_wg = SimpleNamespace(workers=[Worker("actor")])
+    # Actor and reference policy may share their workers.
+    trainer.ref_policy_wg = SimpleNamespace(workers=[Worker("actor"), Worker("reference")])
+    trainer._install_engines()
+    assert sorted(name for name, _ in asked) == expected
+    assert {function for _, function in asked} == {module.install_entropy_engines}
+
+
 def test_a_bonus_that_is_only_noise_is_warned_of_at_the_start(make, caplog, monkeypatch):
     monkeypatch.setattr(Base, "_setup", lambda self: None, raising=False)
     monkeypatch.setattr(Trainer, "_install_loss", lambda self: None)
+    monkeypatch.setattr(Trainer, "_install_engines", lambda self: None)
     on_policy = ["data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
 
     def warned(*overrides: str) -> bool:
@@ -286,7 +310,7 @@ def test_every_method_is_asked():
 
 @pytest.mark.parametrize("reward", REWARDS)
 @pytest.mark.parametrize("method", WITHOUT_ACCURACY)
-def test_a_method_without_accuracy_runs_with_any_reward(make, monkeypatch, capsys, method, reward):
+def test_a_method_without_accuracy_runs_with_any_reward(make, monkeypatch, caplog, method, reward):
     ones = torch.ones(5, 4)
     monkeypatch.setattr(module, "read_tokens", lambda *args: Tokens(ones, ones.bool(), -ones, ones))
     monkeypatch.setattr(module, "write_advantages", lambda batch, shaped: batch)
@@ -298,7 +322,7 @@ def test_a_method_without_accuracy_runs_with_any_reward(make, monkeypatch, capsy
         assert (metrics["aer/weight/mean"], metrics["aer/weight/positive_share"]) == (1.0, 1.0)
         assert not [name for name in metrics if "accuracy" in name or name.endswith(("/hard", "/middle", "/easy"))]
     assert [weights.tolist() for weights in trainer.weights] == [[1.0, 1.0, 1.0, 1.0, 0.0]] * 2
-    assert capsys.readouterr().out.count("left out from now on") == 1
+    assert caplog.text.count("left out from now on") == 1
 
 
 @pytest.mark.parametrize("method", WITHOUT_ACCURACY)
@@ -325,7 +349,7 @@ def test_a_threshold_makes_correctness_of_a_reward_of_one_number(make):
     assert metrics["aer/accuracy/mean"] == 0.25
 
 
-def test_single_rollouts_without_correctness_are_wrong_counted_and_logged_once(make, capsys):
+def test_single_rollouts_without_correctness_are_wrong_counted_and_logged_once(make, caplog):
     queue = [
         reporting([0.0, 0.0, 1.0, 1.0, 0.0], filled_in=False),
         reporting([0.0, None, 1.0, None, None], filled_in=False),
@@ -336,7 +360,7 @@ def test_single_rollouts_without_correctness_are_wrong_counted_and_logged_once(m
     assert [metrics["aer/accuracy/mean"] for metrics in seen] == [0.5, 0.25, 0.0]
     # A padding row is no rollout.
     assert [metrics["aer/accuracy/unreported"] for metrics in seen] == [0, 2, 4]
-    assert capsys.readouterr().out.count("they count as wrong") == 1
+    assert caplog.text.count("they count as wrong") == 1
 
 
 def test_a_rollout_of_several_outputs_without_correctness_is_one(make):

@@ -20,6 +20,7 @@ from verl_aer.integration.checkpoint import STATE_FILE, read_resumed_state
 from verl_aer.integration.data_files import data_files
 from verl_aer.integration.functional_request import BACKENDS, request_of
 from verl_aer.integration.modes import TRAINER_MODES
+from verl_aer.integration.plugin import PluginError, require_plugin
 from verl_aer.integration.reward_trial import Outcome, try_reward
 from verl_aer.methods.registry import get_method
 from verl_aer.state import StateError
@@ -110,6 +111,14 @@ def _in_one_line(error: Exception) -> str:
 
 
 # ------------------------------------------------------------------ veRL's settings around the entropy control
+
+
+def _plugin_is_whole(config: DictConfig) -> Iterator[Problem]:
+    """What failed while the plug-in was loaded was logged, and failed no import of veRL's."""
+    try:
+        require_plugin()
+    except PluginError as error:
+        yield Problem("verl_aer", str(error), "Run `verl-aer doctor`.")
 
 
 def _trainer_mode(config: DictConfig) -> Iterator[Problem]:
@@ -247,6 +256,7 @@ def _data_files_are_there(config: DictConfig) -> Iterator[Problem]:
 
 
 CONFIG_CHECKS = [
+    _plugin_is_whole,
     _trainer_mode,
     _no_second_entropy_term,
     _entropy_is_computed,

@@ -63,6 +63,7 @@ from verl_aer.integration.preflight import bypasses_old_log_probs, notes, prefli
 from verl_aer.integration.report import report_run
 from verl_aer.integration.step_metrics import PromptSummary, group_metrics, prompt_entropies, summarize_prompts
 from verl_aer.integration.stop_request import StopOnRequestMixin
+from verl_aer.integration.visible_log import show_warnings
 from verl_aer.integration.watchdog import WatchdogMixin
 from verl_aer.metrics import decision_metrics
 from verl_aer.questions import remember
@@ -128,6 +129,7 @@ class EntropyTrainerMixin:
     """
 
     def __init__(self, config: DictConfig) -> None:
+        show_warnings()
         # veRL's trainers read the mode as a switch too: under our name `sync` would get the asynchronous buffer.
         mode = config.trainer.v1.trainer_mode
         found = preflight(config)
@@ -242,17 +244,19 @@ class EntropyTrainerMixin:
         if verdicts.problem and self.entropy_config.uses_accuracy:
             raise CorrectnessError(verdicts.problem)
         if verdicts.problem and not before.problem:
-            print(
-                f"[verl_aer] WARNING: step {self.global_steps}: aer/accuracy/* and metrics by difficulty are left out "
-                f"from now on ({self.entropy_config.method} needs none): {verdicts.problem}",
-                flush=True,
+            logger.warning(
+                "step %d: aer/accuracy/* and metrics by difficulty are left out from now on (%s needs none): %s",
+                self.global_steps,
+                self.entropy_config.method,
+                verdicts.problem,
             )
         if verdicts.unreported.any() and not before.unreported:
-            print(
-                f"[verl_aer] WARNING: step {self.global_steps}: the reward reports no number under {settings.key!r} "
-                f"for {verdicts.unreported.sum()} rows of the batch; they count as wrong (entropy.correctness."
-                "on_missing=wrong), now and later, and aer/accuracy/unreported counts them",
-                flush=True,
+            logger.warning(
+                "step %d: the reward reports no number under %r for %d rows of the batch; they count as wrong "
+                "(entropy.correctness.on_missing=wrong), now and later, and aer/accuracy/unreported counts them",
+                self.global_steps,
+                settings.key,
+                verdicts.unreported.sum(),
             )
         return verdicts
 
@@ -292,9 +296,7 @@ class EntropyTrainerMixin:
 
     def _weigh(self, rows: BatchRows, rollouts: Rollouts, verdicts: Verdicts) -> np.ndarray:
         entropy = prompt_entropies(rollouts.groups, rows, measures_responses(self.entropy_config.aggregation))
-        groups = replace(
-            rollouts.groups, entropy=entropy, initial_entropy=self.entropy_control.state.initial_entropy
-        )
+        groups = replace(rollouts.groups, entropy=entropy, initial_entropy=self.entropy_control.state.initial_entropy)
         weights = allocate(self.entropy_config.allocation, groups)
         if not bypasses_old_log_probs(self.config):
             if rows.entropy_nats is None:

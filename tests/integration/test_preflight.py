@@ -465,6 +465,10 @@ def test_what_moves_the_entropy_may_change_on_resume_and_is_named(files):
     assert warnings[0].startswith("actor_rollout_ref.rollout.temperature was 1.0 and is now 0.7: the entropy may move")
     assert warnings[1].startswith(f"data.max_response_length was {before.data.max_response_length} and is now 7")
 
+    # There the entropy is measured in the update, and not in a pass before it.
+    (warning,) = resume_warnings(composed(files, *BYPASS))
+    assert warning.startswith("algorithm.rollout_correction.bypass_mode was None and is now True")
+
     with files["data"].open("ab") as data:
         data.write(b"another row")
     (warning,) = resume_warnings(before)

@@ -67,7 +67,13 @@ def conditions(config: DictConfig) -> dict[str, Any]:
     files = [Path(file) for file in data_files(config, "train_files")]
     # Not by folder, which differs between machines; a file on a remote file system has no size here.
     data = [f"{file.name} ({file.stat().st_size} bytes)" if file.exists() else file.name for file in files]
-    return {**{key: OmegaConf.select(config, key) for key in keys}, "data.train_files": data}
+    # None for off, as in a checkpoint of before this was noted.
+    bypass = "algorithm.rollout_correction.bypass_mode"
+    return {
+        **{key: OmegaConf.select(config, key) for key in keys},
+        bypass: OmegaConf.select(config, bypass) or None,
+        "data.train_files": data,
+    }
 
 
 def resume_warnings(config: DictConfig) -> list[str]:

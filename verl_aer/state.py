@@ -170,7 +170,7 @@ def _read(path: str | os.PathLike[str]) -> Any:
 
 
 def _from_version_1(document: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 had no damping: the rule goes on from alpha itself."""
+    """Version 1 had no damping: the rule continues from alpha itself."""
     state = document["state"]
     return {**document, "state": {**state, "undamped_alpha": state.get("alpha")}}
 

@@ -385,7 +385,7 @@ def test_chunked_entropy_is_refused_on_megatron_only(files, key):
 
 
 def megatrons_entropy() -> dict[str, Any]:
-    """veRL's own functions, with a tensor-parallel group of one in the place of Megatron's, which is not here."""
+    """veRL's own functions, with a tensor-parallel group of one instead of Megatron's, which is not installed here."""
     path = Path(verl.__file__).parent / "utils" / "megatron" / "tensor_parallel.py"
     wanted = ("_VocabParallelEntropy", "vocab_parallel_entropy", "vocab_parallel_entropy_with_chunking")
     tree = ast.parse(path.read_text())

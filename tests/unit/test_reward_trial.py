@@ -80,7 +80,7 @@ def test_a_reward_that_needs_an_answer_only_is_called(function) -> None:
 
 
 def tried(tmp_path: Path, code: str) -> Outcome:
-    """In a process of its own."""
+    """In another process."""
     path = tmp_path / "reward.py"
     path.write_text(code)
     return try_reward(str(path), "compute_score", {}, ANSWER)

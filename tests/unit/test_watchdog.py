@@ -222,7 +222,7 @@ class Buffer:
 
 
 class BareBuffer:
-    """A custom sampler with a wait of its own."""
+    """A custom sampler that waits in its own way."""
 
     poll_interval = 1.0
 

@@ -13,7 +13,7 @@ process group, 600); generation may go on for as long as rollouts are finished n
 ``generation_seconds``.
 
 What cannot be watched, as a custom agent-loop manager or sampler lacks it or another release of veRL names it
-otherwise, is a warning, and the run goes on without that watch.
+otherwise, is a warning, and the run continues without that watch.
 
 Where veRL does not wait but raises, its error is often only what a dead process looks like from the driver (a
 batch without a single trajectory, say). The dead process is then named as the cause, with that error above it.
@@ -239,7 +239,7 @@ def storage_units() -> list[ActorHandle]:
 
 @contextmanager
 def watched(what: str) -> Iterator[None]:
-    """Turn any exception of the block into a warning: the run goes on, without a watch of ``what``."""
+    """Turn any exception of the block into a warning: the run continues, without a watch of ``what``."""
     try:
         yield
     except Exception as error:

@@ -86,7 +86,7 @@ def backward(
                 pi[part] = some
         at_label = (grad_log_pi[rows] / temperature[rows])[:, None]
         grad[rows] = pi.scatter_add_(-1, labels[rows, None], at_label.to(pi.dtype))
-    # 0 * NaN: a row that is no distribution and that nobody reads.
+    # 0 * NaN: a row that is no distribution and is not read.
     grad[state.top.isnan() & (grad_log_pi == 0) & (grad_entropy == 0)] = 0.0
 
 

@@ -86,7 +86,7 @@ def backward(
     if not rows:
         return
     pull = grad_log_pi / temperature
-    # An entropy that nobody reads may be NaN, and 0 * NaN is NaN.
+    # An entropy that is not read may be NaN, and 0 * NaN is NaN.
     read = grad_entropy != 0
     pull_of_entropy = torch.where(read, grad_entropy / temperature * (state.log_z - state.log_zk).exp(), 0.0)
     state = state._replace(mean_y=torch.where(read, state.mean_y, 0.0))

@@ -134,43 +134,6 @@ class Steer(AdvantageShaping):
         return self.highest - (omega - lowest) / (highest - lowest) * (self.highest - self.lowest)
 
 
-@register_advantage_shaping("confidence")
-@dataclass
-class Confidence(AdvantageShaping):
-    """A'_i = A_i + strength * (c(q) - c(o_i)), and A'_i = A_i where no rollout of the group is correct (ARM):
-
-        c(o) = exp(mean of log pi over the least likely ``share`` of o's tokens)
-        c(q) = mean of c(o_i) over the group
-
-    A rollout that the policy was less sure of than of its siblings counts for more. Source: ARM of ProGRPO (arXiv
-    2602.05281), of which we had descriptions only: that c is a likelihood normalised by length over the 20 % least
-    likely tokens. The paper's c(q) comes from the prompt, whose log-probs veRL does not compute: the mean of the group
-    is our reading, and so is the default of ``strength``.
-
-    strength: advantage per unit of probability, >= 0. share: of a rollout's tokens, in (0, 1].
-    """
-
-    strength: float = 0.1
-    share: float = 0.2
-
-    def problems(self) -> list[tuple[str, str]]:
-        found = [("strength", ">= 0")] if self.strength < 0 else []
-        return found if 0 < self.share <= 1 else [*found, ("share", "in (0, 1]")]
-
-    def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:
-        confidence = _confidence(tokens, self.share).numpy()
-        prompt, counts = rollouts.groups.prompt_of_row, rollouts.is_last
-        prompts = len(rollouts.groups.accuracy)
-        of_group = np.bincount(prompt[counts], weights=confidence[counts], minlength=prompts)
-        mean = of_group / np.maximum(np.bincount(prompt[counts], minlength=prompts), 1)
-        change = np.where(
-            (prompt >= 0) & (np.append(rollouts.groups.accuracy, 0.0)[prompt] > 0),
-            self.strength * (np.append(mean, 0.0)[prompt] - confidence),
-            0.0,
-        )
-        return tokens.advantages + _column(change, tokens)
-
-
 @register_advantage_shaping("signed")
 @dataclass
 class Signed(AdvantageShaping):
@@ -217,15 +180,3 @@ def shape_advantages(
 
 def _column(values: np.ndarray, tokens: Tokens) -> torch.Tensor:
     return torch.as_tensor(values, dtype=tokens.advantages.dtype)[:, None]
-
-
-def _confidence(tokens: Tokens, share: float) -> torch.Tensor:
-    """c(o) of each row, ``(N,)`` float64 in [0, 1]; 0 for a row without tokens."""
-    n = tokens.mask.sum(dim=-1)
-    # At least one token; in float64, so that 0.2 * 10 is the same 2 everywhere.
-    k = (share * n.double()).ceil().long().clamp(min=1)
-    ordered = tokens.log_probs.double().masked_fill(~tokens.mask, 0.0).sort(dim=-1).values
-    # The padding's zeros are the largest log-probs there are: the k smallest are tokens of the response.
-    least_likely = torch.arange(ordered.shape[-1]) < k[:, None]
-    mean = torch.where(least_likely, ordered, 0.0).sum(dim=-1) / k
-    return torch.where(n > 0, mean.exp(), 0.0)

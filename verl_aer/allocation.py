@@ -16,7 +16,7 @@ import numpy as np
 from verl_aer.correctness import Groups
 from verl_aer.methods.registry import Part, register_allocation
 
-SHAPES = ("linear", "linear_raw", "step", "power")
+SHAPES = ("linear", "step", "power")
 
 
 class AllocationError(ValueError):
@@ -55,7 +55,6 @@ class Difficulty(Allocation):
     """Harder prompts get more, easy ones none: with g the group's accuracy,
 
         linear       w(q) = max(0, rho - g) / rho
-        linear_raw   w(q) = max(0, rho - g)
         step         w(q) = 1 if g < rho else 0
         power        w(q) = (max(0, rho - g) / rho) ** power
 
@@ -63,19 +62,19 @@ class Difficulty(Allocation):
 
         w(q) = 0                      where g = 0, unless include_all_wrong
         w(q) = 0                      where H(q) > entropy_ceiling * H0
-        w(q) + s * (w_max - w(q))     for all other prompts, with the s >= 0 that lifts mean(w) to mean_floor * w_max
+        w(q) + s * (1 - w(q))         for all other prompts, with the s >= 0 that lifts mean(w) to mean_floor
         w / mean(w)                   with mean_normalize
 
-    w_max is the weight of g = 0, and H(q) the mean entropy of the prompt's rollouts.
+    H(q) is the mean entropy of the prompt's rollouts.
 
     A policy that gets good leaves few prompts below rho. Without the floor alpha then rises by 1 / mean(w) to move the
     mean entropy through these few alone, and they get it undiluted: their entropy runs away while the mean sits on its
     target. The floor lets alpha act through all prompts instead, the harder ones still more; the ceiling ends the bonus
     of a prompt that is above the initial level. Both are our addition, chosen by ``python -m benchmarks.actuator``.
 
-    ``linear`` and ``linear_raw`` differ in units only: raw with alpha, eta and the bounds divided by rho
-    gives the same lambda. Our reading of AER (arXiv 2510.10959), whose description gives the threshold rho,
-    "harder gets more" and "easy gets less or zero", and not the map itself.
+    Our reading of AER (arXiv 2510.10959), whose description gives the threshold rho, "harder gets more" and "easy gets
+    less or zero", and not the map itself. max(0, rho - g) without the division is the same with alpha, eta and the
+    bounds divided by rho.
 
     Args:
         shape: one of SHAPES.
@@ -85,7 +84,7 @@ class Difficulty(Allocation):
             coefficient; few hard prompts then get large ones.
         include_all_wrong: whether a group without any correct rollout, which has no advantage to learn
             from, is explored.
-        mean_floor: least mean weight of the step's prompts, as a share of w_max, in [0, 1); 0 is off.
+        mean_floor: least mean weight of the step's prompts, in [0, 1); 0 is off.
         entropy_ceiling: a prompt whose own entropy is above this many times H0 gets no bonus, > 0; None is off. Without
             an anchored target there is no H0, and in bypass mode no H(q): it is then not read.
 
@@ -127,8 +126,6 @@ class Difficulty(Allocation):
         margin = np.maximum(0.0, self.rho - groups.accuracy)
         if self.shape == "linear":
             weights = margin / self.rho
-        elif self.shape == "linear_raw":
-            weights = margin
         elif self.shape == "step":
             weights = (margin > 0).astype(np.float64)
         elif self.shape == "power":
@@ -152,12 +149,11 @@ class Difficulty(Allocation):
         return explores
 
     def _lifted(self, weights: np.ndarray, explores: np.ndarray) -> np.ndarray:
-        """The weights, mixed with w_max on all prompts that explore until their mean is the floor."""
-        largest = self.rho if self.shape == "linear_raw" else 1.0
-        room = np.where(explores, largest - weights, 0.0)
+        """The weights, mixed with 1 on all prompts that explore until their mean is the floor."""
+        room = np.where(explores, 1.0 - weights, 0.0)
         if not room.any():
             return weights
-        missing = max(0.0, self.mean_floor * largest - weights.mean())
+        missing = max(0.0, self.mean_floor - weights.mean())
         return weights + min(1.0, missing / room.mean()) * room
 
 

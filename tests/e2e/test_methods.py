@@ -125,6 +125,6 @@ def test_adapters_are_trained_sampled_with_and_compared_with_the_model_without_t
 def test_the_stack_is_the_real_one_and_ends_cleanly(tour):
     training, _ = tour
     assert "[verl_aer] training: FSDP2, world size 1, cpu:gloo" in training.log
-    assert training.log.count("[tour] step") == len(method_names()) == 19
+    assert training.log.count("[tour] step") == len(method_names()) == 18
     assert training.leaves_nothing(20)
     assert "Traceback" not in training.log

@@ -102,7 +102,7 @@ BYPASS = ["algorithm.rollout_correction.bypass_mode=true"]
 
 
 def test_shaping_without_entropies_runs_in_bypass_mode(files):
-    assert problems_of(files, "entropy=arm", *BYPASS) == {}
+    assert problems_of(files, "entropy=entropic", *BYPASS) == {}
 
 
 # (overrides, key that is named, what the message or its fix says)

@@ -295,7 +295,7 @@ REWARDS = {
     "a dict whose acc is none": ([1.5, -1.0, 0.0, float("nan"), 0.0], False),
 }
 LENGTH_OF_RUN = {"epo": ["entropy.penalty.total_steps=9"]}
-WITH_ACCURACY = ["aer", "aer_allocation_only", "aer_absolute_target", "ceeh_me", "ceeh_ea", "arm", "ares"]
+WITH_ACCURACY = ["aer", "aer_allocation_only", "aer_absolute_target", "ceeh_me", "ceeh_ea", "ares"]
 WITHOUT_ACCURACY = [
     *["none", "fixed", "aer_no_allocation", "aent", "skywork", "epo", "siren", "entropic"],
     *["steer", "clip_higher", "clip_cov", "kl_cov"],

@@ -87,9 +87,8 @@ def test_the_mean_weight_is_at_least_the_floor(batch, allocation):
     groups = group_rows(**batch)
     plain = replace(allocation, mean_normalize=False)
     weights = plain.weights(groups)
-    largest = allocation.rho if allocation.shape == "linear_raw" else 1.0
     explores = (groups.accuracy > 0) | allocation.include_all_wrong
-    assert weights.mean() >= min(allocation.mean_floor, explores.mean()) * largest - 1e-12
+    assert weights.mean() >= min(allocation.mean_floor, explores.mean()) - 1e-12
     assert (weights >= replace(plain, mean_floor=0.0).weights(groups)).all()
 
 
@@ -102,7 +101,7 @@ def test_a_harder_prompt_never_gets_less(batch, shape, rho, power, floor):
     assert (np.diff(by_difficulty) <= 1e-12).all()
 
 
-@given(batches(), difficulties.filter(lambda d: not d.mean_normalize and d.shape != "linear_raw"))
+@given(batches(), difficulties.filter(lambda d: not d.mean_normalize))
 def test_weights_are_at_most_one(batch, allocation):
     assert (allocation.weights(group_rows(**batch)) <= 1 + 1e-12).all()
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from verl_aer import AllocationError, EntropyControl, Groups, allocate, group_rows, parse_entropy_config
+from verl_aer import AllocationError, Groups, allocate, group_rows
 from verl_aer.allocation import Allocation, Difficulty, Uniform
 
 
@@ -19,12 +19,6 @@ def test_linear_falls_from_one_to_zero_at_rho():
     # (0.5 - g) / 0.5 for g = 0, 1/8, 3/8; 0 from 0.5 on.
     weights = Difficulty(shape="linear", rho=0.5).weights(prompts(0, 0.125, 0.375, 0.5, 0.75, 1))
     assert weights.tolist() == [1.0, 0.75, 0.25, 0.0, 0.0, 0.0]
-
-
-def test_linear_raw_is_in_units_of_accuracy():
-    # 0.5 - g, not divided by rho.
-    weights = Difficulty(shape="linear_raw", rho=0.5).weights(prompts(0, 0.125, 0.5))
-    assert weights.tolist() == [0.5, 0.375, 0.0]
 
 
 def test_step_is_one_below_rho_and_zero_at_it():
@@ -62,12 +56,6 @@ def test_a_mean_weight_below_the_floor_is_lifted_to_it():
 
 def test_a_mean_weight_above_the_floor_is_left_alone():
     assert Difficulty(mean_floor=0.25).weights(prompts(0, 0.25, 1, 1)).tolist() == [1.0, 0.5, 0.0, 0.0]
-
-
-def test_the_floor_is_a_share_of_the_largest_weight():
-    raw = Difficulty(shape="linear_raw", rho=0.5, mean_floor=0.5).weights(prompts(0, 1, 1, 1))
-    assert raw == pytest.approx(0.5 * Difficulty(mean_floor=0.5).weights(prompts(0, 1, 1, 1)))
-    assert raw.mean() == pytest.approx(0.25)
 
 
 def test_the_floor_keeps_the_order_and_leaves_out_what_is_left_out():
@@ -158,33 +146,6 @@ class Returning(Allocation):
 def test_unusable_weights_of_a_users_own_allocation_are_refused(answer, message):
     with pytest.raises(AllocationError, match=message):
         allocate(Returning(answer), prompts(0, 1))
-
-
-def test_linear_raw_is_linear_with_alpha_in_other_units():
-    # lambda = alpha * w: max(0, rho - g) with alpha, eta and the bounds divided by rho is max(0, rho - g)/rho.
-    rho, entropies = 0.25, [1.0, 0.5, 0.2, 0.1, 0.0, 0.0, 0.3, 0.6]
-    bounds = {"eta": 0.02, "maximum": 0.02}
-    linear = parse_entropy_config({"method": "aer", "allocation": {"rho": rho}, "controller": bounds})
-    raw = parse_entropy_config(
-        {
-            "method": "aer",
-            "allocation": {"rho": rho, "shape": "linear_raw"},
-            "controller": {"eta": 0.02 / rho, "maximum": 0.02 / rho},
-        }
-    )
-    groups = prompts(0, 0.05, 0.125, 0.25, 1)
-    controls = {id(config): EntropyControl(config) for config in (linear, raw)}
-    largest = 0.0
-    for step, entropy in enumerate(entropies, start=1):
-        coefficients = []
-        for config in (linear, raw):
-            control = controls[id(config)]
-            coefficients.append(control.alpha * config.allocation.weights(groups))
-            control.observe(entropy, step)
-        assert coefficients[0] == pytest.approx(coefficients[1], abs=1e-15)
-        largest = max(largest, coefficients[0].max())
-    # The comparison reached the upper bound: alpha was not idle throughout.
-    assert largest == pytest.approx(0.02)
 
 
 def test_a_million_rows_are_grouped_and_weighted():

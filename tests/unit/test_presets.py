@@ -23,7 +23,7 @@ def load(name: str) -> dict:
 
 def test_there_is_one_preset_for_each_method():
     assert sorted(PRESETS) == method_names()
-    assert len(PRESETS) == 19
+    assert len(PRESETS) == 18
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

@@ -36,7 +36,7 @@ def own_registry(monkeypatch):
 
 def test_the_methods_and_parts_that_ship():
     assert method_names() == [
-        "aent", "aer", "aer_absolute_target", "aer_allocation_only", "aer_no_allocation", "ares", "arm", "ceeh_ea",
+        "aent", "aer", "aer_absolute_target", "aer_allocation_only", "aer_no_allocation", "ares", "ceeh_ea",
         "ceeh_me", "clip_cov", "clip_higher", "entropic", "epo", "fixed", "kl_cov", "none", "siren", "skywork", "steer",
     ]  # fmt: skip
     assert set(part_names("allocation")) >= {"difficulty", "uniform"}
@@ -49,7 +49,7 @@ def test_the_methods_and_parts_that_ship():
     assert part_names("selection") == ["all", "top_quantile", "turns"]
     assert part_names("penalty") == ["bonus", "history_hinge", "none", "squared_anchor"]
     assert part_names("reward_shaping") == ["ares", "length", "none"]
-    assert part_names("advantage_shaping") == ["confidence", "entropy_bonus", "none", "signed", "steer"]
+    assert part_names("advantage_shaping") == ["entropy_bonus", "none", "signed", "steer"]
 
 
 @pytest.mark.parametrize("name", method_names())

@@ -12,7 +12,6 @@ import torch
 from verl_aer import Groups, Rollouts, Tokens, get_part, part_names
 from verl_aer.advantage_shaping import (
     AdvantageShaping,
-    Confidence,
     EntropyBonus,
     Signed,
     Steer,
@@ -85,17 +84,6 @@ def test_steer_of_equal_tokens_or_none():
     assert Steer().shape(flat, ROLLOUTS, WEIGHT, 0.0).tolist() == [[1.0, 1.0]]
     empty = Tokens(torch.ones(1, 2), torch.zeros(1, 2).bool(), torch.zeros(1, 2), torch.zeros(1, 2))
     assert Steer().shape(empty, ROLLOUTS, WEIGHT, 0.0).tolist() == [[1.0, 1.0]]
-
-
-def test_rollouts_that_the_policy_was_less_sure_of_count_for_more():
-    shaped = Confidence(strength=0.5, share=0.5).shape(TOKENS, ROLLOUTS, WEIGHT, 0.0)
-    # Of three tokens the two least likely, of two the one: exp of the mean of their log-probs.
-    first, second = math.exp((-2.0 - 0.5) / 2), math.exp(-1.0)
-    mean = (first + second) / 2
-    assert shaped[0].tolist() == pytest.approx([1.0 + 0.5 * (mean - first)] * 3, rel=1e-6)
-    assert shaped[1, 0].item() == pytest.approx(-1.0 + 0.5 * (mean - second), rel=1e-6)
-    # The second prompt was never solved, and stays as it is.
-    assert torch.equal(shaped[2:4], TOKENS.advantages[2:4])
 
 
 def test_sure_tokens_are_rewarded_less_and_punished_more_while_the_entropy_is_too_low():

@@ -186,7 +186,7 @@ def test_entropic_steers_through_its_advantages():
     rows = simulate(config, Plant(), steps=800)
     assert rows[-1].data["aer/entropy"] == pytest.approx(0.1, abs=1e-3)
     assert not config.acts_beside_alpha
-    assert parse_entropy_config({"method": "arm"}).acts_beside_alpha
+    assert parse_entropy_config({"method": "steer"}).acts_beside_alpha
 
 
 @pytest.mark.parametrize("method", method_names())

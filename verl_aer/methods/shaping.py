@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from verl_aer.advantage_shaping import Confidence, Signed, Steer
+from verl_aer.advantage_shaping import Signed, Steer
 from verl_aer.controller import ProportionalIntegral
 from verl_aer.methods.baselines import none
 from verl_aer.methods.registry import Method, register_method
@@ -27,25 +27,6 @@ def steer() -> Method:
         differences=(
             "pi is that of the old log-probs and not of the policy in training; least and greatest Omega are those of "
             "the step and not of a micro-batch. Both are the same where a step is one micro-batch."
-        ),
-    )
-
-
-@register_method("arm")
-def arm() -> Method:
-    """A'_i = A_i + strength * (c(q) - c(o_i)), A'_i = A_i where no rollout is correct. ARM of ProGRPO, as read here."""
-    return replace(
-        none(),
-        penalty=NoPenalty(),
-        advantage_shaping=Confidence(),
-        standing="our reading",
-        source="arXiv 2602.05281",
-        summary="ARM: rollouts that the policy was less sure of than of their siblings count for more",
-        watch="aer/advantage_change; pass@k",
-        differences=(
-            "We had descriptions of the paper and no code. c(o) is the geometric mean probability of the 20 % least "
-            "likely tokens; c(q) is the group's mean, in place of the prompt's, whose log-probs veRL does not compute; "
-            "the default of the strength is ours."
         ),
     )
 

@@ -77,7 +77,9 @@ support-table: $(INSTALLED)
 
 mutants: $(INSTALLED)
 	@mkdir -p $(TMPDIR)
-	$(BIN)/python -m tests.mutants $(ARGS)
+	$(BIN)/python -m pip install --quiet mutmut==3.8.1
+	$(BIN)/mutmut run $(ARGS)
+	$(BIN)/mutmut results
 
 verl-tests: $(INSTALLED)
 	@mkdir -p $(TMPDIR)
@@ -94,5 +96,5 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(CACHE) runs outputs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(CACHE) mutants runs outputs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -31,7 +31,7 @@ PROBE_SECONDS = 180
 
 PYTHON_FROM, PYTHON_BELOW = (3, 10), (3, 13)
 VERL_REQUIREMENT = "verl>=0.9.1,<0.10"
-VERL_CONFIGS, OUR_CONFIGS = "pkg://verl.trainer.config", "pkg://verl_aer.config"
+VERL_CONFIGS = "pkg://verl.trainer.config"
 REQUIREMENTS = (
     VERL_REQUIREMENT,
     "TransferQueue>=0.1.10",
@@ -117,7 +117,7 @@ def machine_checks() -> list[Check]:
         check_torch,
         check_vision_packages,
         check_plugin,
-        check_search_path,
+        check_presets,
     ]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         probed = [pool.submit(check) for check in slow]
@@ -217,10 +217,9 @@ def check_plugin() -> list[Check]:
     return [*checks, Check("plug-in", FAIL if error else OK, error or "verl_aer.integration.plugin", mend)]
 
 
-def check_search_path() -> list[Check]:
-    error = run_probe(COMPOSE_PROBE, VERL_USE_EXTERNAL_PLUGINS="none").error
-    found = error or "pkg://verl_aer.config, +entropy=aer composes"
-    return [Check("hydra configs", FAIL if error else OK, found, "pip install -e . (again)")]
+def check_presets() -> list[Check]:
+    error = run_probe(COMPOSE_PROBE).error
+    return [Check("hydra configs", FAIL if error else OK, error or "+entropy=aer composes", "pip install -e . (again)")]
 
 
 def check_resources() -> list[Check]:
@@ -268,11 +267,10 @@ def config_checks(overrides: Sequence[str], config_name: str, config_path: str, 
 def compose(overrides: Sequence[str], config_name: str = "ppo_trainer", config_path: str = VERL_CONFIGS) -> DictConfig:
     """The config that `python -m verl.trainer.main_ppo` would have with these overrides."""
     import hydra
+    import verl  # noqa: F401
 
-    searched = any(override.startswith("hydra.searchpath=") for override in overrides)
-    search = [] if searched else [f"hydra.searchpath=[{VERL_CONFIGS},{OUR_CONFIGS}]"]
     with hydra.initialize_config_module(config_path.removeprefix("pkg://"), version_base=None):
-        return hydra.compose(config_name, overrides=[*search, *overrides])
+        return hydra.compose(config_name, overrides=list(overrides))
 
 
 def composed_yaml(overrides: Sequence[str], config_name: str, config_path: str) -> str:

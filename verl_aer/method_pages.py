@@ -127,7 +127,7 @@ def explanation(name: str) -> str:
         lines += ["", "against the source:", *(f"    {line}" for line in textwrap.wrap(method.differences, 112))]
     if method.watch:
         lines += ["", f"watch: {method.watch}"]
-    lines += ["", f"use it: hydra.searchpath=[pkg://verl_aer.config] +entropy={name}"]
+    lines += ["", f"use it: +entropy={name}"]
     return "\n".join(line.rstrip() for line in lines) + "\n"
 
 

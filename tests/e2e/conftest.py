@@ -112,7 +112,7 @@ def stock_command(run: Run, steps: int, overrides: Sequence[str]) -> list[str]:
         sys.executable,
         "-m",
         "verl.trainer.main_ppo",
-        *(["hydra.searchpath=[pkg://verl_aer.config]", "+hardware=cpu"] if not accelerator_is_here() else []),
+        *(["+hardware=cpu"] if not accelerator_is_here() else []),
         *settings.verl_overrides(run.data, run.model, seed=0, steps=steps),
         "trainer.logger=[console,file]",
         f"trainer.default_local_dir={run.folder}/checkpoints",

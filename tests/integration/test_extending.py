@@ -18,8 +18,8 @@ import sys
 from hydra import compose, initialize_config_module
 import verl
 from verl_aer.integration.preflight import read_entropy_config
-with initialize_config_module("verl_aer.config", version_base=None):
-    config = compose("aer_trainer", overrides=["hardware=cpu", "entropy=own", *sys.argv[1:]])
+with initialize_config_module("verl.trainer.config", version_base=None):
+    config = compose("ppo_trainer", overrides=["+hardware=cpu", *sys.argv[1:]])
 entropy = read_entropy_config(config)
 print(config.trainer.v1.trainer_mode, entropy.allocation, entropy.target.kind, entropy.controller.kind)
 """
@@ -42,19 +42,18 @@ def test_the_example_is_under_thirty_lines():
 
 
 def test_the_example_runs_from_outside_the_package(outside):
-    found = run(outside, "-c", COMPOSE, "entropy.method=aer_quadratic", "+entropy.allocation.scale=0.5")
+    found = run(outside, "-c", COMPOSE, "+entropy=aer_quadratic", "entropy.allocation.scale=0.5")
     assert found.stdout.split("\n")[-2] == "aer_sync Quadratic(scale=0.5) anchored integral", found.stderr
 
 
+def test_its_part_goes_into_another_method(outside):
+    found = run(outside, "-c", COMPOSE, "+entropy=aent", "entropy/allocation=quadratic")
+    assert found.stdout.split("\n")[-2] == "aer_sync Quadratic(scale=1.0) band dead_band", found.stderr
+
+
 def test_its_settings_are_checked(outside):
-    found = run(outside, "-c", COMPOSE, "entropy.method=aer_quadratic", "+entropy.allocation.scale=-1")
+    found = run(outside, "-c", COMPOSE, "+entropy=aer_quadratic", "entropy.allocation.scale=-1")
     assert "entropy.allocation.scale: must be > 0, got -1" in found.stderr
-
-
-def test_a_preset_without_a_method_asks_for_one(outside):
-    found = run(outside, "-c", COMPOSE)
-    assert "entropy.method" in found.stderr
-    assert "aer_quadratic" in found.stderr
 
 
 def test_it_weighs_as_written(outside):

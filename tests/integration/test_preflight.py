@@ -481,7 +481,7 @@ def test_stock_main_ends_before_ray_with_all_problems(files, tmp_path):
     """The user's own command, with the config group added to veRL's primary config."""
     overrides = [o for o in good_overrides(files) if not o.startswith(("entropy=", "hardware="))]
     command = [sys.executable, "-W", "ignore", "-m", "verl.trainer.main_ppo"]
-    command += ["hydra.searchpath=[pkg://verl_aer.config]", "+entropy=aer", "+hardware=cpu", *overrides]
+    command += ["+entropy=aer", "+hardware=cpu", *overrides]
     command += ["entropy.target.tau=1.3", "actor_rollout_ref.actor.entropy_coeff=0.1"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert run.returncode == 2

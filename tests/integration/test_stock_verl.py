@@ -165,3 +165,16 @@ def test_what_is_compared_is_an_entropy_of_every_token(workers):
 @pytest.mark.parametrize("module", ["engine", "loss", "trainer", "batch", "plugin"])
 def test_any_module_may_be_the_first_import_of_a_process(module):
     run(["-c", f"import verl_aer.integration.{module}; import verl.workers.engine.fsdp.transformer_impl"])
+
+
+def test_a_process_that_imports_hydra_loads_no_method_before_it_composes():
+    """A dozen processes of a run import Hydra, and one of them composes."""
+    program = """
+import sys
+import verl, hydra
+print("verl_aer.config.presets" in sys.modules, "verl_aer.config.schema" in sys.modules)
+with hydra.initialize_config_module("verl.trainer.config", version_base=None):
+    print("verl_aer.config.schema" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["True False", "True"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from verl_aer import parse_entropy_config, to_mapping
 from verl_aer.metrics import markdown_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +24,7 @@ def leaves(node: dict, path: tuple[str, ...] = ()) -> dict[str, object]:
 
 
 def test_the_config_table_is_the_presets():
-    preset = yaml.safe_load((ROOT / "verl_aer/config/entropy/aer.yaml").read_text())["entropy"]
+    preset = to_mapping(parse_entropy_config({"method": "aer"}))
     rows = dict(re.findall(r"^\| `([a-z_.]+)` \| `([^`]*)` \|", README, flags=re.MULTILINE))
     table = {key: yaml.safe_load(value) for key, value in rows.items()}
     assert table == leaves(preset)

@@ -1,1 +1,1 @@
-"""The config of the entropy control: the schema, and the YAML presets that Hydra finds as pkg://verl_aer.config."""
+"""The config of the entropy control: its schema, and the presets that Hydra finds."""

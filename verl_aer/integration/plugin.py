@@ -1,7 +1,8 @@
 """What veRL loads on ``import verl``: the entry point ``verl_aer`` in the group ``verl.plugins``.
 
-Importing this module activates the CPU platform where there is no accelerator, and registers our trainers as soon as
-veRL's own are there. It replaces no class of veRL's: our trainer installs its engine on the workers of its run.
+Importing this module activates the CPU platform where there is no accelerator. It registers our trainers as soon as
+veRL's own are there, and our presets as soon as Hydra is. It replaces no class of veRL's: our trainer installs its
+engine on the workers of its run.
 
 Nothing here fails an import of veRL's. What does not work is logged at ERROR once per process, and raised only where
 our part is asked for: by an ``aer_...`` trainer, by the checks before a run and by ``verl-aer doctor``.
@@ -76,5 +77,13 @@ def install() -> None:
     cpu.install()
 
 
+def install_presets() -> None:
+    """Let Hydra find the methods and parts as config groups."""
+    from verl_aer.config import presets
+
+    presets.install()
+
+
 attempt(install)
 after_import("verl.trainer.ppo.v1", register_trainers)
+after_import("hydra", install_presets)

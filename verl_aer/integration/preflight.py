@@ -72,7 +72,7 @@ def read_entropy_config(config: DictConfig) -> EntropyConfig:
                 Problem(
                     "entropy",
                     "the config has no such node",
-                    "Add `hydra.searchpath=[pkg://verl_aer.config] +entropy=aer`.",
+                    "Add `+entropy=aer`.",
                 )
             ]
         )

@@ -67,7 +67,9 @@ class EntropyBonus(AdvantageShaping):
     changes its sign. w(q) is the allocation's: CEEH-EA (arXiv 2602.22642) shapes hard questions alone, with a and kappa
     of arXiv 2506.14758, of which public ports give 0.4 and 2.
 
-    a: advantage per nat, >= 0. kappa: share of the advantage that the bonus may reach is 1 / kappa, > 0.
+    Args:
+        a: advantage per nat, >= 0.
+        kappa: the bonus is at most the advantage divided by this, > 0.
     """
 
     uses_accuracy: ClassVar[bool] = False
@@ -97,7 +99,10 @@ class Steer(AdvantageShaping):
     of the old log-probs, so that the weights do not depend on how a batch is cut; the authors' code takes pi from the
     policy in training, and min and max from each micro-batch.
 
-    weighting: one of WEIGHTINGS. lowest, highest: weights, 0 < lowest <= highest; exponential does not read highest.
+    Args:
+        weighting: which of the formulas above: linear or exponential.
+        lowest: weight of the token that moves the entropy most, > 0.
+        highest: weight of the token that moves it least, >= lowest; exponential does not read it.
     """
 
     uses_accuracy: ClassVar[bool] = False
@@ -143,7 +148,8 @@ class Signed(AdvantageShaping):
     alpha < 0 the other way round. The authors' code adds the term apart from PPO's, without a clip of the ratio and
     averaged over these tokens alone.
 
-    probability: of the sampled token, in [0, 1). 0.95 is the code's.
+    Args:
+        probability: tokens that were more likely than this are weighed, in [0, 1). 0.95 is the code's.
     """
 
     uses_accuracy: ClassVar[bool] = False

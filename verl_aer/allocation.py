@@ -77,15 +77,16 @@ class Difficulty(Allocation):
     bounds divided by rho.
 
     Args:
-        shape: one of SHAPES.
-        rho: accuracy from which on a prompt gets nothing, > 0; above 1 every prompt explores.
+        shape: which of the formulas above: linear, step or power.
+        rho: accuracy from which on a prompt gets no bonus, > 0; above 1 every prompt gets some.
         power: exponent of shape=power, > 0; other shapes do not read it.
-        mean_normalize: divide by the mean weight of the step's prompts, so that alpha is the mean
+        mean_normalize: whether weights are divided by their mean over the step's prompts, so that alpha is the mean
             coefficient; few hard prompts then get large ones.
         include_all_wrong: whether a group without any correct rollout, which has no advantage to learn
             from, is explored.
-        mean_floor: least mean weight of the step's prompts, in [0, 1); 0 is off.
-        entropy_ceiling: a prompt whose own entropy is above this many times H0 gets no bonus, > 0; None is off. Without
+        mean_floor: where the mean weight of the step's prompts is below this, all get more until it is there, in
+            [0, 1); 0 is off. Without it few hard prompts get all of a growing alpha.
+        entropy_ceiling: a prompt whose entropy is above this many times H0 gets no bonus, > 0; null is off. Without
             an anchored target there is no H0, and in bypass mode no H(q): it is then not read.
 
     >>> from verl_aer.correctness import Groups
@@ -165,7 +166,11 @@ class Historical(Allocation):
     Acc_h is the question's accuracy in the steps in which it came up, an average that rises faster than it falls
     (entropy.memory.rise and fall); the threshold moves with the policy. Both include this step: that is our reading.
 
-    hard_weight, easy_weight: >= 0; with 5 and 1 alpha is CEEH-ME's lambda_0.
+    With the weights 5 and 1 alpha is CEEH-ME's lambda_0.
+
+    Args:
+        hard_weight: weight of questions whose remembered accuracy is below the mean of all, >= 0.
+        easy_weight: weight of the other questions, >= 0.
 
     >>> groups = Groups(np.zeros(2), np.full(2, 8), np.arange(2), history=np.array([0.2, 0.6]), history_mean=0.5)
     >>> Historical().weights(groups)

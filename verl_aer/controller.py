@@ -57,7 +57,8 @@ class Controller(Part):
 class Fixed(Controller):
     """alpha_t = coefficient: veRL's ``entropy_coeff``. The baseline, on the same code path.
 
-    coefficient: loss units per nat, >= 0.
+    Args:
+        coefficient: the constant alpha, loss units per nat, >= 0.
     """
 
     uses_target: ClassVar[bool] = False
@@ -95,15 +96,15 @@ class Integral(Controller):
     integral goes on from alpha_{t+1}: a controller with proportional and integral part. This is our addition.
 
     Args:
-        update_rule: one of UPDATE_RULES.
-        eta: alpha per nat of error (proportional), or alpha per step (sign), >= 0.
-        initial: alpha of the first step, within the bounds.
-        minimum: lower bound of alpha, >= 0.
-        maximum: upper bound of alpha.
-        warmup_steps: first global steps that leave alpha alone, >= 0.
-        dead_band: error that leaves alpha alone, nats per token, >= 0.
-        ema: weight of the past, in [0, 1); 0 is off.
-        damping: alpha per nat of error, on top of the integral while the error lasts, >= 0; 0 is off.
+        update_rule: proportional (alpha + eta * error) or sign (alpha +- eta); error = target - entropy.
+        eta: step size: alpha per nat of error (proportional), or alpha per step (sign), >= 0.
+        initial: alpha of the first step, between minimum and maximum.
+        minimum: lower bound of alpha, >= 0; ``proportional_integral`` may have it below 0.
+        maximum: upper bound of alpha, >= minimum.
+        warmup_steps: alpha stays at its initial value through this many first steps, >= 0.
+        dead_band: alpha does not move while the error is at most this, nats per token, >= 0.
+        ema: weight of the past in a running mean of the measured entropy, in [0, 1); 0 is off.
+        damping: alpha per nat of error, on top of the integral while the error lasts, >= 0; damps its swing; 0 is off.
 
     >>> Integral(eta=0.02).next_alpha(alpha=0.01, entropy=0.1, target=0.4, step=1)  # 0.01 + 0.02 * 0.3
     0.016
@@ -231,10 +232,10 @@ class SignGated(Controller):
     there it goes up and is applied.
 
     Args:
-        delta: change of c in a step, loss units per nat, >= 0.
-        initial: c of the first step, which trains with it, within the bounds.
+        delta: change of c per step, loss units per nat, >= 0.
+        initial: c of the first step, which trains with it, between minimum and maximum.
         minimum: lower bound of c, >= 0.
-        maximum: upper bound of c.
+        maximum: upper bound of c, >= minimum.
         gate: whether c is withheld while H_t >= H*; false trains with c always.
 
     >>> controller = SignGated(delta=0.25, maximum=1.0)
@@ -290,8 +291,8 @@ class Schedule(Controller):
 
     Args:
         initial: alpha of the first step, loss units per nat, >= 0.
-        shape: one of SCHEDULES.
-        total_steps: global steps from the first to the last value, >= 1; None takes the run's own.
+        shape: which of the formulas above: cos_signed, cos_half or linear.
+        total_steps: global steps from the first to the last value, >= 1; null takes those of the run.
 
     >>> [round(Schedule(1.0, total_steps=4).next_alpha(0.0, 0.3, None, step), 3) for step in (1, 2, 3, 4, 5)]
     [0.707, 0.0, -0.707, -1.0, -1.0]

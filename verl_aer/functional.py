@@ -64,7 +64,9 @@ class Clamped(Functional):
     inflated. V counts the entries that are not -inf: padded columns of the vocabulary belong to no set. R is chosen
     without a gradient.
 
-    p: share of the vocabulary that is left out, in [0, 1); 0 is ``full``. 0.2 is the default of AEnt's code.
+    Args:
+        p: share of the vocabulary that is left out, the least likely tokens, in [0, 1); 0 is ``full``. 0.2 is the
+            default of AEnt's code.
     """
 
     p: float = 0.2
@@ -93,7 +95,8 @@ class Nucleus(Functional):
 
     K is chosen without a gradient.
 
-    p: mass, in (0, 1]; 1 is ``full``. 0.8 is the paper's.
+    Args:
+        p: mass of the most likely tokens that are kept, in (0, 1]; 1 is ``full``. 0.8 is the paper's.
     """
 
     p: float = 0.8

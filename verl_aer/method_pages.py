@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
+import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from verl_aer.methods.registry import NEUTRAL, PART_KINDS, Method, get_method, method_builder, method_names
+from verl_aer.config.schema import EntropyConfig
+from verl_aer.methods.registry import (
+    NEUTRAL,
+    PART_KINDS,
+    QUESTIONS,
+    Method,
+    get_method,
+    method_builder,
+    method_names,
+    part_names,
+)
 from verl_aer.tables import Table, as_markdown
 
 HEADER = """# The methods
 
 Written by `verl-aer methods --markdown`. *standing* says how far a definition can be traced: *published* is what the
 paper or the authors' code says, with the differences named; *our reading* is a method whose body we did not have.
-Choose one with `entropy=NAME`, see [the README](../README.md#your-own-run). A part that a row does not name is
+Choose one with `+entropy=NAME`, see [the README](../README.md#your-own-run). A part that a row does not name is
 `pushed: same`, `selection: all`, `penalty: bonus`, and no shaping of rewards or advantages.
 
 ![Entropy and coefficient of eight methods around a synthetic plant](simulated-methods.png)
@@ -101,12 +113,13 @@ def _named_parts(method: Method) -> Iterator[str]:
 
 
 def methods_page() -> str:
-    """All methods as Markdown: the table, then each in full."""
+    """All methods as Markdown: the table, then each in full, then the settings that all of them have."""
     sections = [HEADER, as_markdown(method_table())]
     for table in (source_table(), LEFT_OUT):
         sections.append(f"## {table.title}\n\n{as_markdown(table)}")
     for name in method_names():
-        sections.append(f"## {name}\n\n```\n{explanation(name)}```\n")
+        sections.append(f"## {name}\n\n```\n{_joined(_method_lines(name))}```\n")
+    sections.append(f"## Settings of every method\n\n```\n{_joined(_common_lines())}```\n")
     return "\n".join(sections)
 
 
@@ -116,27 +129,95 @@ def explanation(name: str) -> str:
     Raises:
         UnknownNameError: nobody registered it; lists the known ones.
     """
+    return _joined([*_method_lines(name), "", "settings of every method", *_common_lines()])
+
+
+def _joined(lines: Iterable[str]) -> str:
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _method_lines(name: str) -> list[str]:
     method = get_method(name)
     lines = [f"{name}: {method.summary}", f"standing: {method.standing}", f"source: {method.source}", ""]
     lines += (inspect.getdoc(method_builder(name)) or "").splitlines()
     for kind in PART_KINDS:
-        if getattr(method, kind).kind != NEUTRAL.get(kind):
-            lines += ["", *_part_lines(kind, getattr(method, kind))]
-    lines += ["", f"entropy.aggregation={method.aggregation}", *_verl_lines(method)]
+        lines += ["", *_part_lines(kind, getattr(method, kind))]
+    lines += ["", "loss:", *_one_setting("entropy.aggregation", method.aggregation, CONFIG_TEXTS["aggregation"])]
+    lines += _verl_lines(method)
     if method.differences:
         lines += ["", "against the source:", *(f"    {line}" for line in textwrap.wrap(method.differences, 112))]
     if method.watch:
         lines += ["", f"watch: {method.watch}"]
-    lines += ["", f"use it: +entropy={name}"]
-    return "\n".join(line.rstrip() for line in lines) + "\n"
+    return [*lines, "", f"use it: +entropy={name}"]
 
 
 def _part_lines(kind: str, part: Any) -> Iterator[str]:
     yield f"{kind}: {part.kind}"
-    for line in (inspect.getdoc(type(part)) or "").split("\n\n>>>")[0].splitlines():
-        yield f"    {line}"
-    for field in dataclasses.fields(part):
-        yield f"  entropy.{kind}.{field.name}={getattr(part, field.name)}"
+    yield f"    {QUESTIONS[kind].capitalize()}."
+    others = ", ".join(other for other in part_names(kind) if other != part.kind)
+    yield f"    entropy/{kind}=NAME chooses another: {others}."
+    if part.kind != NEUTRAL.get(kind):
+        yield ""
+        for line in rule(type(part)).splitlines():
+            yield f"    {line}"
+    yield from _setting_lines(f"entropy.{kind}", part)
+
+
+def _common_lines() -> Iterator[str]:
+    for field in dataclasses.fields(EntropyConfig):
+        key, text = f"entropy.{field.name}", CONFIG_TEXTS.get(field.name)
+        if field.name == "on_missing_state":
+            yield from _one_setting(key, field.default, text)
+        elif field.default_factory is not dataclasses.MISSING:
+            yield f"{key}: {text}"
+            yield from _setting_lines(key, field.default_factory())
+
+
+def _setting_lines(prefix: str, settings: Any) -> Iterator[str]:
+    texts = setting_texts(type(settings))
+    for field in dataclasses.fields(settings):
+        yield from _one_setting(f"{prefix}.{field.name}", getattr(settings, field.name), texts.get(field.name, ""))
+
+
+def _one_setting(key: str, value: Any, text: str) -> Iterator[str]:
+    # As it is written on the command line: null and true.
+    yield f"  {key}={value if isinstance(value, str) else json.dumps(value)}"
+    for line in textwrap.wrap(text, 110):
+        yield f"      {line}"
+
+
+def setting_texts(cls: type) -> dict[str, str]:
+    """What the docstrings of a class and its bases say of each setting, below ``Args:``.
+
+    >>> from verl_aer.target import Band
+    >>> setting_texts(Band)["low"]
+    'lowest entropy that leaves alpha unchanged, nats per token, >= 0.'
+    """
+    texts: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        name = ""
+        for line in _split_docstring(base)[1]:
+            if not line.startswith(" "):
+                name, _, line = line.partition(":")
+                texts[name] = ""
+            texts[name] = f"{texts[name]} {line.strip()}".strip()
+    return texts
+
+
+def rule(cls: type) -> str:
+    """The docstring of a part up to its settings."""
+    return "\n".join(_split_docstring(cls)[0]).strip()
+
+
+def _split_docstring(cls: type) -> tuple[list[str], list[str]]:
+    """The lines before ``Args:``, and those below it without their indentation."""
+    text = inspect.cleandoc(cls.__doc__ or "").split("\n\n>>>")[0]
+    before, _, after = text.partition("Args:\n")
+    below = itertools.takewhile(lambda line: line.startswith("    "), after.splitlines())
+    return before.splitlines(), [line.removeprefix("    ") for line in below]
+
+
+CONFIG_TEXTS = setting_texts(EntropyConfig)
 
 
 def _verl_lines(method: Method) -> Iterator[str]:

@@ -104,9 +104,9 @@ class HistoryHinge(Penalty):
     towards 1: smoothing is strongest early. Without a target yet there is no hinge.
 
     Args:
-        weight: of the hinge, >= 0; the paper has 0.1 (ALFWorld) and 0.05 (ScienceWorld).
-        gamma: decay of beta_k, >= 0.
-        total_steps: K, >= 2; None takes the run's own.
+        weight: weight of the hinge outside the band, >= 0; the paper has 0.1 (ALFWorld) and 0.05 (ScienceWorld).
+        gamma: how fast beta_k comes down from 2 to 1, >= 0; 0 leaves it at 2.
+        total_steps: global steps of beta_k, >= 2; null takes those of the run.
 
     >>> hinge = HistoryHinge(weight=0.1, gamma=0.0)
     >>> hinge.value(torch.tensor([0.5, 1.0, 3.0]), hinge.signal(None, Bounds(0.75, 2.0), step=1))

@@ -48,9 +48,9 @@ class MemoryConfig:
     Args:
         question_key: name of a stable id in the data set's ``extra_info``; where a row has none, data source and
             prompt are its id.
-        capacity: most questions that are remembered, >= 1; beyond it those are forgotten that came up longest ago.
-        rise: eta where the accuracy has risen above Acc_h, in (0, 1].
-        fall: eta elsewhere, in (0, 1].
+        capacity: most questions that are remembered, >= 1; those that came up longest ago are forgotten first.
+        rise: weight of a new accuracy in the remembered one where it is above it, in (0, 1].
+        fall: weight of a new accuracy elsewhere, in (0, 1].
     """
 
     question_key: str = "question_id"

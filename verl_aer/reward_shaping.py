@@ -63,7 +63,9 @@ class Length(RewardShaping):
     that go better than before are asked to get no longer. Source: arXiv 2602.22642. That L_x is the one from before
     this step, or the step's own where there is none, is our reading.
 
-    beta: reward units, >= 0. 0.1 and 0.2 are in the paper's table.
+    Args:
+        beta: reward units that a correct answer loses which is twice as long as the shortest, >= 0. 0.1 and 0.2 are in
+            the paper's table.
     """
 
     uses_questions: ClassVar[bool] = True
@@ -131,12 +133,12 @@ class Ares(RewardShaping):
     coefficient.
 
     Args:
-        window: tokens, >= 1.
-        percentile: of a rollout's window means, whose median over the step is its threshold, in (0, 1).
+        window: tokens of a window, >= 1.
+        percentile: percentile of a rollout's window means, in (0, 1); its median over the step is the threshold.
         threshold_ema: weight of the past in the threshold, in [0, 1).
-        target_ema: weight of the past in T_b, in [0, 1).
-        rate: of gain_b, >= 0.
-        scale: of the whole change, >= 0.
+        target_ema: weight of the past in T_b, the number of windows wanted of each difficulty, in [0, 1).
+        rate: how fast gain_b of each difficulty moves, >= 0.
+        scale: factor of the whole change, >= 0.
     """
 
     uses_entropy: ClassVar[bool] = True

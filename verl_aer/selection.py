@@ -59,7 +59,9 @@ class TopQuantile(Selection):
     SIREN (arXiv 2509.25133) selects so, but for tokens at the quantile, which its code leaves out. TRL's
     top_entropy_quantile is another rule: its quantile is over all tokens of the global batch.
 
-    quantile: share of a response's tokens that does not count, in [0, 1); 0 is ``all``. 0.8 is SIREN's.
+    Args:
+        quantile: share of a response's tokens that does not count, the least uncertain ones, in [0, 1); 0 is ``all``.
+            0.8 is SIREN's.
 
     >>> entropy = torch.tensor([[0.1, 0.4, 0.2, 0.3, 9.9]])
     >>> TopQuantile(quantile=0.5).weights(entropy, torch.tensor([[True, True, True, True, False]]))

@@ -59,7 +59,9 @@ class NoTarget(Target):
 class Absolute(Target):
     """H* = entropy: one number of nats, the same for every model and temperature.
 
-    entropy: nats per token, > 0. 0.2 is the level of Skywork-OR1's released scripts and of TRL's default.
+    Args:
+        entropy: wanted token-mean entropy, nats per token, > 0. 0.2 is the level of Skywork-OR1's released scripts and
+            of TRL's default.
     """
 
     entropy: float = 0.2
@@ -76,8 +78,12 @@ class Absolute(Target):
 class Band(Target):
     """H* = clip(H_t, low, high): any entropy in the band is as good as another (AEnt, arXiv 2509.03493).
 
-    low, high: nats per token, 0 <= low <= high. 0.1 and 0.5 are the defaults of AEnt's code; its GSM8K example has
-    0.05 and 0.23, and says that the results are sensitive to these two alone.
+    0.1 and 0.5 are the defaults of AEnt's code. Its GSM8K example has 0.05 and 0.23, and says that the results are
+    sensitive to these two only.
+
+    Args:
+        low: lowest entropy that leaves alpha unchanged, nats per token, >= 0.
+        high: highest entropy that leaves alpha unchanged, nats per token, >= low.
 
     >>> [Band(low=0.1, high=0.5).level(None, None, entropy) for entropy in (0.05, 0.3, 0.9)]
     [0.1, 0.3, 0.5]
@@ -103,10 +109,10 @@ class Anchored(Target):
     the initial level; tau about 0.4 is the only value reported, second-hand.
 
     Args:
-        tau: share of H0, in (0, 1].
-        initial_entropy: H0 in nats per token if already known; None measures it. On resume a number replaces the saved
-            H0, and None keeps it.
-        anchor_steps: average H0 over this many first steps; alpha does not move before they are over.
+        tau: wanted share of the initial entropy H0, in (0, 1].
+        initial_entropy: H0, nats per token, > 0, if already known; null measures it. On resume a number replaces the
+            saved H0, and null keeps it.
+        anchor_steps: H0 is the mean over this many first steps, >= 1; alpha does not move before they are over.
 
     >>> Anchored(tau=0.4).level(initial_entropy=0.5, history=None, entropy=0.3)
     0.2
@@ -145,7 +151,9 @@ class History(Target):
     The mean is over the whole run and not over a window, so that the band moves less and less. There is none in the
     first step. Source: arXiv 2509.22576, with 0 and 2 in its tables: entropies are then only kept from above.
 
-    kappa_low, kappa_high: shares of H_W, 0 <= kappa_low <= kappa_high.
+    Args:
+        kappa_low: lowest entropy, as a share of H_W, >= 0.
+        kappa_high: highest entropy, as a share of H_W, >= kappa_low.
 
     >>> History(kappa_low=0.5, kappa_high=2.0).bounds(initial_entropy=None, history=0.25)
     Bounds(low=0.125, high=0.5)

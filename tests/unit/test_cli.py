@@ -68,7 +68,7 @@ def test_a_method_is_explained_with_every_setting(name: str, capsys: pytest.Capt
     for part in ("allocation", "functional", "target", "controller"):
         assert f"{part}: {config[part].pop('kind')}" in output
         for key, value in config[part].items():
-            assert f"entropy.{part}.{key}={value}\n" in output
+            assert f"entropy.{part}.{key}={value if isinstance(value, str) else json.dumps(value)}\n" in output
     method = get_method(name)
     assert method.source in output
     assert f"\nwatch: {method.watch}\n" in output

@@ -76,9 +76,10 @@ class CorrectnessConfig:
     """Which rollouts are correct: reward > ``threshold`` where that is set, else the reward's own ``key``.
 
     Args:
-        key: name in the reward's extra info of a value in [0, 1].
-        threshold: in reward units; None asks for the key.
-        on_missing: what becomes of a rollout without the key once others had it: ``error``, or it counts as ``wrong``.
+        key: name of the correctness, a value in [0, 1], in what the reward function returns.
+        threshold: a rollout is correct if its reward is above this, whatever else is returned; null takes the key.
+        on_missing: what happens with a rollout without the key once others had it: ``error``, or it counts as
+            ``wrong``, with a warning and a count.
     """
 
     key: str = "acc"
@@ -95,10 +96,10 @@ class LimitsConfig:
     """After how long without progress a run is stopped, instead of waiting for ever.
 
     Args:
-        weight_update_seconds: for the rollout servers to take the actor's weights, > 0; None takes
+        weight_update_seconds: seconds that a weight update may take, > 0; null takes
             ``actor_rollout_ref.nccl_timeout``.
-        generation_seconds: in which no rollout was finished while the trainer waited for some, > 0; None waits
-            for ever.
+        generation_seconds: seconds in which no rollout was finished while the trainer waited for some, > 0; null
+            waits for ever.
     """
 
     weight_update_seconds: float | None = None
@@ -112,12 +113,15 @@ class LimitsConfig:
 class EntropyConfig:
     """The parsed ``entropy`` node; the parts are instances of registered dataclasses.
 
-    aggregation: what the entropy term is averaged over, ``token-mean``, ``seq-mean-token-mean``, or the ``policy``
-    loss's own mode.
-    memory: how questions are remembered; read by methods alone that ask for it.
-    on_missing_state: what to do on resume where the controller's state is missing or unusable: stop with an
-    ``error``, or ``restart`` the controller afresh.
-    limits: when a run that makes no progress is stopped; no part of the entropy control itself.
+    Args:
+        aggregation: what the entropy term is averaged over: ``token-mean``, all response tokens of the mini-batch
+            whatever the policy loss does; ``seq-mean-token-mean``, each response, then the responses; ``policy``, as
+            the policy loss (``loss_agg_mode``).
+        correctness: which rollouts are correct, for group accuracy.
+        memory: what is remembered of each question, by methods that need it.
+        on_missing_state: what to do on resume without a usable state of the controller: stop with an ``error``, or
+            ``restart`` the controller.
+        limits: when a run that makes no progress is stopped, with the cause and the last good checkpoint.
     """
 
     method: str

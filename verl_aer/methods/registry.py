@@ -37,18 +37,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
-PART_KINDS = (
-    "allocation",
-    "functional",
-    "pushed",
-    "selection",
-    "target",
-    "controller",
-    "penalty",
-    "reward_shaping",
-    "advantage_shaping",
-)
-"""The questions, in the order in which a config names them."""
+QUESTIONS = {
+    "allocation": "which trajectory gets how much of the global coefficient",
+    "functional": "which entropy of a token's distribution is measured, for the controller",
+    "pushed": "which entropy the loss pushes: the one that is measured (same), or another functional",
+    "selection": "which tokens of a response count",
+    "target": "which token-mean entropy is wanted",
+    "controller": "how the global coefficient alpha moves",
+    "penalty": "how a token's entropy enters the loss",
+    "reward_shaping": "what is added to a rollout's reward",
+    "advantage_shaping": "what becomes of a token's advantage",
+}
+"""What each kind of part decides, in the order in which a config names them."""
+
+PART_KINDS = tuple(QUESTIONS)
 
 NEUTRAL = {
     "pushed": "same",

@@ -222,6 +222,15 @@ def test_in_bypass_mode_one_pass_computes_one_functional_of_the_logits(files):
         assert problems_of(files, *right, *bypass) == {}
 
 
+def test_a_target_that_nothing_uses_is_a_note(files):
+    fixed = ["entropy/controller=fixed", "entropy/target=absolute", "entropy.target.entropy=0.3"]
+    (note,) = preflight(composed(files, *fixed))
+    assert isinstance(note, Note)
+    assert "'fixed' does not use the target 'absolute'" in note.message
+    assert preflight(composed(files, "entropy/controller=fixed", "entropy/target=none")) == []
+    assert preflight(composed(files, *fixed, "entropy/penalty=squared_anchor")) == []
+
+
 def test_group_of_one_is_fine_where_difficulty_is_not_asked(files):
     assert problems_of(files, "entropy=aer_no_allocation", "actor_rollout_ref.rollout.n=1") == {}
 

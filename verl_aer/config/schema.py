@@ -345,7 +345,8 @@ class _Parser:
                 self._add(
                     full,
                     f"{what}; it belongs to {' and '.join(map(repr, owners))}",
-                    f"Remove it with the override ~{full}, or set entropy.{part}.kind={owners[0]}.",
+                    f"Choose the part with entropy/{part}={kind}, which leaves no settings of another part, or remove "
+                    f"this one with ~{full}.",
                 )
             else:
                 self._add(
@@ -388,19 +389,13 @@ class _Parser:
             self._add(
                 "entropy.target.kind",
                 f"the controller {controller.kind!r} steers towards a target and there is none",
-                "Set entropy.target.kind to anchored or absolute, or entropy.controller.kind=fixed.",
+                "Set entropy/target=anchored or entropy/target=absolute, or entropy/controller=fixed.",
             )
         if penalty.uses_target and target.kind == "none":
             self._add(
                 "entropy.target.kind",
                 f"the penalty {penalty.kind!r} draws towards a target and there is none",
-                "Set entropy.target.kind to anchored, absolute, band or history, or entropy.penalty.kind=bonus.",
-            )
-        if target.kind != "none" and not (controller.uses_target or penalty.uses_target):
-            self._add(
-                "entropy.target.kind",
-                f"the controller {controller.kind!r} never looks at the target {target.kind!r}",
-                "Set entropy.target.kind=none, or entropy.controller.kind=integral.",
+                "Set entropy/target to anchored, absolute, band or history, or set entropy/penalty=bonus.",
             )
 
     def _check_pushed(self, functional: Any | None, pushed: Any | None, penalty: Any | None) -> None:
@@ -411,7 +406,7 @@ class _Parser:
                 "entropy.pushed.kind",
                 f"the penalty {penalty.kind!r} draws what is pushed, {pushed.kind!r}, towards a target of what is "
                 f"measured, {functional.kind!r}",
-                "Set entropy.pushed.kind=same, or entropy.penalty.kind=bonus.",
+                "Set entropy/pushed=same, or entropy/penalty=bonus.",
             )
 
 

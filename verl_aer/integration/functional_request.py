@@ -62,7 +62,7 @@ def push_warnings(config: DictConfig, entropy: EntropyConfig) -> list[str]:
     return [
         f"entropy.pushed: the loss pushes {entropy.pushed_functional.kind!r}, and a step is one mini-batch and one "
         f"epoch (data.train_batch_size={batch}, ppo_mini_batch_size={actor.ppo_mini_batch_size}, ppo_epochs=1): "
-        "on-policy its expected gradient is zero, and the bonus only adds noise. Set entropy.pushed.kind=full, or a "
+        "on-policy its expected gradient is zero, and the bonus only adds noise. Set entropy/pushed=full, or a "
         "smaller ppo_mini_batch_size."
     ]
 
@@ -87,6 +87,6 @@ def require_done(data: TensorDict) -> None:
     if request is not None and not tu.get_non_tensor_data(data=data, key=DONE_KEY, default=False):
         raise RuntimeError(
             f"the training engine ignored the functional {request}: it is not veRL's FSDP engine as this package "
-            "extends it. Set entropy.functional.kind=full and entropy.pushed.kind=same, or "
+            "extends it. Set entropy/functional=full and entropy/pushed=same, or "
             "actor_rollout_ref.actor.strategy to fsdp or fsdp2."
         )

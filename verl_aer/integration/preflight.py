@@ -141,7 +141,7 @@ def _no_second_entropy_term(config: DictConfig) -> Iterator[Problem]:
             f"{ACTOR}.entropy_coeff",
             f"veRL's own entropy term (coefficient {coefficient}) would be added to this one",
             f"Set {ACTOR}.entropy_coeff=0; for a fixed coefficient use "
-            f"entropy=fixed entropy.controller.coefficient={coefficient}.",
+            f"+entropy=fixed entropy.controller.coefficient={coefficient}.",
         )
 
 
@@ -275,6 +275,16 @@ MACHINE_CHECKS = [
 # ------------------------------------------------------------------ what a setting of the entropy control asks for
 
 
+def _target_is_used(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
+    target, controller = entropy.target.kind, entropy.controller
+    if target != "none" and not (controller.uses_target or entropy.penalty.uses_target):
+        yield Note(
+            "entropy.target.kind",
+            f"the controller {controller.kind!r} does not use the target {target!r}: it is only logged",
+            "Set entropy/controller=integral to hold the entropy at it, or entropy/target=none.",
+        )
+
+
 def _groups_are_groups(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
     n = config.actor_rollout_ref.rollout.n
     if entropy.uses_accuracy and n < 2:
@@ -282,7 +292,7 @@ def _groups_are_groups(config: DictConfig, entropy: EntropyConfig) -> Iterator[P
             "actor_rollout_ref.rollout.n",
             f"a prompt's difficulty is its group's accuracy, and groups have {n} rollout",
             "Set actor_rollout_ref.rollout.n to 2 or more (8 is usual), or use a method with "
-            "allocation `uniform`, such as entropy=aer_no_allocation.",
+            "allocation `uniform`, such as +entropy=aer_no_allocation.",
         )
 
 
@@ -302,18 +312,19 @@ def _functional_is_computed(config: DictConfig, entropy: EntropyConfig) -> Itera
     for key, functional in asked.items():
         if request_of(functional) is None:
             continue
+        full = f"{key.removesuffix('.kind').replace('.', '/')}=full"
         if actor.strategy not in BACKENDS:
             yield Problem(
                 key,
                 f"the training engine {actor.strategy!r} computes the entropy of the whole vocabulary and not "
                 f"{functional.kind!r}",
-                f"Set {ACTOR}.strategy to {' or '.join(BACKENDS)}, or {key}=full.",
+                f"Set {ACTOR}.strategy to {' or '.join(BACKENDS)}, or {full}.",
             )
         if config.actor_rollout_ref.model.use_fused_kernels:
             yield Problem(
                 key,
                 f"fused kernels never have a whole row of logits, and {functional.kind!r} needs one",
-                f"Set actor_rollout_ref.model.use_fused_kernels=false, or {key}=full.",
+                f"Set actor_rollout_ref.model.use_fused_kernels=false, or {full}.",
             )
 
 
@@ -324,8 +335,7 @@ def _update_computes_one_functional(config: DictConfig, entropy: EntropyConfig) 
             "entropy.pushed.kind",
             f"in bypass mode {measured.kind!r} is measured in the update, where {pushed.kind!r} is pushed, and one "
             "pass over the logits computes one functional",
-            "Set entropy.pushed.kind=same, entropy.functional.kind=sampled, or "
-            "algorithm.rollout_correction.bypass_mode=false.",
+            "Set entropy/pushed=same, entropy/functional=sampled, or algorithm.rollout_correction.bypass_mode=false.",
         )
 
 
@@ -338,7 +348,7 @@ def _shaping_has_entropies(config: DictConfig, entropy: EntropyConfig) -> Iterat
             yield Problem(
                 f"entropy.{part}.kind",
                 f"{shaping.kind!r} needs the tokens' entropies before the update, and bypass mode has none",
-                f"Set algorithm.rollout_correction.bypass_mode=false, or entropy.{part}.kind=none.",
+                f"Set algorithm.rollout_correction.bypass_mode=false, or entropy/{part}=none.",
             )
 
 
@@ -417,6 +427,7 @@ def _state_can_be_resumed(config: DictConfig, entropy: EntropyConfig) -> Iterato
 
 
 ENTROPY_CHECKS = [
+    _target_is_used,
     _groups_are_groups,
     _verls_own_part_is_chosen,
     _functional_is_computed,

@@ -25,7 +25,7 @@ def ceeh_me() -> Method:
     second half, and the term then a penalty on entropy; entropy.controller.shape=cos_half is what may have been meant.
     Advantages are not divided by the group's standard deviation. The term acts off-policy only: while the policy is the
     one that sampled, the gradient of H^ is zero in expectation. The paper has 16 mini-batches a step; with a single one
-    set entropy.pushed.kind=full.
+    set entropy/pushed=full.
     """
     return Method(
         allocation=Historical(),

@@ -147,12 +147,12 @@ PartClass = TypeVar("PartClass", bound=type)
 
 
 def register_allocation(name: str) -> Callable[[PartClass], PartClass]:
-    """Register a dataclass derived from ``Allocation`` as ``entropy.allocation.kind=<name>``."""
+    """Register a dataclass derived from ``Allocation`` as ``entropy/allocation=<name>``."""
     return _register_part("allocation", name)
 
 
 def register_functional(name: str) -> Callable[[PartClass], PartClass]:
-    """Register a dataclass derived from ``Functional`` as ``entropy.functional.kind`` and ``entropy.pushed.kind``."""
+    """Register a dataclass derived from ``Functional`` as ``entropy/functional=<name>`` and ``entropy/pushed``."""
 
     def register(cls: PartClass) -> PartClass:
         return register_pushed(name)(_register_part("functional", name)(cls))
@@ -161,37 +161,37 @@ def register_functional(name: str) -> Callable[[PartClass], PartClass]:
 
 
 def register_pushed(name: str) -> Callable[[PartClass], PartClass]:
-    """Register what ``entropy.pushed.kind`` may be beside the functionals."""
+    """Register what ``entropy/pushed`` may be in addition to the functionals."""
     return _register_part("pushed", name)
 
 
 def register_target(name: str) -> Callable[[PartClass], PartClass]:
-    """Register a dataclass derived from ``Target`` as ``entropy.target.kind=<name>``."""
+    """Register a dataclass derived from ``Target`` as ``entropy/target=<name>``."""
     return _register_part("target", name)
 
 
 def register_controller(name: str) -> Callable[[PartClass], PartClass]:
-    """Register a dataclass derived from ``Controller`` as ``entropy.controller.kind=<name>``."""
+    """Register a dataclass derived from ``Controller`` as ``entropy/controller=<name>``."""
     return _register_part("controller", name)
 
 
 def register_selection(name: str) -> Callable[[PartClass], PartClass]:
-    """Register a dataclass derived from ``Selection`` as ``entropy.selection.kind=<name>``."""
+    """Register a dataclass derived from ``Selection`` as ``entropy/selection=<name>``."""
     return _register_part("selection", name)
 
 
 def register_penalty(name: str) -> Callable[[PartClass], PartClass]:
-    """Register a dataclass derived from ``Penalty`` as ``entropy.penalty.kind=<name>``."""
+    """Register a dataclass derived from ``Penalty`` as ``entropy/penalty=<name>``."""
     return _register_part("penalty", name)
 
 
 def register_reward_shaping(name: str) -> Callable[[PartClass], PartClass]:
-    """Register a dataclass derived from ``RewardShaping`` as ``entropy.reward_shaping.kind=<name>``."""
+    """Register a dataclass derived from ``RewardShaping`` as ``entropy/reward_shaping=<name>``."""
     return _register_part("reward_shaping", name)
 
 
 def register_advantage_shaping(name: str) -> Callable[[PartClass], PartClass]:
-    """Register a dataclass derived from ``AdvantageShaping`` as ``entropy.advantage_shaping.kind=<name>``."""
+    """Register a dataclass derived from ``AdvantageShaping`` as ``entropy/advantage_shaping=<name>``."""
     return _register_part("advantage_shaping", name)
 
 
@@ -213,7 +213,7 @@ def _register_part(part: str, name: str) -> Callable[[PartClass], PartClass]:
 
 
 def register_method(name: str) -> Callable[[Callable[[], Method]], Callable[[], Method]]:
-    """Register a function that builds the method; its docstring gives the formula and the source."""
+    """Register a function that builds the method ``+entropy=<name>``; its docstring has the formula and the source."""
 
     def register(build: Callable[[], Method]) -> Callable[[], Method]:
         _refuse_another(_methods, "method", name, build)

@@ -210,7 +210,7 @@ def test_in_bypass_mode_one_pass_computes_one_functional_of_the_logits(files):
     assert "'full' is measured in the update, where 'clamped' is pushed" in shown["entropy.pushed.kind"]
     assert "entropy.pushed.kind" in problems_of(files, "entropy=aent", "entropy.pushed.kind=full", *bypass)
     assert "entropy.pushed.kind" in problems_of(
-        files, "entropy=aent", "entropy.pushed.kind=clamped", "+entropy.pushed.p=0.4", *bypass
+        files, "entropy=aent", "entropy/pushed=clamped", "entropy.pushed.p=0.4", *bypass
     )
     for right in (
         ["entropy=skywork"],

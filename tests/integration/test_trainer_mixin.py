@@ -139,7 +139,7 @@ def run_step(trainer) -> dict[str, float]:
 
 MODES = [("sync", 1), ("colocate_async", 1), ("separate_async", 3)]
 """veRL's trainer modes, each with the local updates of a step that it is tried with."""
-PLAIN_REWARD = ["entropy.reward_shaping.kind=none", "~entropy.reward_shaping.beta"]
+PLAIN_REWARD = ["entropy/reward_shaping=none"]
 HALF = ["entropy.target.tau=0.5", "entropy.controller.eta=0.1"]
 
 

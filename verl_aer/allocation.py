@@ -14,12 +14,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from verl_aer.correctness import Groups
+from verl_aer.errors import VerlAerError
 from verl_aer.methods.registry import Part, register_allocation
 
 SHAPES = ("linear", "step", "power")
 
 
-class AllocationError(ValueError):
+class AllocationError(VerlAerError, ValueError):
     """An allocation returned weights that cannot be used; the message names the prompt and the value."""
 
 

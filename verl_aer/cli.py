@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verl_aer.extras import MissingExtraError
+from verl_aer.errors import InputError, VerlAerError
 
 if TYPE_CHECKING:
     from verl_aer.config.schema import EntropyConfig
@@ -43,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever reads, `head` for one, has read enough; the interpreter's own last flush must not complain either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return OK
-    except (ValueError, OSError, MissingExtraError) as error:
-        # All errors of input in this package are ValueErrors whose message names the file or the key.
+    except (VerlAerError, OSError) as error:
+        # Bad input, or a file that cannot be read or written. Any other exception is a bug and keeps its traceback.
         print(f"verl-aer {args.subcommand}: {error}", file=sys.stderr)
         return BAD_INPUT
 
@@ -387,16 +387,14 @@ def _simulate(args: argparse.Namespace) -> int:
 
 
 def _replay(log: Path, config: Path | None) -> int:
-    import json
-
-    from verl_aer.config.schema import parse_entropy_config
+    from verl_aer.files import read_json
     from verl_aer.metrics_log import entropy_settings_path, read_metrics_log
     from verl_aer.simulate import replay
 
     config = config or entropy_settings_path(log)
     if not config.is_file():
-        raise ValueError(f"{config}: no such file; name the run's entropy settings with --config FILE")
-    result = replay(read_metrics_log(log), parse_entropy_config(json.loads(config.read_text())))
+        raise InputError(f"{config}: no such file; name the run's entropy settings with --config FILE")
+    result = replay(read_metrics_log(log), _parse_entropy_config(read_json(config)))
     difference = result.largest_difference
     print(f"{log}: {len(result.steps)} alphas recomputed, largest difference {difference:.3g}")
     # NaN compares false, and is a difference.
@@ -420,7 +418,7 @@ def _compare(args: argparse.Namespace) -> int:
 
     folders = _labelled([run if "=" in run else f"{Path(run).name}={run}" for run in args.runs], default="")
     if len(folders) < 2 or any(len(same) > 1 for same in folders.values()):
-        raise ValueError("give two evaluations or more, with different labels")
+        raise InputError("give two evaluations or more, with different labels")
     labelled = {label: read_run(folder) for label, (folder,) in folders.items()}
     require_same_settings({label: folder for label, (folder,) in folders.items()})
     table = comparison_table(labelled, sorted(set(args.k)))
@@ -444,7 +442,7 @@ def _data(args: argparse.Namespace) -> int:
     if found.bad:
         print(f"bad rows, whole: {bad_rows}", file=sys.stderr)
     if not found.rows or len(found.bad) == found.rows:
-        raise ValueError(f"{args.file}: no row that veRL could train on")
+        raise InputError(f"{args.file}: no row that veRL could train on")
     return PROBLEM if args.strict and found.bad else OK
 
 
@@ -456,15 +454,13 @@ def _plot(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    import json
-
-    from verl_aer.files import write_text_atomically
+    from verl_aer.files import read_json, write_text_atomically
     from verl_aer.html_report import html_report
     from verl_aer.metrics_log import entropy_settings_path
 
     labelled = _labelled(args.logs, default="run")
     files = {label: entropy_settings_path(paths[0]) for label, paths in labelled.items()}
-    settings = {label: json.loads(file.read_text()) for label, file in files.items() if file.is_file()}
+    settings = {label: read_json(file) for label, file in files.items() if file.is_file()}
     out = args.out or _beside(labelled, ".html")
     write_text_atomically(out, html_report(_read_arms(labelled), settings, args.command_line, args.title))
     print(f"report: {out}")
@@ -512,7 +508,7 @@ def _import_modules_of_the_user() -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise ValueError(f"VERL_USE_EXTERNAL_MODULES names {name}, which cannot be imported: {error}") from error
+            raise InputError(f"VERL_USE_EXTERNAL_MODULES names {name}, which cannot be imported: {error}") from error
 
 
 def _methods(args: argparse.Namespace) -> int:
@@ -569,12 +565,25 @@ def _labelled(arguments: Sequence[str], default: str) -> dict[str, list[Path]]:
 
 
 def _entropy_config(method: str, settings: Sequence[str]) -> EntropyConfig:
+    import yaml
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    from verl_aer import parse_entropy_config
+    try:
+        node = OmegaConf.merge({"method": method}, OmegaConf.from_dotlist(_settings_for(method, settings)))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise InputError(f"--set: {error}") from error
+    return _parse_entropy_config(node)
 
-    node = OmegaConf.merge({"method": method}, OmegaConf.from_dotlist(_settings_for(method, settings)))
-    return parse_entropy_config(node)
+
+def _parse_entropy_config(node: Mapping) -> EntropyConfig:
+    from verl_aer import ConfigError, parse_entropy_config
+
+    # Until ConfigError derives from VerlAerError: then this function can go.
+    try:
+        return parse_entropy_config(node)
+    except ConfigError as error:
+        raise InputError(str(error)) from error
 
 
 def _settings_for(method: str, settings: Sequence[str]) -> list[str]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from verl_aer.errors import VerlAerError
+
 HARD_UP_TO = 0.25
 """Prompts of at most this accuracy are reported as hard; not tied to rho, so that runs can be compared."""
 
@@ -32,7 +34,7 @@ ON_MISSING = ("error", "wrong")
 """What becomes of a rollout for which the reward reports no correctness."""
 
 
-class CorrectnessError(ValueError):
+class CorrectnessError(VerlAerError, ValueError):
     """Nothing says, or something contradicts, which rollouts are correct."""
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 
+from verl_aer.errors import VerlAerError
+
 EXTRAS = {"math_verify": "math", "matplotlib": "plot"}
 """Module -> the extra that installs it."""
 
 
-class MissingExtraError(ImportError):
+class MissingExtraError(VerlAerError, ImportError):
     """An optional package is needed and not installed; the message says how to install it."""
 
 

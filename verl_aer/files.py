@@ -1,12 +1,16 @@
-"""Whole files or none: written under a temporary name in the same folder, then renamed."""
+"""Write whole files or none, under a temporary name that is then renamed; read JSON files."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+from verl_aer.errors import InputError
 
 
 @contextmanager
@@ -33,6 +37,18 @@ def replaced_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
     with replaced_atomically(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        InputError: the file is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not a JSON file ({error})") from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -13,8 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from verl_aer.errors import VerlAerError
 
-class MetricsLogError(ValueError):
+
+class MetricsLogError(VerlAerError, ValueError):
     """A metrics log that cannot be read: the message names the file, the line and what to do."""
 
 

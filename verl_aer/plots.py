@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from verl_aer.errors import InputError
 from verl_aer.extras import require_extra
 from verl_aer.files import replaced_atomically
 from verl_aer.metrics_log import series
@@ -72,7 +73,7 @@ def plot_runs(
         log_entropy: entropies on a logarithmic axis, for arms that collapse beside arms that explode.
 
     Raises:
-        ValueError: no arm, or an arm's seeds have no step in common.
+        InputError: no arm, or an arm's seeds have no step in common.
     """
     with _style() as plt:
         colours = arm_colours(arms)
@@ -121,11 +122,11 @@ def arm_colours(arms: Iterable[str]) -> dict[str, str]:
     """The colour of each label.
 
     Raises:
-        ValueError: no label.
+        InputError: no label.
     """
     labels = list(arms)
     if not labels:
-        raise ValueError("no metrics log to plot")
+        raise InputError("no metrics log to plot")
     taken = [COLOURS[label] for label in labels if label in COLOURS]
     spare = [colour for colour in SPARE_COLOURS if colour not in taken]
     others = [label for label in labels if label not in COLOURS]
@@ -225,7 +226,7 @@ def _align(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Trace:
     for steps, _ in pairs[1:]:
         common = np.intersect1d(common, steps)
     if not len(common):
-        raise ValueError("the seeds of one label have no step in common")
+        raise InputError("the seeds of one label have no step in common")
     return Trace(common, np.stack([values[np.isin(steps, common)] for steps, values in pairs]))
 
 

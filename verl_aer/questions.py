@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from verl_aer.correctness import Groups
+from verl_aer.errors import InputError
 
 
 class Question(NamedTuple):
@@ -146,7 +147,7 @@ def question_id(extra_info: Any, data_source: Any, prompt: Any, key: str) -> str
     try:
         text = json.dumps([data_source, prompt], sort_keys=True, default=_content)
     except TypeError as error:
-        raise ValueError(
+        raise InputError(
             f"a question has no {key!r} in the data set's extra_info, and its prompt gives no stable id ({error}). Add "
             f"extra_info.{key} to every row, or name another column of extra_info in entropy.memory.question_key."
         ) from error

@@ -24,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from verl_aer.errors import VerlAerError
 from verl_aer.files import write_text_atomically
 from verl_aer.process_tree import ProcessTree, end_with_the_parent
 
@@ -42,7 +43,7 @@ LOG_TAIL_BYTES = 2**20
 """Of each of Ray's own logs that is kept."""
 
 
-class NodeError(ValueError):
+class NodeError(VerlAerError, ValueError):
     """Ray cannot be started on this node; the message says what is wrong with it."""
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from verl_aer.correctness import Groups
+from verl_aer.errors import VerlAerError
 
 
-class ShapingError(ValueError):
+class ShapingError(VerlAerError, ValueError):
     """A shaping returned something that cannot be used; the message names the row and the value."""
 
 

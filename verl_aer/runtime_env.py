@@ -14,6 +14,7 @@ from pathlib import Path
 import yaml
 
 import verl_aer
+from verl_aer.errors import InputError
 
 PLUGIN = "verl_aer.integration.plugin"
 SET_BY_VERL = (
@@ -37,7 +38,7 @@ def runtime_env_yaml(modules: Sequence[Path] = (), variables: Sequence[str] = ()
         variables: `NAME=VALUE`, for every process on every node.
 
     Raises:
-        ValueError: a folder that is no package, or a variable that cannot be set so.
+        InputError: a folder that is no package, or a variable that cannot be set so.
     """
     folders = [Path(verl_aer.__file__).parent, *(_package(module) for module in modules)]
     loaded = [PLUGIN, *(folder.name for folder in folders[1:])]
@@ -54,14 +55,14 @@ def runtime_env_yaml(modules: Sequence[Path] = (), variables: Sequence[str] = ()
 
 def _package(folder: Path) -> Path:
     if not (folder / "__init__.py").is_file():
-        raise ValueError(f"--module {folder}: no package (a folder with an __init__.py)")
+        raise InputError(f"--module {folder}: no package (a folder with an __init__.py)")
     return folder.resolve()
 
 
 def _variable(text: str) -> tuple[str, str]:
     name, separator, value = text.partition("=")
     if not separator or not name:
-        raise ValueError(f"--env {text}: write NAME=VALUE")
+        raise InputError(f"--env {text}: write NAME=VALUE")
     if name in SET_BY_VERL:
-        raise ValueError(f"--env {name}: veRL sets it itself; set it where Ray is started, on every node")
+        raise InputError(f"--env {name}: veRL sets it itself; set it where Ray is started, on every node")
     return name, os.path.expandvars(value)

@@ -20,6 +20,7 @@ import numpy as np
 from verl_aer.config.schema import EntropyConfig
 from verl_aer.control import ControlState, EntropyControl
 from verl_aer.correctness import DIFFICULTY_BUCKETS, Groups
+from verl_aer.errors import InputError, VerlAerError
 from verl_aer.metrics import decision_metrics
 from verl_aer.metrics_log import MetricsRow
 
@@ -134,7 +135,7 @@ class Population:
     def __post_init__(self) -> None:
         for name in ("generalization", "hard_first", "hard_last"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+                raise InputError(f"{name} must be in [0, 1], got {getattr(self, name)}")
 
     def coefficients(self, alpha: float, weights: np.ndarray) -> np.ndarray:
         """a_i, ``(P,)`` loss units per nat."""
@@ -189,7 +190,7 @@ def _groups(accuracy: np.ndarray, entropy: np.ndarray, initial_entropy: float | 
     )
 
 
-class ReplayError(ValueError):
+class ReplayError(VerlAerError, ValueError):
     """A log that cannot be replayed; the message says what is missing."""
 
 

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 from verl_aer.config.schema import EntropyConfig, measures_responses, to_mapping
 from verl_aer.control import ControlState
+from verl_aer.errors import VerlAerError
 from verl_aer.files import write_text_atomically
 from verl_aer.methods.registry import PART_KINDS, get_method, get_part, method_names, part_names
 from verl_aer.questions import Question, QuestionMemory
@@ -64,7 +65,7 @@ class SavedRun(NamedTuple):
     changes: list[str]
 
 
-class StateError(ValueError):
+class StateError(VerlAerError, ValueError):
     """A state file that cannot be used: the message names the file, the problem and the switch that restarts."""
 
     def __init__(self, path: str | os.PathLike[str], problem: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from verl_aer.errors import VerlAerError
 
-class AdaptationError(RuntimeError):
+
+class AdaptationError(VerlAerError, RuntimeError):
     """What the adaptation expected, what it found, and what to do about it."""
 
 

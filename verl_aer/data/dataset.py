@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from verl_aer.errors import VerlAerError
+
 BOXED = "Let's think step by step and output the final answer within \\boxed{}."
 """What follows a question, unless a script or its user says otherwise."""
 
@@ -15,7 +17,7 @@ Row = Mapping[str, Any]
 """A row as the source has it."""
 
 
-class BadRow(ValueError):
+class BadRow(VerlAerError, ValueError):
     """A row that cannot be a question with an answer; the message says why."""
 
 

@@ -17,12 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from verl_aer.data.dataset import answer_kind
 from verl_aer.data.prepare import quantiles
+from verl_aer.data.reading import open_parquet
 from verl_aer.data.text import digest_of, key_of
+from verl_aer.errors import InputError
 from verl_aer.files import replaced_atomically
 from verl_aer.tables import Table
 
@@ -68,7 +67,7 @@ def inspect(file: Path, bad_rows: Path | None = None) -> Inspection:
     """Look at every row; the bad ones go, whole, to the JSON lines file ``bad_rows``.
 
     Raises:
-        ValueError: the file cannot be read, or lacks a column.
+        InputError: the file cannot be read, or lacks a column.
     """
     found, seen = Inspection(str(file)), set()
     bad: list[dict[str, Any]] = []
@@ -95,15 +94,10 @@ def inspect(file: Path, bad_rows: Path | None = None) -> Inspection:
 
 
 def _rows(file: Path) -> Iterator[dict[str, Any]]:
-    if not file.is_file():
-        raise ValueError(f"{file}: no such file")
-    try:
-        source = pq.ParquetFile(file)
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{file}: not a parquet file ({error})") from None
+    source = open_parquet(file)
     missing = [name for name in COLUMNS if name not in source.schema_arrow.names]
     if missing:
-        raise ValueError(f"{file}: lacks {', '.join(missing)}; prepare it with a script of data_prep")
+        raise InputError(f"{file}: lacks {', '.join(missing)}; prepare it with a script of data_prep")
     for batch in source.iter_batches(BATCH_ROWS):
         yield from batch.to_pylist()
 

@@ -24,9 +24,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_aer.data.dataset import BOXED, BadRow, DataSet, Problem, answer_kind
-from verl_aer.data.reading import Block, read_blocks
+from verl_aer.data.reading import Block, open_parquet, read_blocks
 from verl_aer.data.text import Held, digest_of, key_of
-from verl_aer.extras import MissingExtraError
+from verl_aer.errors import InputError, VerlAerError
 from verl_aer.files import replaced_atomically
 from verl_aer.tables import Table, as_text
 
@@ -262,18 +262,18 @@ def questions_of(files: Sequence[Path]) -> Iterator[str]:
     """The questions of files that these scripts have written.
 
     Raises:
-        ValueError: a file that is none.
+        InputError: a file that is none.
     """
     for file in files:
         if not file.is_file():
-            raise ValueError(f"{file}: no such file; prepare the evaluation sets first")
-        source = pq.ParquetFile(file)
+            raise InputError(f"{file}: no such file; prepare the evaluation sets first")
+        source = open_parquet(file)
         if "extra_info" not in source.schema_arrow.names:
-            raise ValueError(f"{file}: has no column extra_info; give a file that a script of data_prep has written")
+            raise InputError(f"{file}: has no column extra_info; give a file that a script of data_prep has written")
         for batch in source.iter_batches(columns=["extra_info"]):
             for info in batch.column(0).to_pylist():
                 if not isinstance(info, dict) or not isinstance(info.get("question"), str):
-                    raise ValueError(f"{file}: a row without extra_info.question; prepare it again")
+                    raise InputError(f"{file}: a row without extra_info.question; prepare it again")
                 yield info["question"]
 
 
@@ -299,11 +299,11 @@ def prepare(
         watch: hands the blocks on and shows how far it is.
 
     Raises:
-        ValueError: input that cannot be read, settings out of bounds, no row left, or a bad row where ``strict``.
+        InputError: input that cannot be read, settings out of bounds, no row left, or a bad row where ``strict``.
     """
     settings = settings or Settings()
     if settings.problems():
-        raise ValueError("; ".join(settings.problems()))
+        raise InputError("; ".join(settings.problems()))
     held = Held(questions_of(against), settings.ngram)
     report = Report(dataset.name, settings={**asdict(settings), "against": [file.name for file in against]})
     with ExitStack() as stack:
@@ -326,7 +326,7 @@ def prepare(
             refusal = f"{sum(report.bad.values())} bad rows, and --strict"
         if refusal:
             shown = "".join(f"\n  {row.file} row {row.row}: {row.reason}" for row in first_bad)
-            raise ValueError(f"{refusal}: nothing was written{shown}")
+            raise InputError(f"{refusal}: nothing was written{shown}")
         account.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
     return report
 
@@ -347,7 +347,7 @@ def run(dataset: DataSet, arguments: Sequence[str] | None = None) -> int:
             fault_of=_math_fault if args.check_answers else None,
             watch=_shown,
         )
-    except (ValueError, OSError, MissingExtraError) as error:
+    except (VerlAerError, OSError) as error:
         print(f"{dataset.name}: {error}", file=sys.stderr)
         return BAD_INPUT
     print("\n".join(as_text(table) for table in report.tables()))
@@ -398,7 +398,10 @@ def _token_counter(name: str) -> Callable[[list[dict[str, str]]], int]:
     # Imported here: seconds, for those who ask for it.
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"--tokenizer {name}: {error}") from error
 
     def tokens(prompt: list[dict[str, str]]) -> int:
         if tokenizer.chat_template is None:

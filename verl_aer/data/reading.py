@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from verl_aer.data.dataset import DataSet
 from verl_aer.data.text import digest_of
+from verl_aer.errors import InputError
 
 BLOCK_ROWS = 131_072
 LARGEST_CELL = 2**31 - 1
@@ -39,7 +40,7 @@ def read_blocks(dataset: DataSet, files: list[Path]) -> Iterator[Block]:
     """All rows of the local files, or of the hub's data set where there are none.
 
     Raises:
-        ValueError: a file that is missing or of no known kind, or a hub that cannot be reached.
+        InputError: a file that is missing or of no known kind, or a hub that cannot be reached.
     """
     seen: set[bytes] = set()
     if not files:
@@ -48,15 +49,26 @@ def read_blocks(dataset: DataSet, files: list[Path]) -> Iterator[Block]:
         yield from _from_file(file, dataset, seen)
 
 
+def open_parquet(file: Path) -> pq.ParquetFile:
+    """Open a parquet file.
+
+    Raises:
+        InputError: there is no such file, or it is not a parquet file.
+    """
+    if not file.is_file():
+        raise InputError(f"{file}: no such file")
+    try:
+        return pq.ParquetFile(file)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{file}: not a parquet file ({error})") from None
+
+
 def _from_file(file: Path, dataset: DataSet, seen: set[bytes]) -> Iterator[Block]:
     if not file.is_file():
-        raise ValueError(f"{file}: no such file")
+        raise InputError(f"{file}: no such file")
     name = str(file)
     if file.suffix == ".parquet":
-        try:
-            source = pq.ParquetFile(file)
-        except pa.ArrowInvalid as error:
-            raise ValueError(f"{file}: not a parquet file ({error})") from None
+        source = open_parquet(file)
         columns = [column for column in dataset.columns if column in source.schema_arrow.names]
         yield from _thinned(source.iter_batches(BLOCK_ROWS, columns=columns), dataset.repeats, seen, name)
     elif file.suffix in (".jsonl", ".json", ".ndjson"):
@@ -64,7 +76,7 @@ def _from_file(file: Path, dataset: DataSet, seen: set[bytes]) -> Iterator[Block
     elif file.suffix == ".csv":
         yield from _in_blocks(_csv_rows(file), name)
     else:
-        raise ValueError(f"{file}: what kind of file is this? Its name has to end in .parquet, .jsonl, .json or .csv")
+        raise InputError(f"{file}: what kind of file is this? Its name has to end in .parquet, .jsonl, .json or .csv")
 
 
 def _json_rows(file: Path) -> Iterator[dict[str, Any] | str]:
@@ -76,7 +88,7 @@ def _json_rows(file: Path) -> Iterator[dict[str, Any] | str]:
             try:
                 values = json.load(lines)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{file}: begins like a JSON list and is none ({error})") from None
+                raise InputError(f"{file}: begins like a JSON list and is none ({error})") from None
             yield from (value if isinstance(value, dict) else "not a JSON object" for value in values)
             return
         for line in lines:
@@ -116,7 +128,7 @@ def _from_hub(dataset: DataSet) -> Iterator[pa.RecordBatch]:
         for table in stream.with_format("arrow").iter(batch_size=BLOCK_ROWS):
             yield from table.combine_chunks().to_batches()
     except (OSError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
+        raise InputError(
             f"{dataset.hub}: cannot be read from the hub ({type(error).__name__}: {error}). "
             "Download it elsewhere, and give its files with --input"
         ) from None

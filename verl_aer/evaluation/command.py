@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from verl_aer.errors import InputError
 from verl_aer.evaluation.run import (
     batches_of,
     load_reward,
@@ -28,7 +29,7 @@ def evaluate(args: argparse.Namespace) -> int:
     """Run or go on with an evaluation, and write its report; the exit code.
 
     Raises:
-        ValueError: input that cannot be evaluated. Nothing has been loaded then.
+        InputError: input that cannot be evaluated. Nothing has been loaded then.
         MissingExtraError: vLLM, matplotlib or what the reward needs is not installed.
     """
     # Before anything is sampled, not at the figure that comes last.
@@ -45,7 +46,7 @@ def evaluate(args: argparse.Namespace) -> int:
         if getattr(args, name.replace("-", "_")) < 1
     ]
     if found:
-        raise ValueError("; ".join(found))
+        raise InputError("; ".join(found))
     reward = load_reward(args.reward)
     batches = batches_of(read_problems(args.data, args.level_key), args.batch)
     out = args.out or Path("evaluations") / Path(args.model).name
@@ -76,7 +77,7 @@ def _run_shards(args: argparse.Namespace, out: Path) -> None:
     This process never loads vLLM: if that dies, what is said last is said here.
 
     Raises:
-        ValueError: one of them failed; the others have been ended, and what is whole is kept.
+        InputError: one of them failed; the others have been ended, and what is whole is kept.
     """
     command = [sys.executable, "-m", "verl_aer.cli", *args.arguments, "--out", str(out), "--parent", str(os.getpid())]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -84,7 +85,7 @@ def _run_shards(args: argparse.Namespace, out: Path) -> None:
     if args.data_parallel == 1:
         devices = []  # all of them, as vLLM finds them
     if devices and len(devices) < args.data_parallel * args.tensor_parallel:
-        raise ValueError(
+        raise InputError(
             f"--data-parallel {args.data_parallel} times --tensor-parallel {args.tensor_parallel} needs "
             f"{args.data_parallel * args.tensor_parallel} GPUs, there are {len(devices)}"
         )
@@ -102,7 +103,7 @@ def _run_shards(args: argparse.Namespace, out: Path) -> None:
             codes = [process.poll() for process, _ in trees]
             failed = [shard for shard, code in enumerate(codes) if code not in (None, 0)]
             if failed:
-                raise ValueError(f"copy {failed[0]} of the model failed; its own message stands above")
+                raise InputError(f"copy {failed[0]} of the model failed; its own message stands above")
     finally:
         for _, tree in trees:
             tree.end()

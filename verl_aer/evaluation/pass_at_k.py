@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from verl_aer.errors import InputError, VerlAerError
 from verl_aer.tables import Table
 
 ALL_LEVELS = "all"
@@ -30,7 +31,7 @@ BOOTSTRAP_RESAMPLES = 2000
 """Resamples of a bootstrap: the ends of a 95 % interval then move by about 2 % of its width between seeds."""
 
 
-class DumpError(ValueError):
+class DumpError(VerlAerError, ValueError):
     """A validation dump that cannot be read: the message names the file, the line and what to set."""
 
 
@@ -71,7 +72,7 @@ def pass_at_k(answers: int, correct: int, k: int) -> float:
         k: number of tries, >= 1.
 
     Raises:
-        ValueError: k is not in [1, n], or c is not in [0, n].
+        InputError: k is not in [1, n], or c is not in [0, n].
 
     >>> pass_at_k(answers=4, correct=1, k=1)
     0.25
@@ -79,9 +80,9 @@ def pass_at_k(answers: int, correct: int, k: int) -> float:
     1.0
     """
     if not 1 <= k <= answers:
-        raise ValueError(f"k must be in [1, n], got k = {k} with n = {answers} answers")
+        raise InputError(f"k must be in [1, n], got k = {k} with n = {answers} answers")
     if not 0 <= correct <= answers:
-        raise ValueError(f"the number of right answers must be in [0, {answers}], got {correct}")
+        raise InputError(f"the number of right answers must be in [0, {answers}], got {correct}")
     if answers - correct < k:
         return 1.0
     factors = 1.0 - k / np.arange(answers - correct + 1, answers + 1)

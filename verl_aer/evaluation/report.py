@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from verl_aer.errors import InputError
 from verl_aer.evaluation.pass_at_k import Estimate, cell, estimate
 from verl_aer.evaluation.statistics import (
     Answers,
@@ -87,13 +88,13 @@ def comparison_table(runs: Mapping[str, Sequence[Answers]], ks: Sequence[int]) -
     """The runs side by side, and the difference of each to the first, with whether it is real.
 
     Raises:
-        ValueError: runs of other problems, or a k that a run has not enough answers for.
+        InputError: runs of other problems, or a k that a run has not enough answers for.
     """
     (base, first), *others = runs.items()
     for label, problems in runs.items():
         least = min(len(problem.correct) for problem in problems)
         if max(ks) > least:
-            raise ValueError(f"{label}: pass@{max(ks)} needs {max(ks)} answers a problem, there are {least}")
+            raise InputError(f"{label}: pass@{max(ks)} needs {max(ks)} answers a problem, there are {least}")
     header = ["metric", base, *(cell for label, _ in others for cell in (label, f"{label} - {base}", "real"))]
     rows = []
     for k in ks:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from verl_aer.errors import InputError
 from verl_aer.evaluation.report import plot_pass_at_k, summary, summary_table
 from verl_aer.evaluation.samples import Problem, SampleStore, fingerprint, gather
 from verl_aer.evaluation.statistics import Answers
-from verl_aer.files import write_text_atomically
+from verl_aer.files import read_json, write_text_atomically
 from verl_aer.tables import as_markdown, as_text
 
 Reward = Callable[..., dict[str, Any]]
@@ -25,14 +26,14 @@ def load_reward(name: str) -> Reward:
     """The function ``PATH.py:FUNCTION`` or ``package.module:FUNCTION``.
 
     Raises:
-        ValueError: there is none.
+        InputError: there is none.
     """
     place, _, function = name.partition(":")
     if not function:
-        raise ValueError(f"--reward {name}: give PATH.py:FUNCTION or package.module:FUNCTION")
+        raise InputError(f"--reward {name}: give PATH.py:FUNCTION or package.module:FUNCTION")
     if place.endswith(".py"):
         if not Path(place).is_file():
-            raise ValueError(f"--reward {name}: no such file")
+            raise InputError(f"--reward {name}: no such file")
         spec = importlib.util.spec_from_file_location("verl_aer_evaluation_reward", place)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -40,9 +41,9 @@ def load_reward(name: str) -> Reward:
         try:
             module = importlib.import_module(place)
         except ModuleNotFoundError as error:
-            raise ValueError(f"--reward {name}: {error}") from None
+            raise InputError(f"--reward {name}: {error}") from None
     if not callable(getattr(module, function, None)):
-        raise ValueError(f"--reward {name}: {place} has no function {function}")
+        raise InputError(f"--reward {name}: {place} has no function {function}")
     return getattr(module, function)
 
 
@@ -75,7 +76,7 @@ def require_same_settings(folders: Mapping[str, Path]) -> None:
         folders: label -> the folder of its evaluation.
 
     Raises:
-        ValueError: two differ in data, reward, temperature, top-p or the length of an answer; each is named.
+        InputError: two differ in data, reward, temperature, top-p or the length of an answer; each is named.
     """
     (base, first), *others = ((label, _compared(folder)) for label, folder in folders.items())
     told = [
@@ -85,11 +86,11 @@ def require_same_settings(folders: Mapping[str, Path]) -> None:
         if settings[key] != first[key]
     ]
     if told:
-        raise ValueError(f"evaluations of different settings cannot be compared ({'; '.join(told)})")
+        raise InputError(f"evaluations of different settings cannot be compared ({'; '.join(told)})")
 
 
 def _compared(folder: Path) -> dict[str, Any]:
-    settings = json.loads((folder / "settings.json").read_text())
+    settings = read_json(folder / "settings.json")
     sampling = settings["sampling"]
     return {
         "SHA-256 of --data": settings["data_sha256"][:12],
@@ -129,7 +130,7 @@ def _sample(problem: Problem, place: int, generation: Any, reward: Reward) -> di
         extra_info=row.get("extra_info") or {},
     )
     if not isinstance(score, dict) or "acc" not in score:
-        raise ValueError("the reward function has to return a dict with 'score' and 'acc'")
+        raise InputError("the reward function has to return a dict with 'score' and 'acc'")
     return {
         "problem": problem.problem,
         "sample": place,
@@ -176,14 +177,14 @@ def read_run(folder: Path) -> list[Answers]:
     """The answers of a finished evaluation.
 
     Raises:
-        ValueError: there are none.
+        InputError: there are none.
     """
     files = sorted((folder / "samples").glob("*.jsonl"))
     if not files:
-        raise ValueError(f"{folder}: no samples in it; give a folder that `verl-aer evaluate` has written")
-    settings = json.loads((folder / "settings.json").read_text())
+        raise InputError(f"{folder}: no samples in it; give a folder that `verl-aer evaluate` has written")
+    settings = read_json(folder / "settings.json")
     if len(files) != settings["batches"]:
-        raise ValueError(
+        raise InputError(
             f"{folder}: {len(files)} of {settings['batches']} batches are there; the same `verl-aer evaluate` goes on"
         )
     store = SampleStore(folder, settings)

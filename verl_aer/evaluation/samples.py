@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from verl_aer.data.inspect import problem_of
+from verl_aer.data.reading import open_parquet
+from verl_aer.errors import InputError
 from verl_aer.evaluation.statistics import Answers
-from verl_aer.files import write_text_atomically
+from verl_aer.files import read_json, write_text_atomically
 from verl_aer.questions import question_id
 
 NO_LEVEL = "all"
@@ -41,26 +41,24 @@ def read_problems(files: Sequence[Path], level_key: str = "level") -> list[Probl
     """The problems of prepared parquet files, in their order.
 
     Raises:
-        ValueError: a row that cannot be evaluated, or a problem that is there twice.
+        InputError: a row that cannot be evaluated, or a problem that is there twice.
     """
     problems: dict[str, Problem] = {}
     for file in files:
-        if not file.is_file():
-            raise ValueError(f"{file}: no such file")
-        for number, row in enumerate(pq.read_table(file).to_pylist(), start=1):
+        for number, row in enumerate(open_parquet(file).read().to_pylist(), start=1):
             reason = problem_of(row)
             if reason is not None:
-                raise ValueError(f"{file}, row {number}: {reason}; `verl-aer data inspect {file}` lists all such rows")
+                raise InputError(f"{file}, row {number}: {reason}; `verl-aer data inspect {file}` lists all such rows")
             info = row.get("extra_info") or {}
             name = question_id(info, row["data_source"], row["prompt"], key="question_id")
             if name in problems:
-                raise ValueError(f"{file}, row {number}: problem {name} is there twice; prepare the data again")
+                raise InputError(f"{file}, row {number}: problem {name} is there twice; prepare the data again")
             level = info.get(level_key)
             problems[name] = Problem(
                 name, row["data_source"], NO_LEVEL if level is None else str(level), row["prompt"], row
             )
     if not problems:
-        raise ValueError(f"{', '.join(map(str, files))}: no problem in it")
+        raise InputError(f"{', '.join(map(str, files))}: no problem in it")
     return list(problems.values())
 
 
@@ -79,16 +77,16 @@ class SampleStore:
         """Open it, or make it.
 
         Raises:
-            ValueError: the folder has the samples of other settings.
+            InputError: the folder has the samples of other settings.
         """
         self.folder = folder
         found = folder / "settings.json"
         if found.is_file():
-            before = json.loads(found.read_text())
+            before = read_json(found)
             changed = sorted(key for key in before.keys() | settings.keys() if before.get(key) != settings.get(key))
             if changed:
                 told = "; ".join(f"{key}: {before.get(key)!r} there, {settings.get(key)!r} now" for key in changed)
-                raise ValueError(f"{folder} has samples of another evaluation ({told}); choose another --out")
+                raise InputError(f"{folder} has samples of another evaluation ({told}); choose another --out")
         else:
             write_text_atomically(found, json.dumps(settings, indent=2) + "\n")
 

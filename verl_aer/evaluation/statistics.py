@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from verl_aer.errors import InputError
 from verl_aer.evaluation.pass_at_k import BOOTSTRAP_RESAMPLES, Estimate, estimate
 
 
@@ -78,11 +79,11 @@ def maj_at_k(answers: Answers, k: int) -> float:
     """maj@k of one problem.
 
     Raises:
-        ValueError: fewer than k answers.
+        InputError: fewer than k answers.
     """
     n = len(answers.correct)
     if not 1 <= k <= n:
-        raise ValueError(f"maj@{k} needs at least {k} answers, problem {answers.problem} has {n}")
+        raise InputError(f"maj@{k} needs at least {k} answers, problem {answers.problem} has {n}")
     starts = range(0, n - k + 1, k)
     return float(
         np.mean([majority(answers.correct[start : start + k], answers.written[start : start + k]) for start in starts])
@@ -102,11 +103,11 @@ def curve_estimates(problems: Sequence[Answers], seed: int = 0) -> list[Estimate
     """pass@k for k = 1 … n, each with its interval; one set of resamples for all k.
 
     Raises:
-        ValueError: problems with unequal numbers of answers.
+        InputError: problems with unequal numbers of answers.
     """
     numbers = {len(problem.correct) for problem in problems}
     if len(numbers) != 1:
-        raise ValueError(f"every problem needs the same number of answers, found {sorted(numbers)}")
+        raise InputError(f"every problem needs the same number of answers, found {sorted(numbers)}")
     n = numbers.pop()
     curves = np.stack([pass_curve(n, sum(problem.correct)) for problem in problems])
     picks = np.random.default_rng(seed).integers(0, len(curves), size=(BOOTSTRAP_RESAMPLES, len(curves)))
@@ -126,12 +127,12 @@ def paired_difference(first: Sequence[Answers], second: Sequence[Answers], k: in
     """pass@k of the second minus that of the first, problem by problem: the spread between problems cancels.
 
     Raises:
-        ValueError: not the same problems.
+        InputError: not the same problems.
     """
     ours, theirs = ({problem.problem: problem for problem in run} for run in (first, second))
     if ours.keys() != theirs.keys():
         differing = sorted(ours.keys() ^ theirs.keys())
-        raise ValueError(f"not the same problems: {len(differing)} are in one alone, such as {differing[0]}")
+        raise InputError(f"not the same problems: {len(differing)} are in one alone, such as {differing[0]}")
     values = [
         pass_curve(len(theirs[name].correct), sum(theirs[name].correct))[k - 1]
         - pass_curve(len(ours[name].correct), sum(ours[name].correct))[k - 1]

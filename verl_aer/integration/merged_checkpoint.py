@@ -8,6 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from verl_aer.errors import InputError
+
 MERGED = "merged"
 TAIL_LINES = 20
 
@@ -19,14 +21,14 @@ def loadable_model(model: str) -> str:
     the first call and found on the next.
 
     Raises:
-        ValueError: a folder that is neither, or shards that cannot be merged.
+        InputError: a folder that is neither, or shards that cannot be merged.
     """
     folder = Path(model)
     if not folder.is_dir() or (folder / "config.json").is_file():
         return model
     actor = folder / "actor" if (folder / "actor").is_dir() else folder
     if not list(actor.glob("model_world_size_*_rank_*.pt")):
-        raise ValueError(f"{model}: neither a model (no config.json) nor a veRL checkpoint (no FSDP shards in actor/)")
+        raise InputError(f"{model}: neither a model (no config.json) nor a veRL checkpoint (no FSDP shards in actor/)")
     merged = actor.parent / MERGED
     if not merged.is_dir():
         _merge(actor, merged)
@@ -41,5 +43,5 @@ def _merge(actor: Path, merged: Path) -> None:
         run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         if run.returncode != 0 or not (target / "config.json").is_file():
             tail = "\n".join(run.stdout.splitlines()[-TAIL_LINES:])
-            raise ValueError(f"{actor}: its shards could not be merged:\n{tail}")
+            raise InputError(f"{actor}: its shards could not be merged:\n{tail}")
         shutil.move(target, merged)

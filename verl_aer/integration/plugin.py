@@ -16,13 +16,14 @@ import verl
 from packaging.version import Version
 
 from verl_aer.after_import import after_import, attempt, failures
+from verl_aer.errors import VerlAerError
 from verl_aer.integration.modes import TRAINER_MODES
 
 VERL_FROM, VERL_BELOW = "0.9.1", "0.10"
 """Supported versions of veRL. A development version of the upper one comes before it and is let in."""
 
 
-class PluginError(RuntimeError):
+class PluginError(VerlAerError, RuntimeError):
     """verl_aer cannot work in this process; the message says why and what to do."""
 
 

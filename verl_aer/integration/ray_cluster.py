@@ -25,6 +25,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import verl_aer
 from verl_aer.doctor import FAIL, GIB, OK, TORCH_PROBE, WARN, Check, free_disk, installed_version, report, run_probe
+from verl_aer.errors import VerlAerError
 from verl_aer.ray_node import split_host
 from verl_aer.tables import Table, as_text
 
@@ -43,7 +44,7 @@ COMPARED = ("python", "verl_aer", "verl", "ray", "torch", "vllm", "transformers"
 """What has to be the same everywhere."""
 
 
-class ClusterError(ValueError):
+class ClusterError(VerlAerError, ValueError):
     """The cluster cannot be looked at; the message says why."""
 
 

@@ -37,6 +37,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayActorError, RayTaskError
 
 from verl_aer.config.schema import EntropyConfig
+from verl_aer.errors import VerlAerError
 from verl_aer.integration.checkpoint import latest_checkpoint
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ DEATH_SECONDS = 5.0
 logger = logging.getLogger(__name__)
 
 
-class RunStoppedError(RuntimeError):
+class RunStoppedError(VerlAerError, RuntimeError):
     """The run can make no more progress; the message says why."""
 
 

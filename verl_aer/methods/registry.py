@@ -37,6 +37,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
 
+from verl_aer.errors import VerlAerError
+
 QUESTIONS = {
     "allocation": "which trajectory gets how much of the global coefficient",
     "functional": "which entropy of a token's distribution is measured, for the controller",
@@ -65,7 +67,7 @@ STANDINGS = ("published", "our reading", "baseline", "ablation", "own")
 """How far a method's definition can be traced to its source; "own" is for those of users."""
 
 
-class UnknownNameError(ValueError):
+class UnknownNameError(VerlAerError, ValueError):
     """A part or a method that nobody registered; the message lists the known ones."""
 
 

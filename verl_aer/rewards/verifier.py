@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 
+from verl_aer.errors import VerlAerError
 from verl_aer.rewards import replies
 
 CONCURRENT_REQUESTS = max(2, min(4, os.cpu_count() or 1))
@@ -28,7 +29,7 @@ REPLY_GRACE_S = 0.5
 """After the limit, for a child that the kernel has not yet ended."""
 
 
-class VerifierError(RuntimeError):
+class VerifierError(VerlAerError, RuntimeError):
     """The verifier's process cannot be started: an error of the installation, not of an answer."""
 
 

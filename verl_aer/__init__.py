@@ -55,7 +55,6 @@ if TYPE_CHECKING:
         get_part,
         group_rows,
         load_run,
-        load_state,
         method_names,
         parse_entropy_config,
         part_names,
@@ -70,7 +69,6 @@ if TYPE_CHECKING:
         register_target,
         save_state,
         to_mapping,
-        trajectory_correctness,
     )
 
 __version__ = "0.1.0"
@@ -106,7 +104,6 @@ __all__ = [
     "get_part",
     "group_rows",
     "load_run",
-    "load_state",
     "method_names",
     "parse_entropy_config",
     "part_names",
@@ -121,7 +118,6 @@ __all__ = [
     "register_target",
     "save_state",
     "to_mapping",
-    "trajectory_correctness",
 ]
 
 

@@ -124,10 +124,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     simulate.add_argument("--steps", type=int, default=200, help="global steps (default 200)")
     simulate.add_argument("--noise", type=float, default=0.01, help="of the measured entropy, nats (default 0.01)")
-    simulate.add_argument("--seed", type=int, default=0, help="of the noise")
-    simulate.add_argument(
-        "--gain", type=float, help="nats that a step adds per unit of alpha (default 0.15; with --multiplicative 10)"
-    )
     simulate.add_argument(
         "--multiplicative", action="store_true", help="a step changes the logarithm of the entropy, and no level rests"
     )
@@ -204,7 +200,6 @@ def _parser() -> argparse.ArgumentParser:
         "dumps", nargs="+", metavar="[LABEL=]DUMP", help="one <step>.jsonl each; those of one label are its seeds"
     )
     passes.add_argument("--k", type=int, nargs="+", default=[1, 8], help="numbers of tries (default 1 8)")
-    passes.add_argument("--level-key", default="level", help="key of the level in the dump (default level)")
     _add_markdown(passes)
 
     data = _add(
@@ -213,12 +208,11 @@ def _parser() -> argparse.ArgumentParser:
         "look at a prepared parquet file, and check that veRL can train on each of its rows",
         _data,
         "data inspect data/dapo_math_17k.parquet",
-        "data inspect data/mine.parquet --strict --bad-rows bad.jsonl",
+        "data inspect data/mine.parquet --strict",
     )
     data.add_argument("action", choices=["inspect"])
     data.add_argument("file", type=Path)
     data.add_argument("--strict", action="store_true", help="exit 1 if a row is bad")
-    data.add_argument("--bad-rows", type=Path, help="where bad rows go (default: FILE with the suffix .bad.jsonl)")
 
     evaluate = _add(
         commands,
@@ -238,7 +232,6 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--top-p", type=float, default=1.0, help="(default 1.0)")
     evaluate.add_argument("--max-tokens", type=int, default=2048, help="of an answer (default 2048)")
     evaluate.add_argument("--seed", type=int, default=0, help="of the answers (default 0)")
-    evaluate.add_argument("--level-key", default="level", help="key of extra_info that says how hard a problem is")
     evaluate.add_argument(
         "--reward",
         default="verl_aer.rewards.math_reward:compute_score",
@@ -359,9 +352,8 @@ def _simulate(args: argparse.Namespace) -> int:
     from verl_aer.simulate import Plant, Population, simulate, simulate_population
 
     _import_modules_of_the_user()
-    default_gain = 10.0 if args.multiplicative else 0.15
-    gain = default_gain if args.gain is None else args.gain
-    plant = Plant(noise=args.noise, seed=args.seed, gain=gain, multiplicative=args.multiplicative)
+    gain = 10.0 if args.multiplicative else 0.15
+    plant = Plant(noise=args.noise, gain=gain, multiplicative=args.multiplicative)
     configs = {name: _entropy_config(name, args.set) for name in args.method}
     if args.generalization is None:
         runs = {name: simulate(config, plant, args.steps) for name, config in configs.items()}
@@ -434,7 +426,7 @@ def _data(args: argparse.Namespace) -> int:
     from verl_aer.data.inspect import inspect
     from verl_aer.tables import as_text
 
-    bad_rows = args.bad_rows or args.file.with_suffix(".bad.jsonl")
+    bad_rows = args.file.with_suffix(".bad.jsonl")
     found = inspect(args.file, bad_rows)
     print("\n".join(as_text(table) for table in found.tables()))
     if found.first is not None:
@@ -528,7 +520,7 @@ def _pass_at_k(args: argparse.Namespace) -> int:
     from verl_aer.evaluation.pass_at_k import pass_at_k_table, read_dump
 
     labelled = _labelled(args.dumps, default="pass@k")
-    dumps = {label: [read_dump(path, args.level_key) for path in paths] for label, paths in labelled.items()}
+    dumps = {label: [read_dump(path) for path in paths] for label, paths in labelled.items()}
     _print_table(pass_at_k_table(dumps, args.k), args.markdown)
     return OK
 

@@ -145,34 +145,6 @@ def judge(
     return _verdicts(correct, unreported, _not_binary(correct, acc_is_reward) or _not_in_unit_interval(correct))
 
 
-def trajectory_correctness(reward: np.ndarray | None, acc: np.ndarray | None, threshold: float | None) -> np.ndarray:
-    """c_i = 1[reward_i > threshold] where a threshold is set, else acc_i; ``judge`` for one batch and complete columns.
-
-    Args:
-        reward: ``(N,)``, each trajectory's reward before any KL penalty; only read with a threshold.
-        acc: ``(N,)`` bool, or numbers in [0, 1], or None.
-        threshold: a trajectory is correct when its reward is above it; None if none is configured.
-
-    Returns:
-        ``(N,)`` float64 in [0, 1].
-
-    Raises:
-        CorrectnessError: neither source is there, or a value is not finite or outside [0, 1].
-
-    >>> trajectory_correctness(reward=np.array([1.0, -1.0]), acc=None, threshold=0.0)
-    array([1., 0.])
-    >>> trajectory_correctness(reward=np.array([0.3, -0.2]), acc=np.array([True, False]), threshold=None)
-    array([1., 0.])
-    """
-    n = len(reward if acc is None else acc)
-    reported = [None] * n if acc is None else np.asarray(acc, dtype=np.float64).tolist()
-    rewards = np.asarray(reward, dtype=np.float64)
-    verdicts = judge(rewards, reported, np.zeros(n, dtype=bool), threshold, "error", VerdictsSoFar())
-    if verdicts.problem:
-        raise CorrectnessError(verdicts.problem)
-    return verdicts.correct
-
-
 _NOTHING_SAYS = (
     "nothing says which rollouts are correct: the reward reports no number under entropy.correctness.key, and "
     "entropy.correctness.threshold is not set. Let the reward return that key (0 or 1), or set the threshold above "

@@ -11,9 +11,6 @@ from typing import NamedTuple
 from verl_aer.control import ControlState, Decision
 from verl_aer.correctness import EASY_FROM, HARD_UP_TO
 
-REDUCING_SUBSTRINGS = ("max", "min", "sum", "total")
-"""What veRL 0.9.1 looks for in a metric's name to choose its reduction."""
-
 
 class MetricSpec(NamedTuple):
     """One metric: its name in the log, its unit, how it is computed and how to read it."""

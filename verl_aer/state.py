@@ -101,18 +101,15 @@ def save_state(
     write_text_atomically(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
-def load_state(path: str | os.PathLike[str], config: EntropyConfig) -> ControlState:
-    """The control's state that ``save_state`` wrote, bit for bit where no setting has changed.
+def load_run(path: str | os.PathLike[str], config: EntropyConfig) -> SavedRun:
+    """Read what ``save_state`` wrote, and say what has changed since.
+
+    The control's state is read bit for bit where no setting has changed.
 
     Raises:
         StateError: the file is missing, is not whole, is of another format or a newer version, has unknown keys or
             other types, holds impossible or changed values, or its H0 means another entropy than ``config`` measures.
     """
-    return load_run(path, config).state
-
-
-def load_run(path: str | os.PathLike[str], config: EntropyConfig) -> SavedRun:
-    """Like ``load_state``, with what the run remembers beside the control and what has changed since."""
     document = _read(path)
     version = VERSION
     if isinstance(document, dict) and document.get("format") == FORMAT and "version" in document:
@@ -142,7 +139,7 @@ def load_run(path: str | os.PathLike[str], config: EntropyConfig) -> SavedRun:
 
 
 def changed_conditions(path: str | os.PathLike[str], current: Mapping[str, Any]) -> list[str]:
-    """A sentence for each condition that differs from those of the file, a state that ``load_state`` accepts."""
+    """A sentence for each condition that differs from those of the file, a state that ``load_run`` accepts."""
     saved = _read(path).get("conditions")
     if saved is None:
         # Versions 1 and 2 did not always write them: nothing is known to have changed.

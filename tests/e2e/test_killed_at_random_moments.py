@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.conftest import START_SECONDS, Training
 from tests.e2e.test_train_and_resume import latest_step, saved_state
-from verl_aer import load_state, parse_entropy_config
+from verl_aer import load_run, parse_entropy_config
 from verl_aer.metrics_log import entropy_settings_path
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -55,7 +55,7 @@ def test_killed_at_random_moments_and_resumed_from_whole_checkpoints(train, tmp_
             assert not resumed
         config = parse_entropy_config(entropy_settings(training))
         for file in checkpoints.glob("global_step_*/aer_state.json"):
-            load_state(file, config)  # whole, whichever moment the kill came at
+            load_run(file, config)  # whole, whichever moment the kill came at
         step = latest_step(checkpoints)
         if step:
             state = saved_state(checkpoints, step)

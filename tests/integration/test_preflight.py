@@ -18,7 +18,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
-from verl_aer import EntropyControl, load_state, method_names, parse_entropy_config, save_state
+from verl_aer import EntropyControl, load_run, method_names, parse_entropy_config, save_state
 from verl_aer.config.schema import ConfigError, Problem
 from verl_aer.integration import callback, plugin
 from verl_aer.integration import preflight as module
@@ -463,7 +463,7 @@ def test_a_damaged_state_is_refused_with_its_path_and_the_switch(files, damage):
 def test_what_moves_the_entropy_may_change_on_resume_and_is_named(files):
     path = checkpoint(files)
     before = composed(files)
-    state = load_state(path, parse_entropy_config({"method": "aer"}))
+    state = load_run(path, parse_entropy_config({"method": "aer"})).state
     save_state(path, state, parse_entropy_config({"method": "aer"}), conditions(before))
     assert resume_warnings(before) == []
 

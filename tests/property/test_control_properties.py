@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_aer import ControlState, EntropyControl, StateError, load_state, parse_entropy_config, save_state
+from verl_aer import ControlState, EntropyControl, StateError, load_run, parse_entropy_config, save_state
 from verl_aer.controller import UPDATE_RULES
 from verl_aer.simulate import Plant, replay, simulate
 
@@ -83,7 +83,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(config, observed, cut):
             if step == cut:
                 path = Path(folder) / "aer_state.json"
                 save_state(path, interrupted.state, config)
-                interrupted = EntropyControl(config, load_state(path, config))
+                interrupted = EntropyControl(config, load_run(path, config).state)
             assert repr(straight.observe(entropy, step)) == repr(interrupted.observe(entropy, step))
     assert straight.state == interrupted.state
 
@@ -98,7 +98,7 @@ def test_a_saved_state_comes_back_bit_for_bit(alpha, initial_entropy, entropy_su
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "aer_state.json"
         save_state(path, state, config)
-        loaded = load_state(path, config)
+        loaded = load_run(path, config).state
     for name in ("alpha", "undamped_alpha", "initial_entropy", "entropy_sum", "entropy_ema"):
         assert struct.pack("<d", getattr(loaded, name)) == struct.pack("<d", getattr(state, name))
 
@@ -116,7 +116,7 @@ def test_a_state_file_with_a_changed_byte_is_refused_or_says_the_same(data):
         path.write_bytes(content)
         # A space in the place of a line break, for one, changes nothing.
         with contextlib.suppress(StateError):
-            assert load_state(path, config) == state
+            assert load_run(path, config).state == state
 
 
 @given(configs(), st.integers(1, 60), st.integers(0, 5))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -470,34 +469,3 @@ def test_a_job_of_a_ray_cluster_is_shown_and_not_submitted(tmp_path):
         assert line in done.stdout.splitlines()
     lacking = subprocess.run(command, env={**environment, "OUT": ""}, capture_output=True, text=True, check=False)
     assert (lacking.returncode, lacking.stderr) == (2, "set OUT to a folder that all nodes share\n")
-
-
-WORDS_OF_FAILURES = [
-    "the config has problems:",
-    "the cluster is not whole:",
-    " of 8 GPUs",
-    "Ray ended on n1 (exit code 1), which said:",
-    "not the same everywhere:",
-    "lacks what n1 wrote",
-    "GiB free",
-    "belongs to a run with other settings",
-    "trains runs/math-aer now",
-    "the run failed (exit code 1):",
-]
-SAID_BY = ["slurm/job.sh", "slurm/ray_cluster.sh", "slurm/train_run.sh", "verl_aer/failure.py"]
-SAID_BY += ["verl_aer/integration/ray_cluster.py"]
-
-
-def test_the_ten_failures_of_the_readme_are_said_in_these_words():
-    text = (FOLDER / "README.md").read_text()
-    failures = re.split(
-        r"^\d+\. ", text.split("## Ten failures")[1].split("\nA job that could")[0], flags=re.MULTILINE
-    )[1:]
-    assert len(failures) == len(WORDS_OF_FAILURES) == 10
-    sources = "\n".join((ROOT / name).read_text() for name in SAID_BY)
-    for failure, words in zip(failures, WORDS_OF_FAILURES, strict=True):
-        assert words in failure
-        # What a message says of its own run stands in the source as a variable.
-        fixed = re.sub(r"n1|runs/math-aer|\b[018]\b|exit code", "\0", words).split("\0")
-        for part in filter(None, (piece.strip(" ():") for piece in fixed)):
-            assert part in sources, part

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from verl_aer import CorrectnessError, group_rows, trajectory_correctness
+from verl_aer import CorrectnessError, group_rows
 from verl_aer.correctness import Verdicts, VerdictsSoFar, _order_by, judge
 
 
@@ -19,42 +19,6 @@ def rows(*entries: tuple[str, int, int, float, bool]) -> dict:
     }
 
 
-@pytest.mark.guards("T11")
-def test_acc_is_used_as_it_is_whatever_the_reward():
-    # A length penalty made a correct answer's reward negative and a format bonus a wrong one's positive.
-    shaped = np.array([-0.4, 0.3, 0.1])
-    correct = trajectory_correctness(shaped, np.array([1.0, 0.0, 0.5]), threshold=None)
-    assert correct.tolist() == [1.0, 0.0, 0.5]
-
-
-def test_acc_may_be_boolean():
-    assert trajectory_correctness(None, np.array([True, False]), None).tolist() == [1.0, 0.0]
-
-
-def test_rewards_of_plus_and_minus_one_need_only_a_threshold():
-    assert trajectory_correctness(np.array([1.0, -1.0, 1.0]), None, threshold=0.0).tolist() == [1, 0, 1]
-
-
-def test_a_reward_equal_to_the_threshold_is_not_correct():
-    assert trajectory_correctness(np.array([0.5, 0.5000001]), None, threshold=0.5).tolist() == [0, 1]
-
-
-def test_shaped_rewards_without_acc_and_threshold_are_refused():
-    with pytest.raises(CorrectnessError, match=r"entropy\.correctness\.key.*entropy\.correctness\.threshold"):
-        trajectory_correctness(np.array([0.7, -0.2]), None, None)
-
-
-@pytest.mark.parametrize("value", [-1.0, 1.5, float("nan")])
-def test_an_acc_outside_the_unit_interval_is_refused_with_its_row(value):
-    with pytest.raises(CorrectnessError, match="row 1 reports correctness"):
-        trajectory_correctness(np.array([1.0, 1.0]), np.array([1.0, value]), threshold=None)
-
-
-def test_a_reward_that_is_not_finite_is_refused_with_its_row():
-    with pytest.raises(CorrectnessError, match="row 2 has reward nan"):
-        trajectory_correctness(np.array([1.0, 0.0, np.nan]), None, threshold=0.0)
-
-
 def judged(
     reward: list[float],
     acc: list[float | None],
@@ -66,6 +30,35 @@ def judged(
 ) -> Verdicts:
     filled_in = np.full(len(acc), is_reward)
     return judge(np.array(reward), acc, filled_in, threshold, on_missing, so_far or VerdictsSoFar())
+
+
+@pytest.mark.guards("T11")
+def test_acc_is_used_as_it_is_whatever_the_reward():
+    # A length penalty made a correct answer's reward negative and a format bonus a wrong one's positive.
+    assert judged([-0.4, 0.3, 0.1], [1.0, 0.0, 0.5]).correct.tolist() == [1.0, 0.0, 0.5]
+
+
+def test_rewards_of_plus_and_minus_one_need_only_a_threshold():
+    assert judged([1.0, -1.0, 1.0], [None] * 3, threshold=0.0).correct.tolist() == [1, 0, 1]
+
+
+def test_a_reward_equal_to_the_threshold_is_not_correct():
+    assert judged([0.5, 0.5000001], [None] * 2, threshold=0.5).correct.tolist() == [0, 1]
+
+
+def test_shaped_rewards_without_acc_and_threshold_are_refused():
+    problem = judged([0.7, -0.2], [None] * 2, on_missing="error").problem
+    assert "entropy.correctness.key" in problem
+    assert "entropy.correctness.threshold" in problem
+
+
+@pytest.mark.parametrize("value", [-1.0, 1.5, float("nan")])
+def test_an_acc_outside_the_unit_interval_is_refused_with_its_row(value):
+    assert judged([1.0, 1.0], [1.0, value]).problem.startswith("row 1 reports correctness")
+
+
+def test_a_reward_that_is_not_finite_is_refused_with_its_row():
+    assert judged([1.0, 0.0, np.nan], [None] * 3, threshold=0.0).problem.startswith("row 2 has reward nan")
 
 
 def test_a_threshold_wins_over_what_is_reported():

@@ -185,7 +185,7 @@ def run(
     folder: Path, file: Path, sampler: Oracle, only: int | None = None, score: str = "mine:reward", **sampling: float
 ) -> list[Answers]:
     batches = batches_of(read_problems([file]), 2)
-    settings = settings_of(folder.name, [file], vars(Sampling(n=2, **sampling)), score, "level", 2, len(batches))
+    settings = settings_of(folder.name, [file], vars(Sampling(n=2, **sampling)), score, 2, len(batches))
     store = SampleStore(folder, settings)
     mine = store.missing(len(batches))[:only]
     with_progress(sample_batches(batches, mine, store, sampler, reward), len(mine))

@@ -56,7 +56,3 @@ def test_local_links_lead_somewhere(document):
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     for link in links:
         assert ((ROOT / document).parent / link).exists(), link
-
-
-def test_no_number_was_forgotten():
-    assert "@@" not in README

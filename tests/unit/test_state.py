@@ -18,7 +18,6 @@ from verl_aer import (
     RunMemory,
     StateError,
     load_run,
-    load_state,
     parse_entropy_config,
     save_state,
     to_mapping,
@@ -76,7 +75,7 @@ def saved(tmp_path, state, config):
 
 
 def test_state_comes_back_bit_for_bit(saved, state, config):
-    loaded = load_state(saved, config)
+    loaded = load_run(saved, config).state
     assert loaded == state
     assert bits(loaded.alpha) == bits(state.alpha)
     assert bits(loaded.initial_entropy) == bits(state.initial_entropy)
@@ -86,7 +85,7 @@ def test_state_comes_back_bit_for_bit(saved, state, config):
 def test_a_fresh_state_comes_back(tmp_path, config):
     fresh = EntropyControl(config).state
     save_state(tmp_path / "s.json", fresh, config)
-    assert load_state(tmp_path / "s.json", config) == fresh
+    assert load_run(tmp_path / "s.json", config).state == fresh
 
 
 @pytest.mark.guards("bug 8")
@@ -99,7 +98,7 @@ def test_an_interrupted_run_equals_an_uninterrupted_one(tmp_path, config):
         decisions = [control.observe(entropies[step - 1], step) for step in range(1, cut + 1)]
         path = tmp_path / f"cut_{cut}.json"
         save_state(path, control.state, config)
-        resumed = EntropyControl(config, load_state(path, config))
+        resumed = EntropyControl(config, load_run(path, config).state)
         decisions += [resumed.observe(entropies[step - 1], step) for step in range(cut + 1, len(entropies) + 1)]
         assert repr(decisions) == repr(expected)
         assert resumed.state == straight.state
@@ -116,7 +115,7 @@ def test_other_weights_and_averages_may_be_resumed_with(saved, state):
             "on_missing_state": "restart",
         }
     )
-    assert load_state(saved, changed) == state
+    assert load_run(saved, changed).state == state
 
 
 def test_unchanged_settings_change_nothing(saved, config):
@@ -137,7 +136,7 @@ def test_unchanged_settings_change_nothing(saved, config):
 )
 def test_a_state_whose_h0_means_another_entropy_is_refused(saved, node, named):
     with pytest.raises(StateError, match=re.escape(named)) as caught:
-        load_state(saved, parse_entropy_config({"method": "aer", "controller": {"ema": 0.3}, **node}))
+        load_run(saved, parse_entropy_config({"method": "aer", "controller": {"ema": 0.3}, **node}))
     assert_names_file_and_switch(caught.value, saved)
 
 
@@ -145,14 +144,14 @@ def test_an_unanchored_run_does_not_become_an_anchored_one(tmp_path, state):
     path = tmp_path / "aer_state.json"
     save_state(path, state, parse_entropy_config({"method": "aer_absolute_target"}))
     with pytest.raises(StateError, match=r"entropy\.target was"):
-        load_state(path, parse_entropy_config({"method": "aer"}))
+        load_run(path, parse_entropy_config({"method": "aer"}))
 
 
 def test_clamping_by_another_share_measures_another_entropy(tmp_path, state):
     path = tmp_path / "aer_state.json"
     save_state(path, state, parse_entropy_config({"method": "aer", "functional": {"kind": "clamped", "p": 0.2}}))
     with pytest.raises(StateError, match=r"'p': 0.2} and is now .*'p': 0.3}"):
-        load_state(path, parse_entropy_config({"method": "aer", "functional": {"kind": "clamped", "p": 0.3}}))
+        load_run(path, parse_entropy_config({"method": "aer", "functional": {"kind": "clamped", "p": 0.3}}))
 
 
 CHANGES = {
@@ -227,7 +226,7 @@ def test_a_changed_coefficient_is_what_the_next_step_trains_with(tmp_path):
     fixed.observe(0.5, 1)
     save_state(tmp_path / "s.json", fixed.state, parse_entropy_config(node))
     node["controller"] = {"coefficient": 0.03}
-    loaded = load_state(tmp_path / "s.json", parse_entropy_config(node))
+    loaded = load_run(tmp_path / "s.json", parse_entropy_config(node)).state
     assert (loaded.alpha, loaded.undamped_alpha, loaded.step) == (0.03, 0.03, 1)
 
 
@@ -237,7 +236,7 @@ def test_a_lower_schedule_starts_at_its_own_bound(tmp_path):
     control.observe(0.5, 1)
     save_state(tmp_path / "s.json", control.state, parse_entropy_config(node))
     lower = parse_entropy_config({**node, "controller": {"initial": 1e-4}})
-    assert load_state(tmp_path / "s.json", lower).alpha == 1e-4
+    assert load_run(tmp_path / "s.json", lower).state.alpha == 1e-4
 
 
 def test_a_gated_coefficient_of_zero_stays_withheld():
@@ -265,7 +264,7 @@ def assert_names_file_and_switch(error: StateError, path) -> None:
 def test_a_missing_file_is_refused(tmp_path, config):
     path = tmp_path / "global_step_5" / "aer_state.json"
     with pytest.raises(StateError, match="does not exist") as caught:
-        load_state(path, config)
+        load_run(path, config)
     assert_names_file_and_switch(caught.value, path)
 
 
@@ -275,7 +274,7 @@ def test_every_truncation_of_the_file_is_refused(saved, config):
     for length in range(len(whole) - 1):
         saved.write_bytes(whole[:length])
         with pytest.raises(StateError, match="truncated or damaged") as caught:
-            load_state(saved, config)
+            load_run(saved, config)
     assert_names_file_and_switch(caught.value, saved)
 
 
@@ -283,7 +282,7 @@ def test_every_truncation_of_the_file_is_refused(saved, config):
 def test_a_file_of_something_else_is_refused(saved, config, content):
     saved.write_bytes(content)
     with pytest.raises(StateError) as caught:
-        load_state(saved, config)
+        load_run(saved, config)
     assert_names_file_and_switch(caught.value, saved)
 
 
@@ -337,7 +336,7 @@ def test_every_corruption_is_refused(tmp_path, state, config, name):
         document[key] = {**document[key], **value} if key == "state" and isinstance(value, dict) else value
     path.write_text(json.dumps(document))
     with pytest.raises(StateError, match=message) as caught:
-        load_state(path, config)
+        load_run(path, config)
     assert_names_file_and_switch(caught.value, path)
 
 
@@ -347,7 +346,7 @@ def test_a_lost_key_is_refused(saved, config, key):
     del document[key]
     saved.write_text(json.dumps(document))
     with pytest.raises(StateError, match=rf"lacks the keys \['{key}'\]"):
-        load_state(saved, config)
+        load_run(saved, config)
 
 
 @pytest.mark.parametrize("key", list(vars(ControlState(alpha=0.0, undamped_alpha=0.0))))
@@ -357,12 +356,12 @@ def test_a_lost_state_key_is_refused(saved, config, key):
     saved.write_text(json.dumps(document))
     # A key with a default may be newer than the file; that it was there is known from the digest.
     with pytest.raises(StateError, match=rf"lacks the keys \['{key}'\]|lacks {key}|sha256|more updates|more saturated"):
-        load_state(saved, config)
+        load_run(saved, config)
 
 
 def test_a_number_that_is_newer_than_the_file_has_its_default(saved, config, state):
     rewrite(saved, lambda document: document["state"].pop("saturated_steps"))
-    assert load_state(saved, config) == replace(state, saturated_steps=0)
+    assert load_run(saved, config).state == replace(state, saturated_steps=0)
 
 
 @pytest.mark.parametrize("part", ["allocation", "controller", "target", "correctness"])
@@ -380,10 +379,10 @@ def test_a_setting_of_what_is_measured_that_is_newer_than_the_file_has_its_defau
     path = tmp_path / "s.json"
     save_state(path, state, parse_entropy_config(clamped))
     rewrite(path, lambda document: document["config"]["functional"].pop("p"))
-    assert load_state(path, parse_entropy_config(clamped)) == state
+    assert load_run(path, parse_entropy_config(clamped)).state == state
     clamped["functional"]["p"] = 0.3
     with pytest.raises(StateError, match=r"'p': 0.2} and is now .*'p': 0.3}"):
-        load_state(path, parse_entropy_config(clamped))
+        load_run(path, parse_entropy_config(clamped))
 
 
 def test_a_part_that_is_newer_than_the_file_is_named(saved, config, state):
@@ -399,13 +398,13 @@ def test_a_setting_that_a_newer_package_wrote_is_refused(saved, config, section)
     with pytest.raises(
         StateError, match=rf"config.{section} has the unknown keys \['momentum'\], which a newer verl_aer"
     ):
-        load_state(saved, config)
+        load_run(saved, config)
 
 
 def test_an_unknown_section_is_refused(saved, config):
     rewrite(saved, lambda document: document["config"].update(momentum={"kind": "none"}))
     with pytest.raises(StateError, match=r"its config has the unknown keys \['momentum'\]"):
-        load_state(saved, config)
+        load_run(saved, config)
 
 
 def test_a_controller_that_is_registered_no_longer_gives_way_to_another(saved, config, state):
@@ -500,7 +499,7 @@ WRITTEN["version_2_aer_without_conditions"] = WRITTEN["version_2_aer"]
 def test_a_part_without_a_kind_is_refused(saved, config):
     rewrite(saved, lambda document: document["config"]["controller"].pop("kind"))
     with pytest.raises(StateError, match=r"its config.controller lacks the keys \['kind'\]"):
-        load_state(saved, config)
+        load_run(saved, config)
 
 
 @pytest.mark.parametrize("name", WRITTEN)
@@ -523,7 +522,7 @@ def test_a_changed_digit_in_an_older_file_is_found(name, tmp_path):
     changed = re.sub(r'"alpha": [0-9.]+', '"alpha": 0.0001' if '"alpha": 0.0,' not in text else '"alpha": -0.0', text)
     (tmp_path / "s.json").write_text(changed)
     with pytest.raises(StateError, match="do not match their sha256"):
-        load_state(tmp_path / "s.json", parse_entropy_config(WRITTEN[name][0]))
+        load_run(tmp_path / "s.json", parse_entropy_config(WRITTEN[name][0]))
 
 
 def test_a_file_without_conditions_has_none_that_changed():
@@ -552,7 +551,7 @@ def test_a_state_that_is_not_finite_is_never_written(tmp_path, config):
 def test_changed_conditions_are_named_and_do_not_refuse_the_state(tmp_path, state, config):
     path = tmp_path / "s.json"
     save_state(path, state, config, {"temperature": 1.0, "length": 8, "gone": 1})
-    assert load_state(path, config) == state
+    assert load_run(path, config).state == state
     assert changed_conditions(path, {"temperature": 0.7, "length": 8, "new": [2]}) == [
         "gone was 1 and is now None",
         "new was None and is now [2]",
@@ -565,7 +564,7 @@ def test_conditions_cannot_be_changed_in_the_file(tmp_path, state, config):
     save_state(path, state, config, {"temperature": 1.0})
     path.write_text(path.read_text().replace('"temperature": 1.0', '"temperature": 0.7'))
     with pytest.raises(StateError, match="do not match their sha256"):
-        load_state(path, config)
+        load_run(path, config)
 
 
 def test_the_runs_memory_comes_back(tmp_path, state, config):
@@ -573,7 +572,7 @@ def test_the_runs_memory_comes_back(tmp_path, state, config):
     memory = RunMemory(questions, {"threshold": 0.1 + 0.2})
     save_state(tmp_path / "s.json", state, config, memory=memory)
     assert load_run(tmp_path / "s.json", config) == (state, memory, [])
-    assert load_state(tmp_path / "s.json", config) == state
+    assert load_run(tmp_path / "s.json", config).state == state
 
 
 BAD_MEMORY = {
@@ -596,4 +595,4 @@ def test_a_damaged_memory_is_refused(saved, config, name):
     memory, complaint = BAD_MEMORY[name]
     saved.write_text(json.dumps({**json.loads(saved.read_text()), "memory": memory}))
     with pytest.raises(StateError, match=re.escape(complaint)):
-        load_state(saved, config)
+        load_run(saved, config)

@@ -48,9 +48,9 @@ def evaluate(args: argparse.Namespace) -> int:
     if found:
         raise InputError("; ".join(found))
     reward = load_reward(args.reward)
-    batches = batches_of(read_problems(args.data, args.level_key), args.batch)
+    batches = batches_of(read_problems(args.data), args.batch)
     out = args.out or Path("evaluations") / Path(args.model).name
-    settings = settings_of(args.model, args.data, vars(sampling), args.reward, args.level_key, args.batch, len(batches))
+    settings = settings_of(args.model, args.data, vars(sampling), args.reward, args.batch, len(batches))
     store = SampleStore(out, settings)
     missing = store.missing(len(batches))
     if args.shard is not None:

@@ -89,17 +89,16 @@ def pass_at_k(answers: int, correct: int, k: int) -> float:
     return float(1.0 - np.prod(factors))
 
 
-def read_dump(path: str | Path, level_key: str = "level", correct_key: str = "acc") -> Dump:
+def read_dump(path: str | Path) -> Dump:
     """Read one validation dump of veRL.
 
     Rows with the same prompt uid are one problem; of the rows of one session only the highest index counts,
-    as an agent loop may emit several outputs before its final one. Without `level_key` on any row all
+    as an agent loop may emit several outputs before its final one. Without `level` on any row all
     problems get the level `all`.
 
     Args:
-        path: a `<step>.jsonl` file of `trainer.validation_data_dir`.
-        level_key: the key that the reward function returns for the difficulty level.
-        correct_key: the key that says whether the answer is right: a bool, 0 or 1.
+        path: a `<step>.jsonl` file of `trainer.validation_data_dir`, with what the reward function returned: `acc`, a
+            bool, 0 or 1, says whether the answer is right; `level` is the difficulty level, or absent.
 
     Raises:
         DumpError: a missing file, no rows, a broken line, a missing key, or a value that is not 0 or 1.
@@ -115,7 +114,7 @@ def read_dump(path: str | Path, level_key: str = "level", correct_key: str = "ac
     for (uid, _session), (_index, row) in final.items():
         answers_of.setdefault(uid, []).append(row)
 
-    has_levels = any(level_key in row for row in rows)
+    has_levels = any("level" in row for row in rows)
     occurrences: dict[str, int] = {}
     problems = []
     for answers in answers_of.values():
@@ -124,9 +123,9 @@ def read_dump(path: str | Path, level_key: str = "level", correct_key: str = "ac
         problems.append(
             ProblemResult(
                 key=(prompt, occurrences[prompt]),
-                level=_level(answers[0], level_key) if has_levels else ALL_LEVELS,
+                level=_level(answers[0]) if has_levels else ALL_LEVELS,
                 answers=len(answers),
-                correct=sum(_correct(row, correct_key, path) for row in answers),
+                correct=sum(_correct(row, path) for row in answers),
             )
         )
     return problems
@@ -197,20 +196,18 @@ def _split_uid(row: Mapping, where: str) -> tuple[str, str, int]:
     return parts[0], parts[1], int(parts[2])
 
 
-def _level(row: Mapping, level_key: str) -> str:
-    if row.get(level_key) is None:
-        raise DumpError(
-            f"problem {row['uid']}: no {level_key!r}, though other rows have it; return it for every answer"
-        )
-    return str(row[level_key])
+def _level(row: Mapping) -> str:
+    if row.get("level") is None:
+        raise DumpError(f"problem {row['uid']}: no 'level', though other rows have it; return it for every answer")
+    return str(row["level"])
 
 
-def _correct(row: Mapping, correct_key: str, path: str | Path) -> int:
-    value = row.get(correct_key)
+def _correct(row: Mapping, path: str | Path) -> int:
+    value = row.get("acc")
     if value not in (0, 1):
         raise DumpError(
-            f"{path}, answer {row['uid']}: {correct_key!r} must be true, false, 0 or 1, got {value!r}; "
-            f"let the reward function return {{'score': ..., {correct_key!r}: ...}}"
+            f"{path}, answer {row['uid']}: 'acc' must be true, false, 0 or 1, got {value!r}; "
+            "let the reward function return {'score': ..., 'acc': ...}"
         )
     return int(value)
 

@@ -52,7 +52,6 @@ def settings_of(
     data: Sequence[Path],
     sampling: Mapping[str, Any],
     reward: str,
-    level_key: str,
     batch: int,
     batches: int,
 ) -> dict[str, Any]:
@@ -63,7 +62,6 @@ def settings_of(
         "data_sha256": fingerprint(data),
         "sampling": dict(sampling),
         "reward": reward,
-        "level_key": level_key,
         "batch": batch,
         "batches": batches,
     }

@@ -37,7 +37,7 @@ class Problem:
     row: dict[str, Any]
 
 
-def read_problems(files: Sequence[Path], level_key: str = "level") -> list[Problem]:
+def read_problems(files: Sequence[Path]) -> list[Problem]:
     """The problems of prepared parquet files, in their order.
 
     Raises:
@@ -53,7 +53,7 @@ def read_problems(files: Sequence[Path], level_key: str = "level") -> list[Probl
             name = question_id(info, row["data_source"], row["prompt"], key="question_id")
             if name in problems:
                 raise InputError(f"{file}, row {number}: problem {name} is there twice; prepare the data again")
-            level = info.get(level_key)
+            level = info.get("level")
             problems[name] = Problem(
                 name, row["data_source"], NO_LEVEL if level is None else str(level), row["prompt"], row
             )

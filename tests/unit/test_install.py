@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+import verl_aer
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -58,12 +60,12 @@ def environment(folder: Path, installed: dict[str, str], requires: dict[str, lis
 
 def our_wheel(folder: Path) -> Path:
     """This package as pip sees it before it unpacks it: what pyproject.toml requires, and no code."""
-    lines = ["Metadata-Version: 2.1", f"Name: {OURS}", f"Version: {PROJECT['version']}"]
+    lines = ["Metadata-Version: 2.1", f"Name: {OURS}", f"Version: {verl_aer.__version__}"]
     lines += [f"Requires-Dist: {text}" for text in PROJECT["dependencies"]]
     for extra, requirements in PROJECT["optional-dependencies"].items():
         lines += [f"Provides-Extra: {extra}", *(f'Requires-Dist: {text}; extra == "{extra}"' for text in requirements)]
-    wheel = folder / f"{OURS}-{PROJECT['version']}-py3-none-any.whl"
-    info = f"{OURS}-{PROJECT['version']}.dist-info"
+    wheel = folder / f"{OURS}-{verl_aer.__version__}-py3-none-any.whl"
+    info = f"{OURS}-{verl_aer.__version__}.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(f"{info}/METADATA", "\n".join(lines) + "\n")
         archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")

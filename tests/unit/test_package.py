@@ -4,7 +4,10 @@ import json
 import pkgutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
+
+import yaml
 
 import verl_aer
 
@@ -52,5 +55,8 @@ def test_the_public_names_are_listed_and_there():
     assert public == set(verl_aer.__all__)
 
 
-def test_the_version_is_the_packages():
-    assert verl_aer.__version__ == "0.1.0"
+def test_the_version_has_one_place_and_the_citation_follows_it():
+    root = Path(verl_aer.__file__).parents[1]
+    assert 'dynamic = ["version"]' in (root / "pyproject.toml").read_text()
+    assert metadata.version("verl_aer") == verl_aer.__version__
+    assert yaml.safe_load((root / "CITATION.cff").read_text())["version"] == verl_aer.__version__

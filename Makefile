@@ -90,6 +90,7 @@ verl-tests: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

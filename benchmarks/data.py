@@ -2,7 +2,7 @@
 
     python -m benchmarks.data
 
-Each runs in a process of its own, one after the other, on the same file: seconds of the work, and the process's peak
+Each runs in a separate process, one after the other, on the same file: seconds of the work, and the process's peak
 memory with the libraries in it. The rows are made up: 17,917 problems, each a hundred times, in a random order.
 """
 

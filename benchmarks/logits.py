@@ -108,7 +108,7 @@ def measure(tokens: int, vocabulary: int, dtype: torch.dtype) -> str:
     generator = torch.Generator(DEVICE).manual_seed(0)
     logits = torch.empty(tokens, vocabulary, dtype=dtype, device=DEVICE).normal_(std=3.0, generator=generator)
     labels = torch.randint(vocabulary, (tokens,), generator=generator, device=DEVICE)
-    # The gradient takes the place of this copy, which is made anew for each pass and not counted.
+    # The gradient takes the place of this copy, which is made again for each pass and not counted.
     leaf = torch.empty_like(logits).requires_grad_()
 
     def run(loss: Pass) -> float:

@@ -1,6 +1,6 @@
 """DAPO-Math-17k, for training: 17 thousand problems with integers as answers, each about a hundred times on the hub.
 
-Its rows are in veRL's schema already, with the problem inside an instruction of its own, which is taken off.
+Its rows are in veRL's schema already, with the problem inside another instruction, which is removed.
 
 Run it with `python -m data_prep.dapo_math_17k`; `--help` says more.
 """

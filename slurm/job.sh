@@ -77,7 +77,7 @@ prepare_environment() {
     if [ -n "$INTERFACE" ]; then
         export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$INTERFACE} GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$INTERFACE}
     fi
-    # A token of its own: nobody else's Ray is joined by mistake, and nobody else joins this one.
+    # Its own token: this job joins no other Ray by mistake, and no other job joins this one.
     RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
     export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
@@ -224,7 +224,7 @@ trap 'finish $?' EXIT
 trap 'asked_to_stop' USR1
 trap 'CAUSE="Slurm ended the job: cancelled, out of time, pre-empted or re-queued (sacct -j ${SLURM_JOB_ID:-} says which)"; exit 143' TERM INT
 
-# Slurm is about to take the nodes away: the run is asked to save and end, and goes on as a new attempt.
+# Slurm is about to take the nodes away: the run is asked to save and end, and resumes as a new attempt.
 asked_to_stop() {
     [ -z "$STOP_ASKED" ] || return 0
     STOP_ASKED=$(date +%s)
@@ -261,7 +261,7 @@ requeue() {
     gather_metrics
     say "$1; re-queued"
     echo "re-queued: $1" >"$ATTEMPT/result.txt"
-    scontrol requeue "$SLURM_JOB_ID" || fail "Slurm does not re-queue this job; submit the same again to go on with $DIR" 75
+    scontrol requeue "$SLURM_JOB_ID" || fail "Slurm does not re-queue this job; submit the same again to resume $DIR" 75
     # Slurm ends this script now.
     trap - EXIT
     pause 60

@@ -31,7 +31,7 @@ check_overrides() {
         case ${key#+} in
         trainer.nnodes) fail "$override: the number of nodes is NODES=${override#*=}, or sbatch --nodes" 2 ;;
         trainer.default_local_dir) fail "$override: name the run's folder with OUT=... and RUN=..." 2 ;;
-        trainer.resume_mode | trainer.resume_from_path) fail "$override: a run goes on by itself; submit with its RUN=..." 2 ;;
+        trainer.resume_mode | trainer.resume_from_path) fail "$override: a run resumes by itself; submit with its RUN=..." 2 ;;
         ray_kwargs.ray_init.*) fail "$override: the launcher starts Ray; see INTERFACE and NODE_TMP in env.sh.example" 2 ;;
         esac
     done
@@ -126,7 +126,7 @@ end_of_training() {
         [ -z "$STOP_ASKED" ] || requeue "stopped with a checkpoint"
         # A user asked, not Slurm.
         echo "stopped on request after step $(cat "$DIR/checkpoints/stopped_on_request")" >"$ATTEMPT/result.txt"
-        say "stopped on request; submit the same again to go on with $DIR"
+        say "stopped on request; submit the same again to resume $DIR"
         return
     fi
     rm -f "$STOP_REQUEST"

@@ -22,7 +22,7 @@ SMALL = [
 
 
 def make_inputs(folder: Path, train_rows: int) -> None:
-    """Data and a randomly initialised policy of the Countdown example."""
+    """Data and a randomly initialized policy of the Countdown example."""
     prepare(folder / "data", train_rows=train_rows, seed=0)
     tokenizer = build_tokenizer()
     save(build_model(tokenizer, seed=0), tokenizer, folder / "model")

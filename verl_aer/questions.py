@@ -5,7 +5,7 @@
 
 Acc(x) is the mean correctness of all rollouts of x in the step, and Acc_h(x) = Acc(x) where x comes up for the first
 time. The rule is CEEH's (arXiv 2602.22642); how Acc_h begins is our reading. A question is known by a stable id, never
-by veRL's ``uid``, which is drawn anew in each step.
+by veRL's ``uid``, which is drawn again in each step.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def address_towards(peer: str) -> str:
 
 
 def free_ports(address: str, count: int) -> list[int]:
-    """Different ports that nobody listens on at `address`."""
+    """Different free ports at `address`."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with contextlib.ExitStack() as held:
         probes = [held.enter_context(socket.socket(family, socket.SOCK_STREAM)) for _ in range(count)]
@@ -141,7 +141,7 @@ def cpu_slots(asked: int | None) -> int:
 
 
 def ray_start_command(args: argparse.Namespace, address: str) -> list[str]:
-    """`ray start` with a port of its own for everything that listens."""
+    """`ray start` with a separate port for everything that listens."""
     listen, agent, metrics, dashboard, client = free_ports(address, 5)
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),

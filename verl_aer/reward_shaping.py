@@ -23,7 +23,7 @@ class RewardShaping(Part):
     """Base of reward shapings."""
 
     changes: ClassVar[bool] = True
-    """Whether rewards change at all; if not, nobody needs to write them."""
+    """Whether rewards change at all; if not, they need not be written."""
 
     uses_accuracy: ClassVar[bool] = True
     """Whether it reads ``rollouts.correct`` or the groups' accuracy; without it any reward will do."""

@@ -3,7 +3,7 @@
     H_t of a response = (1/n) * sum_t s_t * H_t,   (1/n) * sum_t s_t = 1,   n its tokens
 
 The same weights s are used where the entropy is measured and where it is pushed; where two functionals are, each has
-the weights of its own entropies. Their mean over a response is 1, so that a coefficient means the same for every
+the weights of its entropies. Their mean over a response is 1, so that a coefficient means the same for every
 selection, and a response counts for as much as it has tokens.
 """
 
@@ -22,7 +22,7 @@ class Selection(Part):
     """Base of selections: from a batch's entropies to the weights of its tokens."""
 
     selects: ClassVar[bool] = True
-    """Whether the weights can differ within a response; if not, nobody needs to compute them."""
+    """Whether the weights can differ within a response; if not, they need not be computed."""
 
     def weights(self, entropy: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """s >= 0 of each token, without a gradient.

@@ -36,7 +36,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
-    """Randomly initialised policy, float32, about 0.6 million parameters."""
+    """Randomly initialized policy, float32, about 0.6 million parameters."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),

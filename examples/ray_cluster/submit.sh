@@ -5,7 +5,7 @@
 #   DRY_RUN=1 ... examples/ray_cluster/submit.sh ...     shows the command, the runtime environment and the config
 #
 # RUN names the run's folder below OUT, which all nodes share. The nodes need veRL and what it needs; this package is
-# carried to them from here. Submit the same again to go on with a run that was stopped.
+# carried to them from here. Submit the same again to resume a run that was stopped.
 set -euo pipefail
 
 PYTHON=${PYTHON:-python}
@@ -30,7 +30,7 @@ config=(
     "++ray_kwargs.ray_init.num_gpus=null"
     "$@"
 )
-# veRL begins its metrics log anew at every start: each attempt has a file of its own.
+# veRL overwrites its metrics log at every start: each attempt has its own file.
 attempt=$(date +%Y%m%d-%H%M%S)
 runtime_env=$(mktemp --suffix=.yaml)
 trap 'rm -f "$runtime_env"' EXIT

@@ -117,7 +117,7 @@ SAMPLES = {
         [
             math_row("What is half of 3?", "First $\\boxed{1}$, but no: $\\boxed{\\frac{3}{2}}$."),
             math_row("What is 2 + 2?", "It is $\\boxed 4$."),
-            math_row("What is lost?", "Nobody knows."),
+            math_row("What is lost?", "It is not known."),
             math_row("What is 3 + 3?", "It is $\\boxed{6"),
         ],
         ["\\frac{3}{2}", "4"],

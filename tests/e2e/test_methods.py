@@ -93,7 +93,7 @@ def _assert_parts_act(name: str, rows: list[dict], memory) -> None:
     assert all(("aer/reward_change" in row) == method.reward_shaping.changes for row in rows)
     assert all(("aer/questions" in row) == parse_entropy_config({"method": name}).uses_questions for row in rows)
     if "aer/questions" in rows[0]:
-        # The memory went on from the checkpoint: it holds the questions of all steps.
+        # The memory resumed from the checkpoint: it holds the questions of all steps.
         assert rows[2]["aer/questions"] > rows[1]["aer/questions"] == len(memory.questions.questions)
     if name == "aent":
         # Without its least likely fifth, an untrained policy's vocabulary of 19 tokens has 16: the engine was asked.

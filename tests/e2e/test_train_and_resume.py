@@ -62,7 +62,7 @@ def smooth(previous: float | None, entropy: float) -> float:
 
 
 def next_alpha(undamped: float, error: float) -> tuple[float, float]:
-    """The controller's rule, written a second time: what it goes on from, and what the next step trains with."""
+    """The controller's rule, written a second time: what it resumes from, and what the next step trains with."""
     undamped = min(max(undamped + ETA * error, 0.0), LARGEST_ALPHA)
     return undamped, min(max(undamped + DAMPING * error, 0.0), LARGEST_ALPHA)
 

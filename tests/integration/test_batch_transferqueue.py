@@ -185,7 +185,7 @@ def test_questions_are_known_by_the_data_sets_id_or_by_what_was_asked(transfer_q
     # Two prompts of one step that ask the same are one question.
     assert read.question[1] == read.question[2] != read.question[3]
     assert read.question_of_prompt(rollouts_of(read).groups) == read.question
-    # Nobody asked: nothing is fetched.
+    # Not asked for: nothing is fetched.
     assert read_rows(put(["l_0_0"], [row(1.0, 1.0, [0.1])]), AER).question is None
 
 

@@ -48,7 +48,7 @@ def test_every_rollout_worker_gets_the_weights_twice(monkeypatch, bucket_size):
 
 
 def update(actors: list[GlooCheckpointEngine], rollouts: list[GlooCheckpointEngine]) -> list[list]:
-    """What ``CheckpointEngineManager`` does, with a thread in the place of each process."""
+    """What ``CheckpointEngineManager`` does, with a thread instead of each process."""
     engines = [*actors, *rollouts]
     metadata = [engine.prepare() for engine in engines]
     actor_arguments, rollout_arguments = GlooCheckpointEngine.build_topology(len(actors), len(rollouts), metadata)

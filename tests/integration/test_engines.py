@@ -101,7 +101,7 @@ def test_entropies_are_the_functional_of_the_models_logits(found, model, name):
         with torch.no_grad():
             logits = policy(row["input_ids"][None]).logits[0] / TEMPERATURE
         expected = CASES[name].functional.entropy(logits)
-        # Nobody reads the entropy of a prompt's tokens, or of the one after the last.
+        # The entropy of a prompt's tokens is not read, or of the one after the last.
         prompt = LENGTHS[number][0]
         expected[: prompt - 1] = expected[-1] = 0.0
         torch.testing.assert_close(entropy[number], expected, rtol=RELATIVE, atol=0)
@@ -136,7 +136,7 @@ def test_entropies_of_the_old_log_prob_pass_do_not_depend_on_the_cut(found, name
     rows, expected = entropy_of_rows(found[name]), entropy_of_rows(found[reference(name)])
     assert sorted(rows) == sorted(expected) == list(range(len(LENGTHS)))
     for row, (prompt, _) in enumerate(LENGTHS):
-        # veRL's own engine computes those of the prompt too, which nobody reads.
+        # veRL's own engine computes those of the prompt too, which are not read.
         response = slice(prompt - 1, -1)
         torch.testing.assert_close(rows[row][response], expected[row][response], rtol=RELATIVE, atol=0)
 

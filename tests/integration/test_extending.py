@@ -27,7 +27,7 @@ print(config.trainer.v1.trainer_mode, entropy.allocation, entropy.target.kind, e
 
 @pytest.fixture
 def outside(tmp_path: Path) -> dict[str, str]:
-    """The environment of a user whose module lies in a folder of its own."""
+    """The environment of a user whose module lies in its own folder."""
     (tmp_path / "my_entropy.py").write_text(EXAMPLE)
     return {**os.environ, "VERL_USE_EXTERNAL_MODULES": "my_entropy", "PYTHONPATH": str(tmp_path)}
 

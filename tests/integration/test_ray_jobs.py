@@ -108,7 +108,7 @@ def submitted(cluster: BareCluster, folder: Path, *command: str) -> Iterator[sub
 
 
 def doctor(cluster: BareCluster, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, because Ray reads its token once, and not in the checkout: Ray shows the nodes every
+    """In a separate process, because Ray reads its token once, and not in the checkout: Ray shows the nodes every
     folder that Python searches here."""
     command = [sys.executable, "-m", "verl_aer.cli", "doctor", "--cluster", cluster.address, *words]
     env = {**cluster.environment, **environment}

@@ -25,7 +25,7 @@ def dry_run(recipe: str, method: str, python: str, *overrides: str) -> subproces
 
 def words(recipe: str, method: str, *overrides: str) -> list[str]:
     """What the recipe gives to veRL's command, after the config's place and name."""
-    # `true` takes the place of the check, which costs ten seconds in a process of its own.
+    # `true` takes the place of the check, which costs ten seconds in a separate process.
     line = dry_run(recipe, method, "true", *overrides).stdout.splitlines()[0]
     found = shlex.split(line)
     assert found[:7] == [

@@ -97,7 +97,7 @@ class Base:
         self.global_steps = self.resumed_step
 
     def _update_actor(self, batch, metrics: dict):
-        assert len(batch.weights), "the batch that came back with the weights must go on"
+        assert len(batch.weights), "the batch that came back with the weights must be used"
         self.sent.append(batch.extra_info[ALPHA_KEY])
         self.signals.append(batch.extra_info[SIGNAL_KEY])
         self.of_weighted_rows = batch.extra_info[WEIGHTED_ROWS_KEY]

@@ -114,7 +114,7 @@ def test_a_state_file_with_a_changed_byte_is_refused_or_says_the_same(data):
         content = bytearray(path.read_bytes())
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
         path.write_bytes(content)
-        # A space in the place of a line break, for one, changes nothing.
+        # A space instead of a line break, for one, changes nothing.
         with contextlib.suppress(StateError):
             assert load_run(path, config).state == state
 

@@ -27,7 +27,7 @@ PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "unshare", "nsenter
 PACKAGES = ("slurm-wlm", "munge", "iproute2", "util-linux")
 INSTALL_SECONDS = 300
 LOCAL = Path("/run/aer-local")
-"""Where each node sees a folder of its own, as of a local disk; its name is short because Ray's sockets lie below."""
+"""Where each node sees its own folder, as of a local disk; its name is short because Ray's sockets lie below."""
 NETWORK = "10.211.77"
 """First three bytes of the nodes' addresses; the last ones are 1 for the controller and 11, 12, ... for the nodes."""
 NETWORK6 = "fd00:211:77:"
@@ -114,7 +114,7 @@ def _install() -> None:
 
 
 class SlurmNode:
-    """One node: namespaces of its own, and all that slurmd starts there ends with them."""
+    """One node: its own namespaces, and all that slurmd starts there ends with them."""
 
     def __init__(self, name: str, number: int, root: Path) -> None:
         self.name = name

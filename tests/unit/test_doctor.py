@@ -16,7 +16,7 @@ ROOT = Path(doctor.__file__).resolve().parents[1]
 
 
 def fake_package(folder: Path, name: str, code: str, version: str = "1.0") -> None:
-    """An importable package with metadata, in the place of the real one."""
+    """An importable package with metadata, instead of the real one."""
     (folder / name).mkdir()
     (folder / name / "__init__.py").write_text(code)
     (folder / f"{name}-{version}.dist-info").mkdir()
@@ -61,7 +61,7 @@ def test_missing_and_wrong_packages_come_with_the_command(monkeypatch: pytest.Mo
         "verl", FAIL, "0.8.0, needs >=0.9.1,<0.10", "pip install 'verl>=0.9.1,<0.10'"
     )
     missing = doctor.check_requirement("TransferQueue>=0.1.10")
-    assert (missing.status, missing.found, missing.mend) == (
+    assert (missing.status, missing.found, missing.fix) == (
         FAIL,
         "not installed",
         "pip install 'TransferQueue>=0.1.10'",
@@ -87,7 +87,7 @@ def test_missing_torch(packages: Path) -> None:
     fake_package(packages, "torch", "raise ModuleNotFoundError(\"No module named 'torch'\")")
     (check,) = doctor.check_torch()
     assert (check.status, check.found) == (FAIL, "ModuleNotFoundError: No module named 'torch'")
-    assert "pip install torch==2.13.0" in check.mend
+    assert "pip install torch==2.13.0" in check.fix
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_torchvision_that_does_not_load(packages: Path) -> None:
     checks = {check.name: check for check in doctor.check_vision_packages()}
     broken = checks["torchvision"]
     assert (broken.status, broken.found) == (FAIL, "RuntimeError: operator torchvision::nms does not exist")
-    assert broken.mend == "pip uninstall -y torchvision torchaudio torchcodec"
+    assert broken.fix == "pip uninstall -y torchvision torchaudio torchcodec"
 
 
 def test_plugin_that_is_not_registered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_plugin_that_is_not_registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_plugin_that_does_not_import_is_loud(packages: Path) -> None:
-    # veRL itself would log this at DEBUG and go on.
+    # veRL itself would log this at DEBUG and continue.
     fake_package(packages, "verl", "raise ImportError('libcudart.so.13: cannot open shared object file')")
     for check in doctor.check_plugin():
         assert (check.status, check.found) == (

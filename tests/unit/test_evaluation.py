@@ -196,7 +196,7 @@ def test_an_evaluation_goes_on_where_it_was(tmp_path, capsys):
     file, first, second = data_file(tmp_path), Oracle(), Oracle()
     run(tmp_path / "out", file, first, only=2)
     assert first.asked == ["q0", "q1", "q2", "q3"]
-    with pytest.raises(ValueError, match="2 of 3 batches are there; the same `verl-aer evaluate` goes on"):
+    with pytest.raises(ValueError, match="2 of 3 batches are there; the same `verl-aer evaluate` resumes it"):
         read_run(tmp_path / "out")
     found = run(tmp_path / "out", file, second)
     assert second.asked == ["q4"]

@@ -1,4 +1,4 @@
-"""One node's Ray: the address it is reached by, ports that nobody else has, and what it refuses."""
+"""One node's Ray: the address it is reached by, ports that nothing else has, and what it refuses."""
 
 from __future__ import annotations
 

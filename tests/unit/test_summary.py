@@ -26,7 +26,7 @@ def test_a_run_arrives_when_the_mean_of_20_steps_reaches_the_target():
     # 20 steps at 0.75, then 0.25: after n of the latter the mean is 0.75 - 0.5 n / 20, at most 0.375 from n = 15 on.
     summary = summarize(run([0.75] * 20 + [0.25] * 30, target=0.375))
     assert summary.arrival == 35
-    # From there on it goes on to 0.25.
+    # From there on it continues to 0.25.
     assert summary.band == pytest.approx((0.25 / 0.375 - 1, 0.0))
     assert summary.steps == 50
     assert (summary.first_entropy, summary.last_entropy) == (0.75, 0.25)

@@ -43,7 +43,7 @@ class Bucket(NamedTuple):
 
 
 def pack(weights: Iterable[tuple[str, torch.Tensor]], bucket_size: int) -> Iterator[Bucket]:
-    """Buckets of at most ``bucket_size`` bytes; a larger weight gets one of its own."""
+    """Buckets of at most ``bucket_size`` bytes; a larger weight gets its own."""
     layout: list[tuple[str, torch.Size, torch.dtype]] = []
     parts: list[torch.Tensor] = []
     size = 0
@@ -60,7 +60,7 @@ def pack(weights: Iterable[tuple[str, torch.Tensor]], bucket_size: int) -> Itera
 
 
 def unpack(bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights of a bucket, each with memory of its own: a view may start where its type cannot be read."""
+    """The weights of a bucket, each with its own memory: a view may start where its type cannot be read."""
     start = 0
     for name, shape, dtype in bucket.layout:
         stop = start + shape.numel() * dtype.itemsize
@@ -70,7 +70,7 @@ def unpack(bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
 
 @CheckpointEngineRegistry.register("gloo")
 class GlooCheckpointEngine(CheckpointEngine):
-    """Broadcast from the actor's rank 0 to every rollout worker, in a process group of its own for each update.
+    """Broadcast from the actor's rank 0 to every rollout worker, in a new process group for each update.
 
     Args:
         bucket_size: bytes of one message.

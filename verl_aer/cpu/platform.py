@@ -22,7 +22,7 @@ ROLLOUT_ENVIRONMENT = {
     # By default vLLM pins its threads to cores of its choice. Replicas and training workers take turns on
     # the same few cores, and replicas would choose the same ones.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # On a CPU vLLM gives the engine a worker process of its own unless this is off; it wants one for the
+    # On a CPU vLLM gives the engine its own worker process unless this is off; it wants one for the
     # pinning of threads, which is off too.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
@@ -183,7 +183,7 @@ class CPUPlatform(PlatformBase):
 
 
 def register_cpu_platform() -> None:
-    """Symptom: ``ValueError: Unknown platform 'cpu'``, or NVIDIA chosen for want of anything better.
+    """Symptom: ``ValueError: Unknown platform 'cpu'``, or NVIDIA chosen by default.
 
     veRL falls back to NVIDIA where no platform is available (``platform_manager._detect_platform_name``).
     """

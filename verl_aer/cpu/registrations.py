@@ -52,7 +52,7 @@ def load_value_models_with_their_own_attention() -> None:
     """Symptom: ``ImportError: FlashAttention2 has been toggled on``, for the critic alone.
 
     ``load_valuehead_model`` asks for flash-attention by name and overrules the attention of the config that it is
-    given (for the policy the config decides). The engine imports the function anew for each model.
+    given (for the policy the config decides). The engine imports the function again for each model.
     """
     from transformers import AutoModelForTokenClassification
     from verl.utils import model as verl_model

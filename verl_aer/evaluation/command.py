@@ -26,7 +26,7 @@ WAIT_SECONDS = 0.5
 
 
 def evaluate(args: argparse.Namespace) -> int:
-    """Run or go on with an evaluation, and write its report; the exit code.
+    """Start or resume an evaluation, and write its report; the exit code.
 
     Raises:
         InputError: input that cannot be evaluated. Nothing has been loaded then.
@@ -72,7 +72,7 @@ def evaluate(args: argparse.Namespace) -> int:
 
 
 def _run_shards(args: argparse.Namespace, out: Path) -> None:
-    """One process for each copy of the model, with GPUs of its own where there are several copies.
+    """One process for each copy of the model, with its own GPUs where there are several copies.
 
     This process never loads vLLM: if that dies, what is said last is said here.
 

@@ -40,7 +40,7 @@ class ProblemResult:
     """The answers to one problem: `answers` is n, `correct` is c."""
 
     key: tuple[str, int]
-    """The prompt's text and its occurrence number: uids are drawn anew at every validation."""
+    """The prompt's text and its occurrence number: uids are drawn again at every validation."""
     level: str
     answers: int
     correct: int

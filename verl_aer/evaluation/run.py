@@ -183,7 +183,8 @@ def read_run(folder: Path) -> list[Answers]:
     settings = read_json(folder / "settings.json")
     if len(files) != settings["batches"]:
         raise InputError(
-            f"{folder}: {len(files)} of {settings['batches']} batches are there; the same `verl-aer evaluate` goes on"
+            f"{folder}: {len(files)} of {settings['batches']} batches are there; "
+            "the same `verl-aer evaluate` resumes it"
         )
     store = SampleStore(folder, settings)
     return gather(store.samples())

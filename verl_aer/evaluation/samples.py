@@ -1,4 +1,4 @@
-"""The problems of an evaluation and the answers that have been sampled, as files that a killed run can go on from.
+"""The problems of an evaluation and the answers that have been sampled, as files from which a killed run can resume.
 
     OUT/settings.json              what the samples depend on; another run's are never gone on with
     OUT/samples/00000.jsonl        the answers to the first batch of problems, one a line; whole or absent

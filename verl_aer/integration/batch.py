@@ -149,14 +149,14 @@ def read_tokens(batch: KVBatchMeta, of_sample: bool, with_entropy: bool) -> Toke
 
 
 def write_advantages(batch: KVBatchMeta, advantages: torch.Tensor) -> KVBatchMeta:
-    """Put ``(N, T)`` advantages in the place of veRL's, and return the batch that must go on."""
+    """Put ``(N, T)`` advantages in place of veRL's, and return the batch to use next."""
     current = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["advantages"])
     rows = _rows_of(current["advantages"])
     return _put(batch, "advantages", [new[: len(old)] for new, old in zip(advantages, rows, strict=True)])
 
 
 def add_rewards(batch: KVBatchMeta, change: np.ndarray) -> KVBatchMeta:
-    """Add ``(N,)`` to the rows' rewards, at the last token, where veRL has them; return the batch that must go on."""
+    """Add ``(N,)`` to the rows' rewards, at the last token, where veRL has them; return the batch to use next."""
     current = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["rm_scores"])
     rows = [row.clone() for row in _rows_of(current["rm_scores"])]
     for row, added in zip(rows, change, strict=True):
@@ -167,8 +167,8 @@ def add_rewards(batch: KVBatchMeta, change: np.ndarray) -> KVBatchMeta:
 def attach_weights(batch: KVBatchMeta, weights: np.ndarray) -> KVBatchMeta:
     """Write one weight per row and return the batch whose workers will fetch it.
 
-    The *returned* batch must go on: workers read the fields that its meta lists, and the meta passed in lists none
-    of ours. ``weights`` is ``(N,)`` float32; every row is written, padding included, because TransferQueue drops a
+    Use the *returned* batch: workers read the fields that its meta lists, and the meta passed in lists none of ours.
+    ``weights`` is ``(N,)`` float32; every row is written, padding included, because TransferQueue drops a
     field from the whole batch when one row lacks it.
     """
     if len(weights) != len(batch.keys):

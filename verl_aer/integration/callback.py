@@ -32,6 +32,6 @@ class RunCallback(Callback):
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """Leave Ray before Hydra prints the exception of a failed run.
 
-        Until then Ray goes on printing what its actors wrote, and the cause would scroll away.
+        Until then Ray keeps printing what its actors wrote, and the cause would scroll away.
         """
         ray.shutdown()

@@ -77,7 +77,7 @@ def conditions(config: DictConfig) -> dict[str, Any]:
 
 
 def resume_warnings(config: DictConfig) -> list[str]:
-    """One sentence for each condition that has changed since the checkpoint that the run goes on from."""
+    """One sentence for each condition that has changed since the checkpoint that the run resumes from."""
     folder = resume_folder(config)
     if folder is None or not (folder / STATE_FILE).exists():
         return []
@@ -91,7 +91,7 @@ def read_resumed_state(config: DictConfig, entropy: EntropyConfig) -> SavedRun |
     """The state to resume from, what the run remembers beside it, and what has changed; None for a run from scratch.
 
     With ``entropy.on_missing_state=restart`` a state that cannot be used is reported and the controller starts
-    afresh (None too); otherwise StateError says which file is wrong, how, and names that switch.
+    without a state (None too); otherwise StateError says which file is wrong, how, and names that switch.
     """
     folder = resume_folder(config)
     if folder is None:
@@ -101,5 +101,5 @@ def read_resumed_state(config: DictConfig, entropy: EntropyConfig) -> SavedRun |
     except StateError as error:
         if entropy.on_missing_state != "restart":
             raise
-        logger.warning("entropy.on_missing_state=restart: the controller starts afresh. %s", error)
+        logger.warning("entropy.on_missing_state=restart: the controller starts without a state. %s", error)
         return None

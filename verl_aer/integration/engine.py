@@ -96,7 +96,7 @@ class EntropyEngine(FSDPEngineWithLMHead):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         temperature = rows.temperature.clamp(min=1e-8)
         if type(functional) in FUNCTIONALS:
-            # Nobody reads the logits after this: the gradient may take their place.
+            # The logits are not read after this: the gradient may take their place.
             return logprob_and_entropy(
                 rows.logits, rows.labels, temperature, functional, counted, self._columns(functional), inplace=True
             )

@@ -34,7 +34,7 @@ SIGNAL_KEY = "entropy_signal"
 """Batch-level JSON: the numbers that the penalty's driver half has for its half on the workers."""
 
 WEIGHTED_ROWS_KEY = "entropy_of_weighted_rows"
-"""Batch-level mark: nobody reads the entropy of rows whose coefficient is 0, so that it need not be computed."""
+"""Batch-level mark: the entropy of rows whose coefficient is 0 is not read and need not be computed."""
 
 ALL, BONUS = All(), Bonus()
 """Every token, and its entropy as it is."""
@@ -65,7 +65,7 @@ def entropy_loss(
             ``policy`` follows ``config.loss_agg_mode``, as veRL's own entropy term does.
         model_output: ``log_probs`` and ``entropy`` of this micro-batch, as the engine returns them.
         data: the micro-batch, with ``entropy_weight`` ``(N,)`` and the number ``entropy_alpha``.
-        dp_group: data-parallel group, unused: veRL's ``agg_loss`` normalises by global counts.
+        dp_group: data-parallel group, unused: veRL's ``agg_loss`` normalizes by global counts.
         of_sample: H is −log π of the sampled token, in place of the entropy of its distribution.
         measured_of_sample: likewise for what is measured; None measures what is pushed.
         selection: which tokens count; s is without a gradient.
@@ -89,21 +89,21 @@ def entropy_loss(
     mode = config.loss_agg_mode if aggregation == "policy" else aggregation
     token_weight = selection.weights(entropy.detach(), mask)  # s
     signal = _signal(data)
-    # ppo_loss has just filled global_batch_info: the same global counts that normalise the policy loss.
-    normaliser = config.global_batch_info
+    # ppo_loss has just filled global_batch_info: the same global counts that normalize the policy loss.
+    normalizer = config.global_batch_info
     measured = token_weight * entropy.detach()
     if measured_of_sample not in (None, of_sample):
         # Each functional selects its own tokens, as it does where it is measured before the update.
         other = _token_entropy(model_output, data, measured_of_sample).detach()
         measured = selection.weights(other, mask) * other
-    term = agg_loss(weight * token_weight * penalty.value(entropy, signal), mask, mode, **normaliser)
+    term = agg_loss(weight * token_weight * penalty.value(entropy, signal), mask, mode, **normalizer)
 
     slope = penalty.slope(entropy.detach(), signal).abs()
     values = {
         "actor/aer/policy_loss": policy_loss.detach(),
         "actor/aer/entropy_term": alpha * term.detach(),
         "actor/aer/policy_gradient": _gradient_size(policy_loss, model_output["log_probs"]),
-        "actor/aer/entropy_gradient": abs(alpha) * agg_loss(weight * token_weight * slope, mask, mode, **normaliser),
+        "actor/aer/entropy_gradient": abs(alpha) * agg_loss(weight * token_weight * slope, mask, mode, **normalizer),
         **_update_entropy(measured, mask & rows_with_a_term(data)[:, None], config),
     }
     # All of them leave the device at once: a Metric takes its number there and then.

@@ -158,7 +158,7 @@ def _no_distillation(config: DictConfig) -> Iterator[Problem]:
     if is_distillation_enabled(config.get("distillation")):
         yield Problem(
             "distillation.enabled",
-            "distillation installs a loss of its own in the place of this one",
+            "distillation replaces this loss with its own",
             "Set distillation.enabled=false.",
         )
 

@@ -101,7 +101,7 @@ def connect(address: str) -> None:
     """Join the cluster as a client of it.
 
     Raises:
-        ClusterError: nobody listens there, or Ray refuses.
+        ClusterError: no Ray listens there, or Ray refuses.
     """
     if address != "auto":
         # Ray itself would try for two minutes.
@@ -334,10 +334,8 @@ def node_checks(node: Node, found: dict[str, Any]) -> list[Check]:
     checks = []
     missing = [name for name in ("verl_aer", "verl", "torch", "vllm") if found["versions"][name] is None]
     for name in missing:
-        mend = (
-            "pip install it there, or carry it: `verl-aer runtime-env --help`" if name == "verl_aer" else "install it"
-        )
-        checks.append(Check(f"{node.name}: {name}", FAIL, "not installed", mend))
+        fix = "pip install it there, or carry it: `verl-aer runtime-env --help`" if name == "verl_aer" else "install it"
+        checks.append(Check(f"{node.name}: {name}", FAIL, "not installed", fix))
     for name, error in found["errors"].items():
         if name not in missing:
             checks.append(Check(f"{node.name}: {name}", FAIL, error, "run `verl-aer doctor` on that node"))
@@ -346,11 +344,11 @@ def node_checks(node: Node, found: dict[str, Any]) -> list[Check]:
         checks.append(Check(f"{node.name}: GPUs", FAIL, said, "start Ray there with the GPUs that the job really has"))
     if found["shm"] is not None and found["shm"] < SHM_WARN:
         status = FAIL if found["shm"] < SHM_FAIL else WARN
-        mend = "mount -o remount,size=16G /dev/shm, or docker run --shm-size=16g, or a memory volume in Kubernetes"
-        checks.append(Check(f"{node.name}: /dev/shm", status, f"{found['shm'] / GIB:.2f} GiB free", mend))
+        fix = "mount -o remount,size=16G /dev/shm, or docker run --shm-size=16g, or a memory volume in Kubernetes"
+        checks.append(Check(f"{node.name}: /dev/shm", status, f"{found['shm'] / GIB:.2f} GiB free", fix))
     if found["shared"]:
-        mend = "name a folder that all nodes mount: --shared, and OUT for the launcher"
-        checks.append(Check(f"{node.name}: shared storage", FAIL, found["shared"], mend))
+        fix = "name a folder that all nodes mount: --shared, and OUT for the launcher"
+        checks.append(Check(f"{node.name}: shared storage", FAIL, found["shared"], fix))
     if abs(found["clock"]) > CLOCK_WARN_SECONDS:
         status = FAIL if abs(found["clock"]) > CLOCK_FAIL_SECONDS else WARN
         said = f"{found['clock']:+.1f} s beside the head's clock"

@@ -1,4 +1,4 @@
-"""A run that somebody asks to stop: it ends its step, saves, and leaves as a finished run does.
+"""A run that is asked to stop ends its step, saves, and leaves as a finished run does.
 
     touch <trainer.default_local_dir>/stop_requested
 
@@ -56,6 +56,6 @@ class StopOnRequestMixin:
                 f"the checkpoint is in {self.config.trainer.default_local_dir}",
                 flush=True,
             )
-            # veRL's loop goes on as long as steps are left.
+            # veRL's loop runs as long as steps are left.
             self.total_training_steps = self.global_steps
         super().on_step_end()

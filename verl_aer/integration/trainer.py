@@ -324,7 +324,7 @@ class EntropyTrainerMixin:
         return batch
 
     def _save_checkpoint(self) -> None:
-        # First: veRL marks the checkpoint complete at the end of its own part.
+        # First: veRL marks the checkpoint complete when it has saved.
         save_state(
             state_path(self.config, self.global_steps),
             self.entropy_control.state,
@@ -373,13 +373,13 @@ class EntropyTrainerColocateAsync(EntropyTrainerMixin, StopOnRequestMixin, Watch
 
 @register_trainer("aer_separate_async")
 class EntropyTrainerSeparateAsync(EntropyTrainerMixin, StopOnRequestMixin, WatchdogMixin, PPOTrainerSeparateAsync):
-    """veRL's asynchronous trainer with rollout devices of its own, with entropy control.
+    """veRL's asynchronous trainer with separate rollout devices and entropy control.
 
     A global step holds `parameter_sync_step` local updates; they share one α, and one controller update follows them.
     """
 
     def _setup(self) -> None:
         if not self._enable_hybrid_replicas:
-            # With hybrid_engine=false veRL 0.9.1 dies of its own log line, which passes `flush` to a logger.
+            # With hybrid_engine=false veRL 0.9.1 dies of a log line, which passes `flush` to a logger.
             logging.getLogger(PPOTrainerSeparateAsync.__module__).setLevel(logging.WARNING)
         super()._setup()

@@ -1,6 +1,6 @@
 """End a run that can make no more progress, with the reason, where veRL would wait for ever.
 
-Two waits of veRL's v1 trainers have no end of their own:
+Two waits of veRL's v1 trainers have no limit:
 
 * ``CheckpointEngineManager.update_weights``: the sender waits for an acknowledgement. A rollout server that
   fails to load the weights, or dies, never sends one.
@@ -9,7 +9,7 @@ Two waits of veRL's v1 trainers have no end of their own:
 
 Both waits look after the processes that they depend on here, and have a limit: ``entropy.limits``. A weight update
 may take ``weight_update_seconds``, by default ``actor_rollout_ref.nccl_timeout`` (veRL's key for operations of the
-process group, 600); generation may go on for as long as rollouts are finished now and then, at least one in
+process group, 600); generation may take as long as rollouts are finished now and then, at least one in
 ``generation_seconds``.
 
 What cannot be watched, as a custom agent-loop manager or sampler lacks it or another release of veRL names it
@@ -140,10 +140,10 @@ class Watchdog:
 
 
 def call_with_limit(call: Callable[[], Any], seconds: float, watchdog: Watchdog) -> Any:
-    """The result of ``call()``, which runs in a thread of its own, as long as the run is alive.
+    """The result of ``call()``, which runs in a separate thread, as long as the run is alive.
 
     Args:
-        call: has no end of its own; its thread is left behind if it does not end.
+        call: has no limit; its thread is left behind if it does not end.
         seconds: time limit.
         watchdog: asked while waiting.
 

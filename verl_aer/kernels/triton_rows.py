@@ -5,7 +5,7 @@ With d = x - max x in the logits' own units and e = e^{d / temperature}, of whic
     s = sum of e over all tokens but the most likely one,   t = sum of d * e over all tokens
 
 the row's numbers follow as log Z = log(1 + s) and E[y] = t / temperature / (1 + s). Each lane of a program keeps a
-maximum and sums of its own while it goes along the row, so that nothing has to be agreed on until the row's end:
+its own maximum and sums while it goes along the row, so that nothing has to be agreed on until the row's end:
 
     x above the lane's maximum:   s <- e (s + 1),   t <- e (t + d (s + 1))
     otherwise:                    s <- s + e,       t <- t + d e

@@ -68,11 +68,11 @@ STANDINGS = ("published", "our reading", "baseline", "ablation", "own")
 
 
 class UnknownNameError(VerlAerError, ValueError):
-    """A part or a method that nobody registered; the message lists the known ones."""
+    """A part or a method that is not registered; the message lists the known ones."""
 
 
 class Part:
-    """Base of every part: its registered name and the checks of its own settings."""
+    """Base of every part: its registered name and the checks of its settings."""
 
     kind: ClassVar[str] = ""
 

@@ -4,7 +4,7 @@
     +reward.custom_reward_function.reward_kwargs.time_limit_s=5
 
 The answer is found in the response (`answer_text`), decided at once where no algebra is needed (`exact`), and else
-by math-verify in a process of its own with limits of time and memory (`verifier`, `symbolic`). The rules, where
+by math-verify in a separate process with limits of time and memory (`verifier`, `symbolic`). The rules, where
 a verdict is a matter of taste:
 
     where          the last `\\boxed{}`, else `####`, else "final answer is", else "answer is", else a response of one

@@ -43,7 +43,7 @@ def _command(control_fd: int) -> list[str]:
 
 
 class Verifier:
-    """One process for each calling process. A fork of the caller starts one of its own."""
+    """One process for each calling process. A fork of the caller starts another one."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None

@@ -1,4 +1,4 @@
-"""The process that verifies answers with math-verify: one child of its own for each request.
+"""The process that verifies answers with math-verify: one child for each request.
 
 `main` imports math-verify once, then forks a child for each request that comes over its control socket. A child
 lowers its limits, answers one request and ends, so that no answer can change another's verdict, and whatever an
@@ -30,7 +30,7 @@ ANY_ANSWER = "7"
 """Compared with a ground truth that is only to be checked: 9^{9^{9^9}} can be read and never compared."""
 
 MEMORY_SHARE_OF_A_FAILURE = 0.25
-"""SymPy and math-verify go on after a MemoryError. Large integers and lists grow by doubling, so that a process to
+"""SymPy and math-verify continue after a MemoryError. Large integers and lists grow by doubling, so that a process to
 which memory was refused has had at least this share of its limit. An ordinary answer needs a hundredth of it."""
 
 
@@ -73,7 +73,7 @@ def _serve(channel: socket.socket) -> None:
     except MemoryError:
         verdict = replies.MEMORY_LIMIT
     except Exception:
-        # SymPy raises any kind of exception on expressions that nobody has thought of.
+        # SymPy raises any kind of exception on unforeseen expressions.
         verdict = replies.COMPARISON_FAILED
     # The reply needs some memory too.
     _lift_memory_limit()

@@ -379,6 +379,7 @@ def _simulate(args: argparse.Namespace) -> int:
 
 
 def _replay(log: Path, config: Path | None) -> int:
+    from verl_aer.config.schema import parse_entropy_config
     from verl_aer.files import read_json
     from verl_aer.metrics_log import entropy_settings_path, read_metrics_log
     from verl_aer.simulate import replay
@@ -386,7 +387,7 @@ def _replay(log: Path, config: Path | None) -> int:
     config = config or entropy_settings_path(log)
     if not config.is_file():
         raise InputError(f"{config}: no such file; name the run's entropy settings with --config FILE")
-    result = replay(read_metrics_log(log), _parse_entropy_config(read_json(config)))
+    result = replay(read_metrics_log(log), parse_entropy_config(read_json(config)))
     difference = result.largest_difference
     print(f"{log}: {len(result.steps)} alphas recomputed, largest difference {difference:.3g}")
     # NaN compares false, and is a difference.
@@ -561,21 +562,13 @@ def _entropy_config(method: str, settings: Sequence[str]) -> EntropyConfig:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    from verl_aer.config.schema import parse_entropy_config
+
     try:
         node = OmegaConf.merge({"method": method}, OmegaConf.from_dotlist(_settings_for(method, settings)))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
         raise InputError(f"--set: {error}") from error
-    return _parse_entropy_config(node)
-
-
-def _parse_entropy_config(node: Mapping) -> EntropyConfig:
-    from verl_aer import ConfigError, parse_entropy_config
-
-    # Until ConfigError derives from VerlAerError: then this function can go.
-    try:
-        return parse_entropy_config(node)
-    except ConfigError as error:
-        raise InputError(str(error)) from error
+    return parse_entropy_config(node)
 
 
 def _settings_for(method: str, settings: Sequence[str]) -> list[str]:

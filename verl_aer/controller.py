@@ -93,7 +93,7 @@ class Integral(Controller):
 
     Entropy itself adds up what alpha does, so an integral alone is a spring: it swings around the target. With
     damping > 0 the step trains with clip(alpha_{t+1} + damping * (H* - H_t), minimum, maximum) instead, and the
-    integral goes on from alpha_{t+1}: a controller with proportional and integral part. This is our addition.
+    integral continues from alpha_{t+1}: a controller with proportional and integral part. This is our addition.
 
     Args:
         update_rule: proportional (alpha + eta * error) or sign (alpha +- eta); error = target - entropy.
@@ -187,7 +187,7 @@ class ProportionalIntegral(Integral):
 
     ``integral`` with both of its parts. As EntroPIC's controller (arXiv 2511.15248), whose coefficient is -alpha, eta
     is its K_i and damping its K_p; the defaults are its code's. There it moves once a micro-batch and rank, and its
-    integral has no bound of its own.
+    integral has no bound.
 
     >>> ProportionalIntegral().applied(alpha=0.01, entropy=0.05, target=0.1, step=1)
     0.060000000000000005

@@ -127,7 +127,7 @@ def explanation(name: str) -> str:
     """One method in full: formula, parts with their rules and settings, veRL's own settings, what to watch.
 
     Raises:
-        UnknownNameError: nobody registered it; lists the known ones.
+        UnknownNameError: it is not registered; lists the known ones.
     """
     return _joined([*_method_lines(name), "", "settings of every method", *_common_lines()])
 

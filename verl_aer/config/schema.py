@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from verl_aer.correctness import ON_MISSING
+from verl_aer.errors import VerlAerError
 from verl_aer.functional import Functional
 from verl_aer.methods.registry import (
     PART_KINDS,
@@ -61,7 +62,7 @@ class Problem(NamedTuple):
         return f"{self.key}: {self.message}. {self.fix}".rstrip()
 
 
-class ConfigError(ValueError):
+class ConfigError(VerlAerError, ValueError):
     """Every problem of a config; ``str()`` numbers them."""
 
     def __init__(self, problems: list[Problem]) -> None:

@@ -312,13 +312,13 @@ class EntropyTrainerMixin:
         signal = self.entropy_control.signal(self._step_record.entropy, self.global_steps)
         batch.extra_info[SIGNAL_KEY] = json.dumps(signal)
         # In bypass mode the controlled entropy is that of the update, and of all rows.
-        batch.extra_info[WEIGHTED_ROWS_KEY] = not bypasses_old_log_probs(self.config)
+        batch.extra_info[WEIGHTED_ROWS_KEY] = not bypass
         self._step_record.push = self.entropy_control.push(self._step_record.entropy, signal)
         batch = super()._update_actor(batch, metrics=metrics)
         nats, tokens = metrics.pop(UPDATE_ENTROPY_NATS), metrics.pop(UPDATE_TOKENS)
         if tokens:
             metrics["actor/aer/entropy"] = nats / tokens
-        if bypasses_old_log_probs(self.config):
+        if bypass:
             self._step_record.add_entropy(nats, tokens)
         self._step_record.actor_updated = True
         return batch

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.meter import machine
+from benchmarks.timing import machine
 from data_prep.dapo_math_17k import AFTER, BEFORE, DATA_SET
 
 PROBLEMS, COPIES = 17_917, 100

@@ -15,7 +15,7 @@ import torch
 from verl.utils.experimental.torch_functional import FusedLinearForPPO
 from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits
 
-from benchmarks.meter import DEVICE, machine, table, taking_turns, timed
+from benchmarks.timing import DEVICE, machine, table, taking_turns, timed
 from verl_aer.kernels import logprob_and_entropy
 
 TOKENS, HIDDEN, VOCABULARY = 1024, 512, 151_936

@@ -11,7 +11,7 @@ logits.
 
 On a GPU the sizes are those of a real micro-batch, and one line more says what the bytes need: the time to read the
 logits twice and to write them once, at the bandwidth of a copy. It runs there with torch and Triton alone; without veRL
-its functions are replaced by `benchmarks.plain`, and the header says so.
+its functions are replaced by `benchmarks.torch_reference`, and the header says so.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.meter import DEVICE, GPU, machine, table, taking_turns, timed
+from benchmarks.timing import DEVICE, GPU, machine, table, taking_turns, timed
 from verl_aer.functional import Clamped, Full
 from verl_aer.kernels import logprob_and_entropy
 
@@ -35,7 +35,7 @@ try:
 
     THEIRS = "veRL"
 except ModuleNotFoundError:
-    from benchmarks.plain import entropy_from_logits, entropy_from_logits_with_chunking, logprobs_from_logits
+    from benchmarks.torch_reference import entropy_from_logits, entropy_from_logits_with_chunking, logprobs_from_logits
 
     THEIRS = "plain PyTorch"
 

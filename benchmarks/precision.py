@@ -26,7 +26,7 @@ import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 from verl.utils.torch_functional import entropy_from_logits
 
-from benchmarks.meter import DEVICE, GPU, machine
+from benchmarks.timing import DEVICE, GPU, machine
 from verl_aer.functional import Full
 from verl_aer.kernels import logprob_and_entropy
 

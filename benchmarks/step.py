@@ -31,7 +31,7 @@ from verl.workers.engine_workers import TrainingWorker
 from verl.workers.utils.losses import ppo_loss
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
-from benchmarks.meter import machine, table, taking_turns, timed
+from benchmarks.timing import machine, table, taking_turns, timed
 from examples.countdown.model import build_tokenizer
 from verl_aer.integration.batch import WEIGHT_FIELD
 from verl_aer.integration.engine import EntropyEngine, install_entropy_engines

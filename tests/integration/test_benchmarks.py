@@ -7,7 +7,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from verl.utils import torch_functional as theirs
 
-from benchmarks import logits, meter, plain, precision
+from benchmarks import logits, precision
+from benchmarks import timing as meter
+from benchmarks import torch_reference as plain
 
 
 @pytest.mark.parametrize("name", ["logprobs_from_logits", "entropy_from_logits", "entropy_from_logits_with_chunking"])

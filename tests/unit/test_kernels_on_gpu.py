@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tests.unit.test_kernels import FUNCTIONALS, both_ways, weights_of
-from verl_aer.kernels import logprob_and_entropy, operation
+from verl_aer.kernels import logprob_and_entropy
+from verl_aer.kernels import logprob_entropy as operation
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from verl_aer.functional import Functional
 from verl_aer.kernels import recomputed_entropy
-from verl_aer.kernels.rows import CHUNK_BYTES
+from verl_aer.kernels.saved_state import CHUNK_BYTES
 
 ROWS, VOCABULARY, PER_CHUNK = 23, 50, 4
 

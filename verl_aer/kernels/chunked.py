@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import torch
 
-from verl_aer.kernels.kept import Kept, choose, mask_of
-from verl_aer.kernels.rows import Settings, State, chunk_rows
+from verl_aer.kernels.saved_state import Settings, State, chunk_rows
+from verl_aer.kernels.token_subset import Kept, choose, mask_of
 
 Rows = slice | torch.Tensor
 """Rows of the whole, in one piece or by their numbers."""

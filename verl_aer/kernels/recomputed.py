@@ -12,7 +12,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from verl_aer.functional import Functional
-from verl_aer.kernels.rows import chunk_rows
+from verl_aer.kernels.saved_state import chunk_rows
 
 
 def recomputed_entropy(

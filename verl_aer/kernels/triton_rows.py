@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 
 from verl_aer.functional import Clamped, Nucleus
-from verl_aer.kernels.rows import Settings, State, leaves_none_out
+from verl_aer.kernels.saved_state import Settings, State, leaves_none_out
 
 FLOOR = tl.constexpr(-1e30)
 """Stands for -inf, of which no difference can be taken."""
@@ -191,7 +191,7 @@ def _is_kept(value, index, columns, threshold, cut, KEEP: tl.constexpr):
 
 @triton.jit
 def _choose(x, stride, columns, scale, p, KEEP: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """The kept tokens' threshold and cut, as `verl_aer.kernels.kept` has them.
+    """The kept tokens' threshold and cut, as `verl_aer.kernels.token_subset` has them.
 
     Where the amount is 0, no token is the chosen one: the threshold is -inf, and none is left out.
     """

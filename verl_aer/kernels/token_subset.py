@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from verl_aer.functional import Clamped
-from verl_aer.kernels.rows import Settings, leaves_none_out
+from verl_aer.kernels.saved_state import Settings, leaves_none_out
 
 
 class Kept(NamedTuple):

@@ -23,7 +23,7 @@ from torch.autograd.function import once_differentiable
 
 from verl_aer.functional import Clamped, Full, Functional, Nucleus
 from verl_aer.kernels import chunked
-from verl_aer.kernels.rows import Settings, State
+from verl_aer.kernels.saved_state import Settings, State
 
 FUNCTIONALS = (Full, Clamped, Nucleus)
 """What has a rule here. Any other, a subclass of these too, has its own ``entropy`` called: `recomputed_entropy`."""

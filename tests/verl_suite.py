@@ -20,7 +20,7 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
-from verl_aer.process_tree import ProcessTree
+from verl_aer._processes import ProcessTree
 
 PLUGINS = {"without": "none", "with": "auto"}
 """Values of VERL_USE_EXTERNAL_PLUGINS."""

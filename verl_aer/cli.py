@@ -334,7 +334,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 
 def _runtime_env(args: argparse.Namespace) -> int:
-    from verl_aer.files import write_text_atomically
+    from verl_aer._files import write_text_atomically
     from verl_aer.runtime_env import runtime_env_yaml
 
     text = runtime_env_yaml(args.module, args.env)
@@ -379,8 +379,8 @@ def _simulate(args: argparse.Namespace) -> int:
 
 
 def _replay(log: Path, config: Path | None) -> int:
+    from verl_aer._files import read_json
     from verl_aer.config.schema import parse_entropy_config
-    from verl_aer.files import read_json
     from verl_aer.metrics_log import entropy_settings_path, read_metrics_log
     from verl_aer.simulate import replay
 
@@ -447,7 +447,7 @@ def _plot(args: argparse.Namespace) -> int:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from verl_aer.files import read_json, write_text_atomically
+    from verl_aer._files import read_json, write_text_atomically
     from verl_aer.html_report import html_report
     from verl_aer.metrics_log import entropy_settings_path
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from verl_aer._files import replaced_atomically
 from verl_aer.errors import InputError
 from verl_aer.extras import require_extra
-from verl_aer.files import replaced_atomically
 from verl_aer.metrics_log import series
 from verl_aer.summary import WINDOW, Seed
 

@@ -19,9 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from verl_aer._processes import GRACE_SECONDS, ProcessTree
 from verl_aer.failure import explain_failure, strip_prefix
 from verl_aer.metrics_log import MetricsRow, MetricsTail, is_finite
-from verl_aer.process_tree import GRACE_SECONDS, ProcessTree
 from verl_aer.summary import BOUNDS, advice_on_bounds, bound_that_holds
 
 POLL_SECONDS = 0.5

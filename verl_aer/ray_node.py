@@ -24,9 +24,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from verl_aer._files import write_text_atomically
+from verl_aer._processes import ProcessTree, end_with_the_parent
 from verl_aer.errors import VerlAerError
-from verl_aer.files import write_text_atomically
-from verl_aer.process_tree import ProcessTree, end_with_the_parent
 
 LEAST_CPUS = 16
 """Ray's CPUs are slots: veRL's actors reserve one or more each and do not use them all the time. With a slot for each

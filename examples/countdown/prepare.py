@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from examples.countdown.task import LEVELS, Problem, held_out_problems, random_problem, solve
-from verl_aer.files import replaced_atomically
+from verl_aer._files import replaced_atomically
 
 SPLIT_SEED = 20
 """Decides which problems are held out; the warm start excludes the same ones, whatever its own seed."""

@@ -17,7 +17,7 @@ import pytest
 from examples.countdown import settings
 from examples.countdown.train import Run, accelerator_is_here, training_command, training_environment
 from tests.small_run import SMALL, command_line, logged_steps, make_inputs
-from verl_aer.process_tree import ProcessTree
+from verl_aer._processes import ProcessTree
 
 START_SECONDS = 500
 """Most that a run may take to its first step, on two busy cores."""

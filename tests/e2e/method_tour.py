@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
 
 from verl_aer import EntropyControl, RunMemory, get_method, method_names
-from verl_aer.after_import import after_import
+from verl_aer._import_hooks import after_import
 from verl_aer.integration.modes import TRAINER_MODES
 
 STEPS = 3

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_aer.process_tree import ProcessTree
+from verl_aer._processes import ProcessTree
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -106,7 +106,7 @@ def forget() -> None:
     """Let the next import of veRL, and of this package, be the first."""
     for name in [name for name in sys.modules if name.split(".")[0] in ("verl", "verl_aer")]:
         del sys.modules[name]
-    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "verl_aer.after_import"]
+    sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "verl_aer._import_hooks"]
 
 
 def attempt(symbol: Symbol) -> dict[str, Any]:

@@ -20,8 +20,8 @@ import pytest
 
 from tests.slurm.jobs import countdown_overrides
 from tests.small_run import make_inputs
+from verl_aer._processes import ProcessTree
 from verl_aer.cli import main as verl_aer
-from verl_aer.process_tree import ProcessTree
 from verl_aer.ray_node import ray_start_command
 
 ROOT = Path(__file__).parents[2]

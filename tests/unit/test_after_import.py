@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from verl_aer import after_import as waiting
-from verl_aer.after_import import after_import
+from verl_aer import _import_hooks as waiting
+from verl_aer._import_hooks import after_import
 
 
 @pytest.fixture

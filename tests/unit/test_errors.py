@@ -13,9 +13,9 @@ import pytest
 
 import verl_aer
 from verl_aer import errors
+from verl_aer._files import read_json
 from verl_aer.cli import BAD_INPUT, main
 from verl_aer.errors import InputError
-from verl_aer.files import read_json
 
 
 def defined() -> dict[str, list[str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_aer.files import replaced_atomically, write_text_atomically
+from verl_aer._files import replaced_atomically, write_text_atomically
 
 
 def refuse(*args: object, **kwargs: object) -> None:

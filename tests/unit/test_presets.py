@@ -163,7 +163,7 @@ def test_what_a_user_registers_later_is_a_preset_and_a_member_of_its_group(own_r
 
 
 def test_a_method_that_cannot_be_built_fails_only_those_who_ask_for_us(monkeypatch, own_registry):
-    monkeypatch.setattr("verl_aer.after_import.failures", found := [])
+    monkeypatch.setattr("verl_aer._import_hooks.failures", found := [])
 
     @register_method("broken")
     def broken():

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
-from verl_aer import process_tree, progress
+from verl_aer import _processes, progress
+from verl_aer._processes import ProcessTree, read_process_table
 from verl_aer.failure import explain_failure, root_cause
 from verl_aer.integration import watchdog
 from verl_aer.metrics_log import MetricsRow
-from verl_aer.process_tree import ProcessTree, read_process_table
 from verl_aer.progress import STALL_EXIT_CODE, Progress, run_with_progress
 
 
@@ -60,7 +60,7 @@ class Run:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(progress, "POLL_SECONDS", 0.05)
-    monkeypatch.setattr(process_tree, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(_processes, "GRACE_SECONDS", 0.5)
     monkeypatch.setattr(progress, "GRACE_SECONDS", 0.5)
     return Run(tmp_path)
 

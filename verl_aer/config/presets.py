@@ -19,7 +19,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 
-from verl_aer.after_import import attempt
+from verl_aer._import_hooks import attempt
 from verl_aer.methods.registry import PART_KINDS, Method, get_method, get_part, method_names, part_names
 
 PROVIDER = "verl_aer"

@@ -24,7 +24,7 @@ def install() -> bool:
         return False
 
     # Imported here and not above: on a machine with an accelerator none of this is even loaded.
-    from verl_aer.after_import import after_import
+    from verl_aer._import_hooks import after_import
     from verl_aer.cpu.packages import provide_vllm_metadata, require_working_torchvision
     from verl_aer.cpu.platform import register_cpu_platform
     from verl_aer.cpu.process_group import use_one_backend_entry

@@ -23,11 +23,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from verl_aer._files import replaced_atomically
 from verl_aer.data.dataset import BOXED, BadRow, DataSet, Problem, answer_kind
 from verl_aer.data.reading import Block, open_parquet, read_blocks
 from verl_aer.data.text import Held, digest_of, key_of
 from verl_aer.errors import InputError, VerlAerError
-from verl_aer.files import replaced_atomically
 from verl_aer.tables import Table, as_text
 
 OK, BAD_INPUT = 0, 2

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from verl_aer._processes import ProcessTree, end_with_the_parent
 from verl_aer.errors import InputError
 from verl_aer.evaluation.run import (
     batches_of,
@@ -20,7 +21,6 @@ from verl_aer.evaluation.run import (
 )
 from verl_aer.evaluation.samples import SampleStore, read_problems
 from verl_aer.extras import require_extra, require_vllm
-from verl_aer.process_tree import ProcessTree, end_with_the_parent
 
 WAIT_SECONDS = 0.5
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from verl_aer._files import read_json, write_text_atomically
 from verl_aer.errors import InputError
 from verl_aer.evaluation.report import plot_pass_at_k, summary, summary_table
 from verl_aer.evaluation.samples import Problem, SampleStore, fingerprint, gather
 from verl_aer.evaluation.statistics import Answers
-from verl_aer.files import read_json, write_text_atomically
 from verl_aer.tables import as_markdown, as_text
 
 Reward = Callable[..., dict[str, Any]]

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verl_aer._files import read_json, write_text_atomically
 from verl_aer.data.inspect import problem_of
 from verl_aer.data.reading import open_parquet
 from verl_aer.errors import InputError
 from verl_aer.evaluation.statistics import Answers
-from verl_aer.files import read_json, write_text_atomically
 from verl_aer.questions import question_id
 
 NO_LEVEL = "all"

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import verl
 from packaging.version import Version
 
-from verl_aer.after_import import after_import, attempt, failures
+from verl_aer._import_hooks import after_import, attempt, failures
 from verl_aer.errors import VerlAerError
 from verl_aer.integration.modes import TRAINER_MODES
 

@@ -22,8 +22,8 @@ from omegaconf import DictConfig, ListConfig
 from ray.actor import ActorHandle
 from torch.distributed.fsdp import FSDPModule
 
+from verl_aer._files import write_text_atomically
 from verl_aer.config.schema import EntropyConfig, to_mapping
-from verl_aer.files import write_text_atomically
 from verl_aer.metrics_log import entropy_settings_path
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from verl_aer.files import write_text_atomically
+from verl_aer._files import write_text_atomically
 
 REQUEST_FILE, STOPPED_FILE = "stop_requested", "stopped_on_request"
 

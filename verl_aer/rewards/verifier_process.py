@@ -21,7 +21,7 @@ import socket
 import sys
 import warnings
 
-from verl_aer.process_tree import end_with_the_parent
+from verl_aer._processes import end_with_the_parent
 from verl_aer.rewards import replies, symbolic
 
 READY = b"ready"

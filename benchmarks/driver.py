@@ -22,7 +22,7 @@ from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
 from verl_aer import EntropyControl, parse_entropy_config
 from verl_aer.allocation import allocate
-from verl_aer.correctness import group_rows
+from verl_aer.rollouts.groups import group_rows
 
 ROLLOUTS = 16
 PROMPTS = (4096, 16384, 65536)

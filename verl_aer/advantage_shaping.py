@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from verl_aer.methods.registry import Part, register_advantage_shaping
-from verl_aer.rollouts import Rollouts, ShapingError, Tokens
+from verl_aer.rollouts.types import Rollouts, ShapingError, Tokens
 
 WEIGHTINGS = ("linear", "exponential")
 

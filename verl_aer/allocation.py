@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from verl_aer.correctness import Groups
 from verl_aer.errors import VerlAerError
 from verl_aer.methods.registry import Part, register_allocation
+from verl_aer.rollouts.groups import Groups
 
 SHAPES = ("linear", "step", "power")
 
@@ -90,7 +90,7 @@ class Difficulty(Allocation):
         entropy_ceiling: a prompt whose entropy is above this many times H0 gets no bonus, > 0; null is off. Without
             an anchored target there is no H0, and in bypass mode no H(q): it is then not read.
 
-    >>> from verl_aer.correctness import Groups
+    >>> from verl_aer.rollouts.groups import Groups
     >>> accuracy = np.array([0.0, 0.125, 0.5, 1.0])
     >>> groups = Groups(accuracy, size=np.full(4, 8), prompt_of_row=np.arange(4))
     >>> Difficulty(rho=0.5).weights(groups)

@@ -8,7 +8,6 @@ from verl_aer.allocation import Allocation, AllocationError, allocate
 from verl_aer.config.schema import ConfigError, EntropyConfig, Problem, parse_entropy_config, to_mapping
 from verl_aer.control import ControlState, Decision, EntropyControl
 from verl_aer.controller import Controller
-from verl_aer.correctness import CorrectnessError, Groups, group_rows
 from verl_aer.functional import Functional
 from verl_aer.methods import (
     aent,
@@ -39,9 +38,10 @@ from verl_aer.methods.registry import (
     register_target,
 )
 from verl_aer.penalty import Penalty
-from verl_aer.questions import QuestionMemory
 from verl_aer.reward_shaping import RewardShaping
-from verl_aer.rollouts import Rollouts, Tokens
+from verl_aer.rollouts.groups import CorrectnessError, Groups, group_rows
+from verl_aer.rollouts.question_memory import QuestionMemory
+from verl_aer.rollouts.types import Rollouts, Tokens
 from verl_aer.selection import Selection
 from verl_aer.state import RunMemory, StateError, load_run, save_state
 from verl_aer.target import Bounds, Target

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from verl_aer.methods.registry import Part, register_reward_shaping
-from verl_aer.rollouts import Rollouts, ShapingError
+from verl_aer.rollouts.types import Rollouts, ShapingError
 
 Memory = Mapping[str, float]
 """What a shaping remembers between steps: a few named numbers, saved with the checkpoint."""

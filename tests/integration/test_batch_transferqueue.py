@@ -25,7 +25,6 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer import parse_entropy_config
 from verl_aer.config.schema import CorrectnessConfig, EntropyConfig
-from verl_aer.correctness import VerdictsSoFar
 from verl_aer.integration import batch as module
 from verl_aer.integration.batch import (
     WEIGHT_FIELD,
@@ -35,7 +34,8 @@ from verl_aer.integration.batch import (
     read_tokens,
     write_advantages,
 )
-from verl_aer.rollouts import Rollouts
+from verl_aer.rollouts.groups import VerdictsSoFar
+from verl_aer.rollouts.types import Rollouts
 
 pytestmark = [
     pytest.mark.e2e,

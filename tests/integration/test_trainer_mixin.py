@@ -24,7 +24,7 @@ from verl_aer.integration.batch import BatchRows
 from verl_aer.integration.functional_request import FUNCTIONAL_KEY
 from verl_aer.integration.loss import ALPHA_KEY, SIGNAL_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS, WEIGHTED_ROWS_KEY
 from verl_aer.integration.preflight import Note
-from verl_aer.rollouts import Tokens
+from verl_aer.rollouts.types import Tokens
 from verl_aer.state import save_state
 
 

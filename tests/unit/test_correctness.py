@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from verl_aer import CorrectnessError, group_rows
-from verl_aer.correctness import Verdicts, VerdictsSoFar, _order_by, judge
+from verl_aer.rollouts.groups import Verdicts, VerdictsSoFar, _order_by, judge
 
 
 def rows(*entries: tuple[str, int, int, float, bool]) -> dict:

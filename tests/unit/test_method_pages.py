@@ -12,7 +12,7 @@ from verl_aer import EntropyConfig, get_part, method_names, part_names
 from verl_aer.config.schema import CorrectnessConfig, LimitsConfig
 from verl_aer.method_pages import explanation, rule, setting_texts
 from verl_aer.methods.registry import PART_KINDS
-from verl_aer.questions import MemoryConfig
+from verl_aer.rollouts.question_memory import MemoryConfig
 from verl_aer.target import Band
 
 PARTS = [get_part(kind, name) for kind in PART_KINDS for name in part_names(kind)]

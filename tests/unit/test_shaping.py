@@ -18,7 +18,7 @@ from verl_aer.advantage_shaping import (
     shape_advantages,
 )
 from verl_aer.reward_shaping import Ares, Length, RewardShaping, change_rewards, difficulty_buckets, window_means
-from verl_aer.rollouts import ShapingError
+from verl_aer.rollouts.types import ShapingError
 
 
 def rollouts_of(accuracy: list[float], correct: list[float], **others: object) -> Rollouts:

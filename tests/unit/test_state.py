@@ -22,7 +22,7 @@ from verl_aer import (
     save_state,
     to_mapping,
 )
-from verl_aer.questions import Question
+from verl_aer.rollouts.question_memory import Question
 from verl_aer.state import changed_conditions
 
 SWITCH = "To restart the controller, set entropy.on_missing_state=restart."

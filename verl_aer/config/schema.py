@@ -23,7 +23,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from verl_aer.correctness import ON_MISSING
 from verl_aer.errors import VerlAerError
 from verl_aer.functional import Functional
 from verl_aer.methods.registry import (
@@ -35,7 +34,8 @@ from verl_aer.methods.registry import (
     part_names,
     suggestion,
 )
-from verl_aer.questions import MemoryConfig
+from verl_aer.rollouts.groups import ON_MISSING
+from verl_aer.rollouts.question_memory import MemoryConfig
 
 Settings = TypeVar("Settings")
 

@@ -21,7 +21,7 @@ from verl_aer.data.inspect import problem_of
 from verl_aer.data.reading import open_parquet
 from verl_aer.errors import InputError
 from verl_aer.evaluation.statistics import Answers
-from verl_aer.questions import question_id
+from verl_aer.rollouts.question_memory import question_id
 
 NO_LEVEL = "all"
 

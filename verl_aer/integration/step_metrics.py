@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from verl_aer.correctness import DIFFICULTY_BUCKETS, Groups
 from verl_aer.integration.batch import BatchRows
+from verl_aer.rollouts.groups import DIFFICULTY_BUCKETS, Groups
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ from verl_aer.alerts import new_alerts
 from verl_aer.allocation import allocate
 from verl_aer.config.schema import ConfigError, EntropyConfig, measures_responses
 from verl_aer.control import Decision, EntropyControl
-from verl_aer.correctness import CorrectnessError, Verdicts, VerdictsSoFar
 from verl_aer.functional import Functional
 from verl_aer.integration.batch import (
     BatchRows,
@@ -66,9 +65,10 @@ from verl_aer.integration.stop_request import StopOnRequestMixin
 from verl_aer.integration.visible_log import show_warnings
 from verl_aer.integration.watchdog import WatchdogMixin
 from verl_aer.metrics import decision_metrics
-from verl_aer.questions import remember
 from verl_aer.reward_shaping import change_rewards
-from verl_aer.rollouts import Rollouts
+from verl_aer.rollouts.groups import CorrectnessError, Verdicts, VerdictsSoFar
+from verl_aer.rollouts.question_memory import remember
+from verl_aer.rollouts.types import Rollouts
 from verl_aer.state import RunMemory, save_state
 
 logger = logging.getLogger(__name__)

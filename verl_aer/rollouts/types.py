@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from verl_aer.correctness import Groups
 from verl_aer.errors import VerlAerError
+from verl_aer.rollouts.groups import Groups
 
 
 class ShapingError(VerlAerError, ValueError):

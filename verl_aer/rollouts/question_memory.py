@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from verl_aer.correctness import Groups
 from verl_aer.errors import InputError
+from verl_aer.rollouts.groups import Groups
 
 
 class Question(NamedTuple):

@@ -49,7 +49,7 @@ class Groups:
     From ``group_rows``: rollout_of_row: ``(N,)`` int64, the rollout of each row, -1 on padding. is_last: ``(N,)`` bool,
     the row that its rollout is judged by; False on padding.
 
-    Where a part of the method asks for the memory of questions (``verl_aer.questions``), and None elsewhere:
+    With the question memory (``verl_aer.rollouts.question_memory``); None where no part of the method uses it:
     history: ``(P,)`` float64, Acc_h of the prompt's question after this step. history_mean: Acc_h over all questions.
     shortest: ``(P,)`` float64, L_x in tokens, NaN where no correct response is known.
 

@@ -348,8 +348,8 @@ def _runtime_env(args: argparse.Namespace) -> int:
 def _simulate(args: argparse.Namespace) -> int:
     if args.replay is not None:
         return _replay(args.replay, args.config)
+    from verl_aer.control.simulation import Plant, Population, simulate, simulate_population
     from verl_aer.metrics_log import series
-    from verl_aer.simulate import Plant, Population, simulate, simulate_population
 
     _import_modules_of_the_user()
     gain = 10.0 if args.multiplicative else 0.15
@@ -381,8 +381,8 @@ def _simulate(args: argparse.Namespace) -> int:
 def _replay(log: Path, config: Path | None) -> int:
     from verl_aer._files import read_json
     from verl_aer.config.schema import parse_entropy_config
+    from verl_aer.control.simulation import replay
     from verl_aer.metrics_log import entropy_settings_path, read_metrics_log
-    from verl_aer.simulate import replay
 
     config = config or entropy_settings_path(log)
     if not config.is_file():
@@ -540,7 +540,7 @@ def _why(args: argparse.Namespace) -> int:
 
 
 def _metrics(args: argparse.Namespace) -> int:
-    from verl_aer.metrics import markdown_table
+    from verl_aer.control.metrics import markdown_table
 
     print(markdown_table(), end="")
     return OK

@@ -1,6 +1,6 @@
 """Controllers: how the global coefficient alpha moves when the entropy is off its target.
 
-Pure functions of their arguments; what has to be remembered between steps lives in ``control.ControlState``.
+Pure functions of their arguments; what has to be remembered between steps lives in ``control.loop.ControlState``.
 alpha is in loss units per nat; below 0 it is a penalty on entropy, which only ``schedule`` and
 ``proportional_integral`` can ask for.
 """

@@ -6,7 +6,8 @@
 from verl_aer.advantage_shaping import AdvantageShaping
 from verl_aer.allocation import Allocation, AllocationError, allocate
 from verl_aer.config.schema import ConfigError, EntropyConfig, Problem, parse_entropy_config, to_mapping
-from verl_aer.control import ControlState, Decision, EntropyControl
+from verl_aer.control.loop import ControlState, Decision, EntropyControl
+from verl_aer.control.state_file import RunMemory, StateError, load_run, save_state
 from verl_aer.controller import Controller
 from verl_aer.functional import Functional
 from verl_aer.methods import (
@@ -43,5 +44,4 @@ from verl_aer.rollouts.groups import CorrectnessError, Groups, group_rows
 from verl_aer.rollouts.question_memory import QuestionMemory
 from verl_aer.rollouts.types import Rollouts, Tokens
 from verl_aer.selection import Selection
-from verl_aer.state import RunMemory, StateError, load_run, save_state
 from verl_aer.target import Bounds, Target

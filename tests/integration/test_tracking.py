@@ -14,7 +14,7 @@ LOG_TWO_STEPS = """
 import json, sys
 from verl.utils.tracking import Tracking
 from verl_aer import EntropyControl, parse_entropy_config
-from verl_aer.metrics import decision_metrics
+from verl_aer.control.metrics import decision_metrics
 
 control = EntropyControl(parse_entropy_config({"method": "aer", "controller": {"initial": 0.0123}}))
 logger = Tracking("project", "run", ["console", "file", "tensorboard", "wandb"], config={"trainer": {}})

@@ -17,7 +17,7 @@ for handler in logging.getLogger().handlers:
 show_warnings()
 show_warnings()
 logging.getLogger("verl_aer.integration.trainer").warning("step %d: look at this", 3)
-logging.getLogger("verl_aer.control").error("and at that")
+logging.getLogger("verl_aer.control.loop").error("and at that")
 logging.getLogger("another").warning("not ours")
 """
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from verl_aer import ControlState, EntropyControl, StateError, load_run, parse_entropy_config, save_state
+from verl_aer.control.simulation import Plant, replay, simulate
 from verl_aer.controller import UPDATE_RULES
-from verl_aer.simulate import Plant, replay, simulate
 
 entropies = st.lists(st.one_of(st.floats(0, 12), st.sampled_from([math.nan, math.inf, -math.inf])), max_size=30)
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from verl_aer.alerts import new_alerts
+from verl_aer.control.alerts import new_alerts
 
 CALM = {
     "aer/alpha": 0.01,

@@ -12,7 +12,7 @@ import pytest
 
 from verl_aer import parse_entropy_config, part_names
 from verl_aer.config.schema import EntropyConfig
-from verl_aer.simulate import Plant, simulate
+from verl_aer.control.simulation import Plant, simulate
 
 STEPS, SHOCK = 1600, 800
 TARGET = 0.4

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from verl_aer import EntropyControl, parse_entropy_config
-from verl_aer.metrics import METRICS, decision_metrics, markdown_table
+from verl_aer.control.metrics import METRICS, decision_metrics, markdown_table
 from verl_aer.rollouts.groups import DIFFICULTY_BUCKETS
 
 NAMES = [metric.name for metric in METRICS]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from verl_aer import parse_entropy_config, to_mapping
-from verl_aer.metrics import markdown_table
+from verl_aer.control.metrics import markdown_table
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()

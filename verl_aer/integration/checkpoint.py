@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from verl_aer.config.schema import ConfigError, EntropyConfig, Problem
+from verl_aer.control.state_file import SavedRun, StateError, changed_conditions, load_run
 from verl_aer.integration.data_files import data_files
-from verl_aer.state import SavedRun, StateError, changed_conditions, load_run
 
 STATE_FILE = "aer_state.json"
 

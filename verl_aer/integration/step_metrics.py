@@ -1,4 +1,4 @@
-"""What the driver measures of a step's prompts; ``verl_aer.metrics`` holds each metric's unit and formula."""
+"""What the driver measures of a step's prompts; ``verl_aer.control.metrics`` holds each metric's unit and formula."""
 
 from __future__ import annotations
 

@@ -27,10 +27,12 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 
 from verl_aer.advantage_shaping import shape_advantages
-from verl_aer.alerts import new_alerts
 from verl_aer.allocation import allocate
 from verl_aer.config.schema import ConfigError, EntropyConfig, measures_responses
-from verl_aer.control import Decision, EntropyControl
+from verl_aer.control.alerts import new_alerts
+from verl_aer.control.loop import Decision, EntropyControl
+from verl_aer.control.metrics import decision_metrics
+from verl_aer.control.state_file import RunMemory, save_state
 from verl_aer.functional import Functional
 from verl_aer.integration.batch import (
     BatchRows,
@@ -64,12 +66,10 @@ from verl_aer.integration.step_metrics import PromptSummary, group_metrics, prom
 from verl_aer.integration.stop_request import StopOnRequestMixin
 from verl_aer.integration.visible_log import show_warnings
 from verl_aer.integration.watchdog import WatchdogMixin
-from verl_aer.metrics import decision_metrics
 from verl_aer.reward_shaping import change_rewards
 from verl_aer.rollouts.groups import CorrectnessError, Verdicts, VerdictsSoFar
 from verl_aer.rollouts.question_memory import remember
 from verl_aer.rollouts.types import Rollouts
-from verl_aer.state import RunMemory, save_state
 
 logger = logging.getLogger(__name__)
 

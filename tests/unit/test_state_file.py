@@ -22,8 +22,8 @@ from verl_aer import (
     save_state,
     to_mapping,
 )
+from verl_aer.control.state_file import changed_conditions
 from verl_aer.rollouts.question_memory import Question
-from verl_aer.state import changed_conditions
 
 SWITCH = "To restart the controller, set entropy.on_missing_state=restart."
 

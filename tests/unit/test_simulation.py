@@ -7,8 +7,17 @@ import numpy as np
 import pytest
 
 from verl_aer import ControlState, EntropyControl, method_names, parse_entropy_config
+from verl_aer.control.simulation import (
+    Plant,
+    Population,
+    Replay,
+    ReplayError,
+    ReplayStep,
+    replay,
+    simulate,
+    simulate_population,
+)
 from verl_aer.metrics_log import MetricsRow, read_metrics_log
-from verl_aer.simulate import Plant, Population, Replay, ReplayError, ReplayStep, replay, simulate, simulate_population
 
 TARGET = 0.4 * 0.8
 """H* of AER's tau around the default plant's initial entropy, nats."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from verl_aer.control import ControlState, Decision
+from verl_aer.control.loop import ControlState, Decision
 from verl_aer.rollouts.groups import EASY_FROM, HARD_UP_TO
 
 

@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 from verl_aer._files import write_text_atomically
 from verl_aer.config.schema import EntropyConfig, measures_responses, to_mapping
-from verl_aer.control import ControlState
+from verl_aer.control.loop import ControlState
 from verl_aer.errors import VerlAerError
 from verl_aer.methods.registry import PART_KINDS, get_method, get_part, method_names, part_names
 from verl_aer.rollouts.question_memory import Question, QuestionMemory

@@ -26,7 +26,7 @@ ray_node_command() {
     shift 2
     # The folder's name is the same on all nodes: Ray's workers take it from the head.
     local command=(
-        "$PYTHON" -m verl_aer.ray_node "$role" "$@" --interface "$INTERFACE"
+        "$PYTHON" -m verl_aer.launch.ray_node "$role" "$@" --interface "$INTERFACE"
         --temp-dir "$NODE_TMP/ray-${SLURM_JOB_ID:-JOB}" --logs "$ATTEMPT/ray-logs/$node"
     )
     # Without a GPU its slots are Ray's own count; with GPUs Ray finds those that the job has.

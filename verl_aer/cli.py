@@ -311,7 +311,7 @@ def _examples(*lines: str) -> str:
 
 def _doctor(args: argparse.Namespace) -> int:
     if args.cluster is not None:
-        from verl_aer.integration.ray_cluster import check_cluster
+        from verl_aer.launch.cluster_doctor import check_cluster
 
         return check_cluster(
             args.cluster,
@@ -321,7 +321,7 @@ def _doctor(args: argparse.Namespace) -> int:
             shared=args.shared,
             only_wait=args.only_wait,
         )
-    from verl_aer.doctor import doctor
+    from verl_aer.launch.doctor import doctor
 
     return doctor(
         args.overrides,
@@ -335,7 +335,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
 def _runtime_env(args: argparse.Namespace) -> int:
     from verl_aer._files import write_text_atomically
-    from verl_aer.runtime_env import runtime_env_yaml
+    from verl_aer.launch.runtime_env import runtime_env_yaml
 
     text = runtime_env_yaml(args.module, args.env)
     if args.out is None:
@@ -533,7 +533,7 @@ def _print_table(table: Table, markdown: bool) -> None:
 
 
 def _why(args: argparse.Namespace) -> int:
-    from verl_aer.failure import explain_failure
+    from verl_aer.launch.failure import explain_failure
 
     print("\n".join(explain_failure(args.exit_code, args.log)))
     return OK

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from verl_aer.doctor import FAIL, machine_checks
+from verl_aer.launch.doctor import FAIL, machine_checks
 
 pytest.importorskip("verl")
 

@@ -22,7 +22,7 @@ from tests.slurm.jobs import countdown_overrides
 from tests.small_run import make_inputs
 from verl_aer._processes import ProcessTree
 from verl_aer.cli import main as verl_aer
-from verl_aer.ray_node import ray_start_command
+from verl_aer.launch.ray_node import ray_start_command
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 60

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_aer.doctor import OK, compose, config_checks
+from verl_aer.launch.doctor import OK, compose, config_checks
 
 FOLDER = Path(__file__).parents[2] / "examples" / "math"
 RECIPES = sorted(path.stem for path in FOLDER.glob("*.sh") if path.stem != "common")

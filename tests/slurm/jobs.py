@@ -20,7 +20,7 @@ from tests.small_run import SMALL, logged_steps, make_inputs
 FOLDER = Path(__file__).parents[2] / "slurm"
 SET_BY_THE_LAUNCHER = ("trainer.nnodes=", "trainer.n_gpus_per_node=")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
-PROCESSES = ("ray::", "raylet", "gcs_server", "ray.scripts", "verl_aer.ray_node", "main_ppo", "VLLM")
+PROCESSES = ("ray::", "raylet", "gcs_server", "ray.scripts", "verl_aer.launch.ray_node", "main_ppo", "VLLM")
 
 SITE = """
 HARDWARE=cpu
@@ -157,7 +157,7 @@ class Jobs:
     def look_at_cluster(self, job: Job, shared: Path) -> subprocess.CompletedProcess[str]:
         """`verl-aer doctor --cluster` on the first node, with the token that the job's Ray asks for."""
         node = self.slurm.nodes[0]
-        pid = next(pid for pid, line in node.processes("verl_aer.ray_node") if "srun" not in line)
+        pid = next(pid for pid, line in node.processes("verl_aer.launch.ray_node") if "srun" not in line)
         variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
         environment = [v for v in variables if v.startswith(("RAY_AUTH_", "PATH=", "PYTHONPATH=", "HOME="))]
         address = (job.latest / "ray-address").read_text().strip()

@@ -231,9 +231,9 @@ def test_a_dry_run_shows_every_command_and_submits_nothing(tmp_path):
     assert submission[-3:] == [str(FOLDER / "train.sbatch"), "entropy=aer", "data.seed=1"]
     head, worker, wait = shown["Ray"]
     assert "--nodelist=NODE1" in head
-    assert head[head.index("-m") :][1:3] == ["verl_aer.ray_node", "head"]
+    assert head[head.index("-m") :][1:3] == ["verl_aer.launch.ray_node", "head"]
     assert "--nodelist=NODE2" in worker
-    assert worker[worker.index("-m") :][1:3] == ["verl_aer.ray_node", "worker"]
+    assert worker[worker.index("-m") :][1:3] == ["verl_aer.launch.ray_node", "worker"]
     assert wait[wait.index("--nodes") :][1:3] == ["NODE1", "NODE2"]
     (training,) = shown["training"]
     assert training[-2:] == ["entropy=aer", "data.seed=1"]

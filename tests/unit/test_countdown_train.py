@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from examples.countdown import settings, train
-from verl_aer.doctor import compose
+from verl_aer.launch.doctor import compose
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from verl_aer import doctor
-from verl_aer.doctor import FAIL, OK, WARN, Check, Probe
+from verl_aer.launch import doctor
+from verl_aer.launch.doctor import FAIL, OK, WARN, Check, Probe
 
 ROOT = Path(doctor.__file__).resolve().parents[1]
 

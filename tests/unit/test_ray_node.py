@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_aer.ray_node import (
+from verl_aer.launch.ray_node import (
     LEAST_CPUS,
     NodeError,
     address_of,
@@ -101,7 +101,7 @@ def test_cpu_slots_are_slurms_but_enough(monkeypatch):
 
 
 def test_the_ends_of_rays_logs_are_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("verl_aer.ray_node.LOG_TAIL_BYTES", 4)
+    monkeypatch.setattr("verl_aer.launch.ray_node.LOG_TAIL_BYTES", 4)
     logs = tmp_path / "ray" / "session_2026" / "logs"
     logs.mkdir(parents=True)
     (logs / "worker.err").write_text("123456789")

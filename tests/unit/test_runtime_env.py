@@ -7,7 +7,7 @@ import yaml
 
 import verl_aer
 from verl_aer.cli import main
-from verl_aer.runtime_env import SET_BY_VERL, runtime_env_yaml
+from verl_aer.launch.runtime_env import SET_BY_VERL, runtime_env_yaml
 
 
 def test_it_carries_the_package_and_has_veRL_load_it():

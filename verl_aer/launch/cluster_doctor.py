@@ -24,9 +24,20 @@ from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import verl_aer
-from verl_aer.doctor import FAIL, GIB, OK, TORCH_PROBE, WARN, Check, free_disk, installed_version, report, run_probe
 from verl_aer.errors import VerlAerError
-from verl_aer.ray_node import split_host
+from verl_aer.launch.doctor import (
+    FAIL,
+    GIB,
+    OK,
+    TORCH_PROBE,
+    WARN,
+    Check,
+    free_disk,
+    installed_version,
+    report,
+    run_probe,
+)
+from verl_aer.launch.ray_node import split_host
 from verl_aer.tables import Table, as_text
 
 LOOK_SECONDS = 1.0

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import TYPE_CHECKING, NamedTuple
 
-from verl_aer.failure import root_cause
+from verl_aer.launch.failure import root_cause
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -60,7 +60,7 @@ import verl.trainer.ppo.v1
 from verl_aer.integration.plugin import require_plugin
 require_plugin()
 """
-COMPOSE_PROBE = "from verl_aer.doctor import compose; compose(['+entropy=aer'])"
+COMPOSE_PROBE = "from verl_aer.launch.doctor import compose; compose(['+entropy=aer'])"
 
 
 class Check(NamedTuple):

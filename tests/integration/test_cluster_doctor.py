@@ -7,8 +7,7 @@ import time
 import pytest
 
 from verl_aer.cli import main as verl_aer
-from verl_aer.doctor import FAIL, GIB, OK, WARN
-from verl_aer.integration.ray_cluster import (
+from verl_aer.launch.cluster_doctor import (
     COMPARED,
     Node,
     clock_offset,
@@ -16,6 +15,7 @@ from verl_aer.integration.ray_cluster import (
     missing_nodes,
     node_table,
 )
+from verl_aer.launch.doctor import FAIL, GIB, OK, WARN
 
 NODES = [Node("1", "n1", "10.0.0.1", gpus=8, cpus=64), Node("2", "n2.site", "10.0.0.2", gpus=8, cpus=64)]
 

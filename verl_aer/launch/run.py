@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TextIO
 
 from verl_aer._processes import GRACE_SECONDS, ProcessTree
-from verl_aer.failure import explain_failure, strip_prefix
+from verl_aer.launch.failure import explain_failure, strip_prefix
 from verl_aer.metrics_log import MetricsRow, MetricsTail, is_finite
 from verl_aer.summary import BOUNDS, advice_on_bounds, bound_that_holds
 

@@ -1,7 +1,7 @@
 """One node's part of a Ray cluster: what a launcher starts on every node, and what ends with it.
 
-    python -m verl_aer.ray_node head --address-file FILE [--peer NODE] [--interface IF]
-    python -m verl_aer.ray_node worker --address HOST:PORT [--interface IF]
+    python -m verl_aer.launch.ray_node head --address-file FILE [--peer NODE] [--interface IF]
+    python -m verl_aer.launch.ray_node worker --address HOST:PORT [--interface IF]
 
 Ray's own defaults are for a machine that one user has to himself. Here every port is one that is free now, so that
 another user's Ray on the node is neither met nor disturbed, Ray's files lie in a folder of the job's own, and the
@@ -215,7 +215,8 @@ def keep_logs(temp_dir: Path, into: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m verl_aer.ray_node", description="One node of a Ray cluster.")
+    description = "One node of a Ray cluster."
+    parser = argparse.ArgumentParser(prog="python -m verl_aer.launch.ray_node", description=description)
     parser.add_argument("role", choices=["head", "worker"])
     parser.add_argument("--address", default="", help="of the head, for a worker")
     parser.add_argument("--address-file", type=Path, help="where the head writes its address")

@@ -24,8 +24,8 @@ from verl_aer.allocation import Difficulty
 from verl_aer.config.schema import EntropyConfig
 from verl_aer.control.simulation import Plant, Population, simulate_population
 from verl_aer.controller import Integral
+from verl_aer.reports.tables import Table, as_text
 from verl_aer.rollouts.groups import Groups
-from verl_aer.tables import Table, as_text
 
 STEPS = 2000
 TARGET = 0.18

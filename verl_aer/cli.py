@@ -19,8 +19,8 @@ from verl_aer.errors import InputError, VerlAerError
 
 if TYPE_CHECKING:
     from verl_aer.config.schema import EntropyConfig
-    from verl_aer.metrics_log import MetricsRow
-    from verl_aer.tables import Table
+    from verl_aer.control.metrics import MetricsRow
+    from verl_aer.reports.tables import Table
 
 OK, PROBLEM, BAD_INPUT = 0, 1, 2
 
@@ -349,7 +349,7 @@ def _simulate(args: argparse.Namespace) -> int:
     if args.replay is not None:
         return _replay(args.replay, args.config)
     from verl_aer.control.simulation import Plant, Population, simulate, simulate_population
-    from verl_aer.metrics_log import series
+    from verl_aer.reports.metrics_log import series
 
     _import_modules_of_the_user()
     gain = 10.0 if args.multiplicative else 0.15
@@ -382,7 +382,8 @@ def _replay(log: Path, config: Path | None) -> int:
     from verl_aer._files import read_json
     from verl_aer.config.schema import parse_entropy_config
     from verl_aer.control.simulation import replay
-    from verl_aer.metrics_log import entropy_settings_path, read_metrics_log
+    from verl_aer.control.state_file import entropy_settings_path
+    from verl_aer.reports.metrics_log import read_metrics_log
 
     config = config or entropy_settings_path(log)
     if not config.is_file():
@@ -407,7 +408,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from verl_aer.evaluation.report import comparison_table, plot_pass_at_k
     from verl_aer.evaluation.run import read_run, require_same_settings
-    from verl_aer.tables import as_markdown, as_text
+    from verl_aer.reports.tables import as_markdown, as_text
 
     folders = _labelled([run if "=" in run else f"{Path(run).name}={run}" for run in args.runs], default="")
     if len(folders) < 2 or any(len(same) > 1 for same in folders.values()):
@@ -425,7 +426,7 @@ def _data(args: argparse.Namespace) -> int:
     import json
 
     from verl_aer.data.inspect import inspect
-    from verl_aer.tables import as_text
+    from verl_aer.reports.tables import as_text
 
     bad_rows = args.file.with_suffix(".bad.jsonl")
     found = inspect(args.file, bad_rows)
@@ -448,8 +449,8 @@ def _plot(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     from verl_aer._files import read_json, write_text_atomically
-    from verl_aer.html_report import html_report
-    from verl_aer.metrics_log import entropy_settings_path
+    from verl_aer.control.state_file import entropy_settings_path
+    from verl_aer.reports.html_report import html_report
 
     labelled = _labelled(args.logs, default="run")
     files = {label: entropy_settings_path(paths[0]) for label, paths in labelled.items()}
@@ -461,7 +462,7 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _summary(args: argparse.Namespace) -> int:
-    from verl_aer.summary import summary_table
+    from verl_aer.reports.summary import summary_table
 
     arms = _read_arms(_labelled(args.logs, default="run"))
     _print_table(summary_table(arms), args.markdown)
@@ -469,7 +470,7 @@ def _summary(args: argparse.Namespace) -> int:
 
 
 def _read_arms(labelled: Mapping[str, Sequence[Path]]) -> dict[str, list[list[MetricsRow]]]:
-    from verl_aer.metrics_log import read_metrics_log
+    from verl_aer.reports.metrics_log import read_metrics_log
 
     return {label: [read_metrics_log(path) for path in paths] for label, paths in labelled.items()}
 
@@ -486,7 +487,7 @@ def _save_plot(
     path: Path,
     log_entropy: bool = False,
 ) -> None:
-    from verl_aer.plots import plot_runs, save_figure
+    from verl_aer.reports.plots import plot_runs, save_figure
 
     save_figure(plot_runs(arms, command=command, title=title, log_entropy=log_entropy), path)
     print(f"figure: {path}")
@@ -505,7 +506,7 @@ def _import_modules_of_the_user() -> None:
 
 
 def _methods(args: argparse.Namespace) -> int:
-    from verl_aer.method_pages import explanation, method_table, methods_page
+    from verl_aer.reports.method_catalog import explanation, method_table, methods_page
 
     _import_modules_of_the_user()
     if args.name is not None:
@@ -527,7 +528,7 @@ def _pass_at_k(args: argparse.Namespace) -> int:
 
 
 def _print_table(table: Table, markdown: bool) -> None:
-    from verl_aer.tables import as_markdown, as_text
+    from verl_aer.reports.tables import as_markdown, as_text
 
     print((as_markdown if markdown else as_text)(table), end="")
 

@@ -14,8 +14,8 @@ import pytest
 
 from tests.e2e.conftest import Inputs, Training, trainings
 from verl_aer import get_method, load_run, method_names, parse_entropy_config
+from verl_aer.control.metrics import MetricsRow
 from verl_aer.control.simulation import replay
-from verl_aer.metrics_log import MetricsRow
 
 pytestmark = pytest.mark.e2e
 

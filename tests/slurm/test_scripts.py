@@ -444,7 +444,7 @@ def test_the_metrics_of_all_attempts_are_one_log_without_the_line_that_a_kill_cu
         (tmp_path / "attempts" / name / "metrics.jsonl").write_text("\n".join(rows))
     done = sourced(f"DIR={tmp_path}; ATTEMPT={tmp_path}/attempts/002-job7-restart1; gather_metrics")
     assert done.returncode == 0, done.stderr
-    from verl_aer.metrics_log import read_metrics_log
+    from verl_aer.reports.metrics_log import read_metrics_log
 
     assert [(row.step, row.data) for row in read_metrics_log(tmp_path / "metrics.jsonl")] == [
         (1, {"a": 1}), (2, {"a": 5}), (3, {"a": 6}),

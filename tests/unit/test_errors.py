@@ -50,7 +50,7 @@ def test_every_exception_of_the_package_has_the_base_class_and_is_in_its_tree() 
 def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"step": 1, "data": {"aer/entropy": 0.5}}\n')
-    monkeypatch.setattr("verl_aer.summary.summary_table", lambda arms: np.zeros(2).reshape(3))
+    monkeypatch.setattr("verl_aer.reports.summary.summary_table", lambda arms: np.zeros(2).reshape(3))
     with pytest.raises(ValueError, match="cannot reshape"):
         main(["summary", str(log)])
 

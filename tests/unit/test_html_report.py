@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from verl_aer.cli import main
-from verl_aer.html_report import html_report
-from verl_aer.metrics_log import MetricsRow
+from verl_aer.control.metrics import MetricsRow
+from verl_aer.reports.html_report import html_report
 
 
 def run(entropies: list[float], **last: float) -> list[MetricsRow]:

@@ -17,7 +17,7 @@ from verl_aer.evaluation.pass_at_k import (
     pass_at_k_table,
     read_dump,
 )
-from verl_aer.tables import as_markdown
+from verl_aer.reports.tables import as_markdown
 
 
 def line(uid: str, session: int, index: int, acc: object, prompt: str = "p", **extra: object) -> dict:

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from verl_aer.metrics_log import MetricsLogError, MetricsRow, MetricsTail, read_metrics_log, series
-from verl_aer.plots import COLOURS, centered_mean, plot_runs, save_figure
-from verl_aer.summary import running_mean
+from verl_aer.control.metrics import MetricsRow
+from verl_aer.reports.metrics_log import MetricsLogError, MetricsTail, read_metrics_log, series
+from verl_aer.reports.plots import COLOURS, centered_mean, plot_runs, save_figure
+from verl_aer.reports.summary import running_mean
 
 
 def rows(entropy: float, steps: int = 30, weight: float = 0.5) -> list[MetricsRow]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from verl_aer import ControlState, EntropyControl, method_names, parse_entropy_config
+from verl_aer.control.metrics import MetricsRow
 from verl_aer.control.simulation import (
     Plant,
     Population,
@@ -17,7 +18,7 @@ from verl_aer.control.simulation import (
     simulate,
     simulate_population,
 )
-from verl_aer.metrics_log import MetricsRow, read_metrics_log
+from verl_aer.reports.metrics_log import read_metrics_log
 
 TARGET = 0.4 * 0.8
 """H* of AER's tau around the default plant's initial entropy, nats."""

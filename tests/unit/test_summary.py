@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from verl_aer.cli import main
-from verl_aer.metrics_log import MetricsRow
-from verl_aer.summary import WINDOW, advice_on_bounds, bound_that_holds, summarize, summary_table
+from verl_aer.control.metrics import MetricsRow
+from verl_aer.reports.summary import WINDOW, advice_on_bounds, bound_that_holds, summarize, summary_table
 
 
 def run(entropies: list[float], target: float | None = 0.4, **more: list[float]) -> list[MetricsRow]:

@@ -12,6 +12,13 @@ from verl_aer.control.loop import ControlState, Decision
 from verl_aer.rollouts.groups import EASY_FROM, HARD_UP_TO
 
 
+class MetricsRow(NamedTuple):
+    """The metrics of one global step."""
+
+    step: int
+    data: dict[str, float]
+
+
 class MetricSpec(NamedTuple):
     """One metric: its name in the log, its unit, how it is computed and how to read it."""
 

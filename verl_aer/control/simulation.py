@@ -19,9 +19,8 @@ import numpy as np
 
 from verl_aer.config.schema import EntropyConfig
 from verl_aer.control.loop import ControlState, EntropyControl
-from verl_aer.control.metrics import decision_metrics
+from verl_aer.control.metrics import MetricsRow, decision_metrics
 from verl_aer.errors import InputError, VerlAerError
-from verl_aer.metrics_log import MetricsRow
 from verl_aer.rollouts.groups import DIFFICULTY_BUCKETS, Groups
 
 

@@ -138,6 +138,11 @@ def load_run(path: str | os.PathLike[str], config: EntropyConfig) -> SavedRun:
     return SavedRun(state, memory, changes + adapted)
 
 
+def entropy_settings_path(log: Path) -> Path:
+    """Name the file of a run's `entropy` settings, next to its metrics log: a replay of the log needs them."""
+    return log.with_name(log.name + ".entropy.json")
+
+
 def changed_conditions(path: str | os.PathLike[str], current: Mapping[str, Any]) -> list[str]:
     """A sentence for each condition that differs from those of the file, a state that ``load_run`` accepts."""
     saved = _read(path).get("conditions")

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from verl_aer.errors import InputError, VerlAerError
-from verl_aer.tables import Table
+from verl_aer.reports.tables import Table
 
 ALL_LEVELS = "all"
 BOOTSTRAP_RESAMPLES = 2000

@@ -20,7 +20,7 @@ from verl_aer.evaluation.statistics import (
     powers_up_to,
 )
 from verl_aer.extras import require_extra
-from verl_aer.tables import Table
+from verl_aer.reports.tables import Table
 
 ALL = "all"
 

@@ -24,7 +24,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from verl_aer._files import write_text_atomically
 from verl_aer.config.schema import EntropyConfig, to_mapping
-from verl_aer.metrics_log import entropy_settings_path
+from verl_aer.control.state_file import entropy_settings_path
 
 if TYPE_CHECKING:
     # Only for names: the functions below are sent to actors of every kind, which import this module and need none of

@@ -38,7 +38,7 @@ from verl_aer.launch.doctor import (
     run_probe,
 )
 from verl_aer.launch.ray_node import split_host
-from verl_aer.tables import Table, as_text
+from verl_aer.reports.tables import Table, as_text
 
 LOOK_SECONDS = 1.0
 """Between two looks at who has joined."""

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TextIO
 
 from verl_aer._processes import GRACE_SECONDS, ProcessTree
+from verl_aer.control.metrics import MetricsRow
 from verl_aer.launch.failure import explain_failure, strip_prefix
-from verl_aer.metrics_log import MetricsRow, MetricsTail, is_finite
-from verl_aer.summary import BOUNDS, advice_on_bounds, bound_that_holds
+from verl_aer.reports.metrics_log import MetricsTail, is_finite
+from verl_aer.reports.summary import BOUNDS, advice_on_bounds, bound_that_holds
 
 POLL_SECONDS = 0.5
 """Between two looks at the log: short enough for a live display, long enough to cost nothing."""

@@ -9,22 +9,15 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
+from verl_aer.control.metrics import MetricsRow
 from verl_aer.errors import VerlAerError
 
 
 class MetricsLogError(VerlAerError, ValueError):
     """A metrics log that cannot be read: the message names the file, the line and what to do."""
-
-
-class MetricsRow(NamedTuple):
-    """The metrics of one global step."""
-
-    step: int
-    data: dict[str, float]
 
 
 class MetricsTail:
@@ -74,11 +67,6 @@ def read_metrics_log(path: str | Path) -> list[MetricsRow]:
     if not merged:
         raise MetricsLogError(f"{path}: no complete line yet; veRL writes the first one after the first step")
     return [MetricsRow(step, merged[step]) for step in sorted(merged)]
-
-
-def entropy_settings_path(log: Path) -> Path:
-    """Where a run leaves its `entropy` settings: beside its metrics log, so that the log can be replayed."""
-    return log.with_name(log.name + ".entropy.json")
 
 
 def series(rows: Sequence[MetricsRow], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -10,8 +10,8 @@ import pytest
 
 from verl_aer import EntropyConfig, get_part, method_names, part_names
 from verl_aer.config.schema import CorrectnessConfig, LimitsConfig
-from verl_aer.method_pages import explanation, rule, setting_texts
 from verl_aer.methods.registry import PART_KINDS
+from verl_aer.reports.method_catalog import explanation, rule, setting_texts
 from verl_aer.rollouts.question_memory import MemoryConfig
 from verl_aer.target import Band
 

@@ -20,8 +20,8 @@ import numpy as np
 from verl_aer._files import replaced_atomically
 from verl_aer.errors import InputError
 from verl_aer.extras import require_extra
-from verl_aer.metrics_log import series
-from verl_aer.summary import WINDOW, Seed
+from verl_aer.reports.metrics_log import series
+from verl_aer.reports.summary import WINDOW, Seed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,7 +21,7 @@ from verl_aer.methods.registry import (
     method_names,
     part_names,
 )
-from verl_aer.tables import Table, as_markdown
+from verl_aer.reports.tables import Table, as_markdown
 
 HEADER = """# The methods
 

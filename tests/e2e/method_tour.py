@@ -11,7 +11,7 @@ from omegaconf import OmegaConf, open_dict
 
 from verl_aer import EntropyControl, RunMemory, get_method, method_names
 from verl_aer._import_hooks import after_import
-from verl_aer.integration.modes import TRAINER_MODES
+from verl_aer.integration.plugin import TRAINER_MODES
 
 STEPS = 3
 """Of each method; the state is saved before the last of them."""

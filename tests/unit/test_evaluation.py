@@ -23,6 +23,7 @@ from verl_aer.evaluation.run import (
     with_progress,
     write_report,
 )
+from verl_aer.evaluation.sampler import Generation, Sampling
 from verl_aer.evaluation.samples import SampleStore, gather, read_problems
 from verl_aer.evaluation.statistics import (
     Answers,
@@ -34,7 +35,6 @@ from verl_aer.evaluation.statistics import (
     paired_difference,
     pass_curve,
 )
-from verl_aer.integration.vllm_sampling import Generation, Sampling
 
 
 def answers(correct: str, written: list[str] | None = None, problem: str = "p", source: str = "s", level: str = "all"):

@@ -36,8 +36,8 @@ def evaluate(args: argparse.Namespace) -> int:
     require_vllm("verl-aer evaluate")
     require_extra("matplotlib", "verl-aer evaluate")
     # Imported here: veRL and torch take seconds.
-    from verl_aer.integration.merged_checkpoint import loadable_model
-    from verl_aer.integration.vllm_sampling import Sampler, Sampling
+    from verl_aer.evaluation.merge_checkpoint import loadable_model
+    from verl_aer.evaluation.sampler import Sampler, Sampling
 
     sampling = Sampling(args.n, args.temperature, args.top_p, args.max_tokens, args.seed)
     found = sampling.problems() + [

@@ -10,12 +10,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from verl.utils.checkpoint.checkpoint_manager import find_latest_ckpt_path
 
 from verl_aer.config.schema import ConfigError, EntropyConfig, Problem
 from verl_aer.control.state_file import SavedRun, StateError, changed_conditions, load_run
-from verl_aer.integration.data_files import data_files
 
 STATE_FILE = "aer_state.json"
 
@@ -53,6 +52,13 @@ def latest_checkpoint(config: DictConfig) -> Path | None:
     """The last checkpoint that veRL has marked complete in this run's folder."""
     latest = find_latest_ckpt_path(str(Path(config.trainer.default_local_dir).absolute()))
     return None if latest is None else Path(latest)
+
+
+def data_files(config: DictConfig, key: str) -> list[str]:
+    """The files of ``data.train_files`` or ``data.val_files``; ``~`` is the user's folder, remote names stay."""
+    files = config.data[key]
+    names = [str(file) for file in (files if isinstance(files, ListConfig) else [files])]
+    return [name if "://" in name else str(Path(name).expanduser()) for name in names]
 
 
 def conditions(config: DictConfig) -> dict[str, Any]:

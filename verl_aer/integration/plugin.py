@@ -17,7 +17,13 @@ from packaging.version import Version
 
 from verl_aer._import_hooks import after_import, attempt, failures
 from verl_aer.errors import VerlAerError
-from verl_aer.integration.modes import TRAINER_MODES
+
+TRAINER_MODES = {
+    "aer_sync": "sync",
+    "aer_colocate_async": "colocate_async",
+    "aer_separate_async": "separate_async",
+}
+"""The names under which our trainers are registered, and veRL's own trainer mode behind each."""
 
 VERL_FROM, VERL_BELOW = "0.9.1", "0.10"
 """Supported versions of veRL. A development version of the upper one comes before it and is let in."""

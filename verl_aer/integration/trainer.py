@@ -59,9 +59,9 @@ from verl_aer.integration.loss import (
     WEIGHTED_ROWS_KEY,
     entropy_loss,
 )
-from verl_aer.integration.modes import TRAINER_MODES
+from verl_aer.integration.plugin import TRAINER_MODES
 from verl_aer.integration.preflight import bypasses_old_log_probs, notes, preflight, read_entropy_config, stopping
-from verl_aer.integration.report import report_run
+from verl_aer.integration.stack_report import report_run
 from verl_aer.integration.step_metrics import PromptSummary, group_metrics, prompt_entropies, summarize_prompts
 from verl_aer.integration.stop_request import StopOnRequestMixin
 from verl_aer.integration.visible_log import show_warnings

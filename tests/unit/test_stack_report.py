@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer import parse_entropy_config
-from verl_aer.integration import report
-from verl_aer.integration.report import installed_engine, report_run, stack_report
+from verl_aer.integration import stack_report as report
+from verl_aer.integration.stack_report import installed_engine, report_run, stack_report
 
 
 class FakeActor:

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from verl_aer import parse_entropy_config
-from verl_aer.allocation import Difficulty
+from verl_aer._tables import Table, as_text
 from verl_aer.config.schema import EntropyConfig
 from verl_aer.control.simulation import Plant, Population, simulate_population
-from verl_aer.controller import Integral
-from verl_aer.reports.tables import Table, as_text
+from verl_aer.parts.allocation import Difficulty
+from verl_aer.parts.controller import Integral
 from verl_aer.rollouts.groups import Groups
 
 STEPS = 2000

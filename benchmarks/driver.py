@@ -21,7 +21,7 @@ import verl
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
 from verl_aer import EntropyControl, parse_entropy_config
-from verl_aer.allocation import allocate
+from verl_aer.parts.allocation import allocate
 from verl_aer.rollouts.groups import group_rows
 
 ROLLOUTS = 16

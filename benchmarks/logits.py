@@ -23,8 +23,8 @@ from typing import Any
 import torch
 
 from benchmarks.timing import DEVICE, GPU, machine, table, taking_turns, timed
-from verl_aer.functional import Clamped, Full
 from verl_aer.kernels import logprob_and_entropy
+from verl_aer.parts.measure import Clamped, Full
 
 try:
     from verl.utils.torch_functional import (

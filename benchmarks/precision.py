@@ -27,8 +27,8 @@ from torch.overrides import TorchFunctionMode
 from verl.utils.torch_functional import entropy_from_logits
 
 from benchmarks.timing import DEVICE, GPU, machine
-from verl_aer.functional import Full
 from verl_aer.kernels import logprob_and_entropy
+from verl_aer.parts.measure import Full
 
 TOKENS, VOCABULARY = 256, 151_936
 TEMPERATURES = (1.0, 0.8)

@@ -18,114 +18,40 @@ nothing of veRL. Letters and units used throughout:
 The loss is L = L_policy - alpha * agg(m * w * s * value(H)), with s and value 1 and H for most methods.
 """
 
-from __future__ import annotations
-
-import importlib as _importlib
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from verl_aer.public import (
-        AdvantageShaping,
-        Allocation,
-        AllocationError,
-        Bounds,
-        ConfigError,
-        Controller,
-        ControlState,
-        CorrectnessError,
-        Decision,
-        EntropyConfig,
-        EntropyControl,
-        Functional,
-        Groups,
-        Method,
-        Penalty,
-        Problem,
-        QuestionMemory,
-        RewardShaping,
-        Rollouts,
-        RunMemory,
-        Selection,
-        StateError,
-        Target,
-        Tokens,
-        UnknownNameError,
-        allocate,
-        get_method,
-        get_part,
-        group_rows,
-        load_run,
-        method_names,
-        parse_entropy_config,
-        part_names,
-        register_advantage_shaping,
-        register_allocation,
-        register_controller,
-        register_functional,
-        register_method,
-        register_penalty,
-        register_reward_shaping,
-        register_selection,
-        register_target,
-        save_state,
-        to_mapping,
-    )
+from importlib import import_module as _import_module
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AdvantageShaping",
-    "Allocation",
-    "AllocationError",
-    "Bounds",
-    "ConfigError",
-    "ControlState",
-    "Controller",
-    "CorrectnessError",
-    "Decision",
-    "EntropyConfig",
-    "EntropyControl",
-    "Functional",
-    "Groups",
-    "Method",
-    "Penalty",
-    "Problem",
-    "QuestionMemory",
-    "RewardShaping",
-    "Rollouts",
-    "RunMemory",
-    "Selection",
-    "StateError",
-    "Target",
-    "Tokens",
-    "UnknownNameError",
-    "allocate",
-    "get_method",
-    "get_part",
-    "group_rows",
-    "load_run",
-    "method_names",
-    "parse_entropy_config",
-    "part_names",
-    "register_advantage_shaping",
-    "register_allocation",
-    "register_controller",
-    "register_functional",
-    "register_method",
-    "register_penalty",
-    "register_reward_shaping",
-    "register_selection",
-    "register_target",
-    "save_state",
-    "to_mapping",
-]
+_PUBLIC = {
+    "config.schema": ("ConfigError", "EntropyConfig", "parse_entropy_config", "to_mapping"),
+    "control.loop": ("ControlState", "Decision", "EntropyControl"),
+    "control.state_file": ("StateError",),
+    "errors": ("VerlAerError",),
+    "methods.base": ("Method", "get_method", "method_names", "register_method"),
+    "parts.advantage_shaping": ("AdvantageShaping",),
+    "parts.allocation": ("Allocation",),
+    "parts.base": ("UnknownNameError", "get_part", "part_names", "register_part"),
+    "parts.controller": ("Controller",),
+    "parts.measure": ("Functional",),
+    "parts.regularizer": ("Penalty",),
+    "parts.reward_shaping": ("RewardShaping",),
+    "parts.target": ("Bounds", "Target"),
+    "parts.token_selection": ("Selection",),
+    "rollouts.groups": ("Groups",),
+    "rollouts.types": ("Rollouts", "Tokens"),
+}
+"""The public names of each module; ``__init__.pyi`` tells type checkers the same."""
+
+_MODULES = {name: module for module, names in _PUBLIC.items() for name in names}
+
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> object:
-    """The public names, loaded on first use: `verl-aer doctor` has to run where torch is missing or broken."""
-    if name not in __all__:
+    """Load a public name on its first use: `verl-aer doctor` has to run where torch is missing or broken."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = globals()[name] = getattr(_importlib.import_module("verl_aer.public"), name)
+    value = globals()[name] = getattr(_import_module(f"{__name__}.{_MODULES[name]}"), name)
     return value
 
 

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 from verl_aer.errors import InputError, VerlAerError
 
 if TYPE_CHECKING:
+    from verl_aer._tables import Table
     from verl_aer.config.schema import EntropyConfig
     from verl_aer.control.metrics import MetricsRow
-    from verl_aer.reports.tables import Table
 
 OK, PROBLEM, BAD_INPUT = 0, 1, 2
 
@@ -406,9 +406,9 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
+    from verl_aer._tables import as_markdown, as_text
     from verl_aer.evaluation.report import comparison_table, plot_pass_at_k
     from verl_aer.evaluation.run import read_run, require_same_settings
-    from verl_aer.reports.tables import as_markdown, as_text
 
     folders = _labelled([run if "=" in run else f"{Path(run).name}={run}" for run in args.runs], default="")
     if len(folders) < 2 or any(len(same) > 1 for same in folders.values()):
@@ -425,8 +425,8 @@ def _compare(args: argparse.Namespace) -> int:
 def _data(args: argparse.Namespace) -> int:
     import json
 
+    from verl_aer._tables import as_text
     from verl_aer.data.inspect import inspect
-    from verl_aer.reports.tables import as_text
 
     bad_rows = args.file.with_suffix(".bad.jsonl")
     found = inspect(args.file, bad_rows)
@@ -528,7 +528,7 @@ def _pass_at_k(args: argparse.Namespace) -> int:
 
 
 def _print_table(table: Table, markdown: bool) -> None:
-    from verl_aer.reports.tables import as_markdown, as_text
+    from verl_aer._tables import as_markdown, as_text
 
     print((as_markdown if markdown else as_text)(table), end="")
 

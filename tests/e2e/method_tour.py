@@ -9,9 +9,10 @@ from __future__ import annotations
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
 
-from verl_aer import EntropyControl, RunMemory, get_method, method_names
+from verl_aer import EntropyControl, get_method, method_names
 from verl_aer._import_hooks import after_import
-from verl_aer.integration.plugin import TRAINER_MODES
+from verl_aer.control.state_file import RunMemory
+from verl_aer.integration.modes import TRAINER_MODES
 
 STEPS = 3
 """Of each method; the state is saved before the last of them."""

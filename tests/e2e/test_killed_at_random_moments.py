@@ -13,8 +13,8 @@ import pytest
 
 from tests.e2e.conftest import START_SECONDS, Training
 from tests.e2e.test_train_and_resume import latest_step, saved_state
-from verl_aer import load_run, parse_entropy_config
-from verl_aer.control.state_file import entropy_settings_path
+from verl_aer import parse_entropy_config
+from verl_aer.control.state_file import entropy_settings_path, load_run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import Inputs, Training, trainings
-from verl_aer import get_method, load_run, method_names, parse_entropy_config
+from verl_aer import get_method, method_names, parse_entropy_config
 from verl_aer.control.metrics import MetricsRow
 from verl_aer.control.simulation import replay
+from verl_aer.control.state_file import load_run
 
 pytestmark = pytest.mark.e2e
 

@@ -28,11 +28,11 @@ from verl.workers.engine_workers import TrainingWorker
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from tests.integration.test_loss_equals_verl import LENGTHS, nested
 from tests.integration.test_loss_equals_verl import make_rows as make_loss_rows
-from verl_aer.functional import Clamped, Full, Functional, Nucleus
 from verl_aer.integration.batch import WEIGHT_FIELD
 from verl_aer.integration.engine import EntropyEngine, install_entropy_engines
 from verl_aer.integration.functional_request import FUNCTIONAL_KEY, request_of
 from verl_aer.integration.loss import ALPHA_KEY, WEIGHTED_ROWS_KEY, entropy_loss
+from verl_aer.parts.measure import Clamped, Full, Functional, Nucleus
 
 ALPHA = 0.05
 TEMPERATURE = 0.7

@@ -29,11 +29,11 @@ import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from examples.countdown.model import build_model, build_tokenizer, save
 from tests.integration.engine_rank import ALPHA, CASES, TEMPERATURE, VOCABULARY, WEIGHTS, make_rows, rank_batch
 from tests.integration.test_loss_equals_verl import LENGTHS, nested
-from verl_aer.functional import Clamped, Full, Functional, Nucleus
 from verl_aer.integration import engine as engine_module
 from verl_aer.integration.engine import EntropyEngine, install_entropy_engines
 from verl_aer.integration.functional_request import DONE_KEY, FUNCTIONAL_KEY, request_of, require_done
 from verl_aer.integration.loss import UPDATE_ENTROPY_NATS, UPDATE_TOKENS, WEIGHTED_ROWS_KEY
+from verl_aer.parts.measure import Clamped, Full, Functional, Nucleus
 
 RELATIVE = 1e-5
 """Float32, added up in another order."""

@@ -59,7 +59,8 @@ def test_its_settings_are_checked(outside):
 def test_it_weighs_as_written(outside):
     code = """
 import my_entropy, numpy as np
-from verl_aer import Groups, allocate, get_method
+from verl_aer import Groups, get_method
+from verl_aer.parts.allocation import allocate
 groups = Groups(np.array([0.0, 0.5, 1.0]), size=np.full(3, 4), prompt_of_row=np.arange(3))
 print(allocate(get_method("aer_quadratic").allocation, groups).tolist())
 """

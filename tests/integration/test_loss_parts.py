@@ -23,8 +23,8 @@ from tests.integration.test_loss_equals_verl import (
 from verl_aer import get_part, parse_entropy_config, part_names
 from verl_aer.integration.batch import WEIGHT_FIELD
 from verl_aer.integration.loss import SIGNAL_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS, entropy_loss
-from verl_aer.penalty import HistoryHinge, SquaredAnchor
-from verl_aer.selection import TopQuantile
+from verl_aer.parts.regularizer import HistoryHinge, SquaredAnchor
+from verl_aer.parts.token_selection import TopQuantile
 
 SIGNALS = {"squared_anchor": '{"pull": -0.5}', "history_hinge": '{"weight": 0.75, "low": 2.386, "high": 2.396}'}
 

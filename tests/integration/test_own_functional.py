@@ -9,9 +9,9 @@ import torch
 import verl.workers.engine  # noqa: F401  # first: it asks for ours
 
 from tests.unit.test_kernels_recomputed import Collision
-from verl_aer.functional import Full
 from verl_aer.integration.engine import EntropyEngine, Rows
 from verl_aer.kernels.saved_state import CHUNK_BYTES
+from verl_aer.parts.measure import Full
 
 TOKENS, VOCABULARY = 12, 40
 COUNTED = (torch.arange(TOKENS) % 4 == 1).float()

@@ -18,8 +18,9 @@ from hydra import compose, initialize_config_module
 from omegaconf import DictConfig, OmegaConf
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
-from verl_aer import EntropyControl, load_run, method_names, parse_entropy_config, save_state
+from verl_aer import EntropyControl, method_names, parse_entropy_config
 from verl_aer.config.schema import ConfigError, Problem
+from verl_aer.control.state_file import load_run, save_state
 from verl_aer.integration import callback, plugin
 from verl_aer.integration import preflight as module
 from verl_aer.integration.checkpoint import conditions, resume_warnings

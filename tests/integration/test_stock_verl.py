@@ -172,7 +172,7 @@ def test_a_process_that_imports_hydra_loads_no_method_before_it_composes():
     program = """
 import sys
 import verl, hydra
-print("verl_aer.config.presets" in sys.modules, "verl_aer.config.schema" in sys.modules)
+print("verl_aer.config.search_path" in sys.modules, "verl_aer.config.schema" in sys.modules)
 with hydra.initialize_config_module("verl.trainer.config", version_base=None):
     print("verl_aer.config.schema" in sys.modules)
 """

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_module
 from verl.trainer.ppo.v1 import get_trainer_cls
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
-from verl_aer import CorrectnessError, method_names, parse_entropy_config
+from verl_aer import method_names, parse_entropy_config
 from verl_aer.config.schema import ConfigError, Problem
 from verl_aer.control.state_file import save_state
 from verl_aer.integration import trainer as module
@@ -25,6 +25,7 @@ from verl_aer.integration.batch import BatchRows
 from verl_aer.integration.functional_request import FUNCTIONAL_KEY
 from verl_aer.integration.loss import ALPHA_KEY, SIGNAL_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS, WEIGHTED_ROWS_KEY
 from verl_aer.integration.preflight import Note
+from verl_aer.rollouts.groups import CorrectnessError
 from verl_aer.rollouts.types import Tokens
 
 

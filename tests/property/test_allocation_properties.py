@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from verl_aer import allocate, group_rows
-from verl_aer.allocation import SHAPES, Difficulty, Uniform
+from verl_aer.parts.allocation import SHAPES, Difficulty, Uniform, allocate
+from verl_aer.rollouts.groups import group_rows
 
 PADDED = 4
 """Most padding rows that a generated batch has."""

@@ -10,9 +10,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verl_aer import ControlState, EntropyControl, StateError, load_run, parse_entropy_config, save_state
+from verl_aer import ControlState, EntropyControl, StateError, parse_entropy_config
 from verl_aer.control.simulation import Plant, replay, simulate
-from verl_aer.controller import UPDATE_RULES
+from verl_aer.control.state_file import load_run, save_state
+from verl_aer.parts.controller import UPDATE_RULES
 
 entropies = st.lists(st.one_of(st.floats(0, 12), st.sampled_from([math.nan, math.inf, -math.inf])), max_size=30)
 

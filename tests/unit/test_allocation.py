@@ -5,8 +5,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
-from verl_aer import AllocationError, Groups, allocate, group_rows
-from verl_aer.allocation import Allocation, Difficulty, Uniform
+from verl_aer import Groups
+from verl_aer.parts.allocation import Allocation, AllocationError, Difficulty, Uniform, allocate
+from verl_aer.rollouts.groups import group_rows
 
 
 def prompts(*accuracy: float) -> Groups:

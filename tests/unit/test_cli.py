@@ -13,7 +13,7 @@ import pytest
 from verl_aer import get_method, method_names, parse_entropy_config, to_mapping
 from verl_aer.cli import BAD_INPUT, OK, PROBLEM, main, sparkline
 from verl_aer.control.simulation import Plant, simulate
-from verl_aer.methods.registry import method_builder
+from verl_aer.methods.base import method_builder
 
 ROOT = Path(__file__).resolve().parents[2]
 

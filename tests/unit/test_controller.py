@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from verl_aer.controller import DeadBand, Fixed, Integral, ProportionalIntegral, Schedule, SignGated
+from verl_aer.parts.controller import DeadBand, Fixed, Integral, ProportionalIntegral, Schedule, SignGated
 
 
 def test_proportional_moves_by_eta_times_the_error():

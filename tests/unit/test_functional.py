@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from verl_aer.functional import Clamped, Full, Functional, Nucleus, Sampled
+from verl_aer.parts.measure import Clamped, Full, Functional, Nucleus, Sampled
 
 
 def test_a_uniform_distribution_has_log_v_nats():

@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from verl_aer import CorrectnessError, group_rows
-from verl_aer.rollouts.groups import Verdicts, VerdictsSoFar, _order_by, judge
+from verl_aer.rollouts.groups import CorrectnessError, Verdicts, VerdictsSoFar, _order_by, group_rows, judge
 
 
 def rows(*entries: tuple[str, int, int, float, bool]) -> dict:

@@ -11,10 +11,10 @@ import os
 import pytest
 import torch
 
-from verl_aer.functional import Clamped, Full, Functional, Nucleus, Sampled
 from verl_aer.kernels import chunked, logprob_and_entropy
 from verl_aer.kernels import logprob_entropy as operation
 from verl_aer.kernels.saved_state import CHUNK_BYTES, chunk_rows
+from verl_aer.parts.measure import Clamped, Full, Functional, Nucleus, Sampled
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 FUNCTIONALS = [Full(), Clamped(p=0.3), Clamped(p=0.99), Nucleus(p=0.8)]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from verl_aer.functional import Functional
 from verl_aer.kernels import recomputed_entropy
 from verl_aer.kernels.saved_state import CHUNK_BYTES
+from verl_aer.parts.measure import Functional
 
 ROWS, VOCABULARY, PER_CHUNK = 23, 50, 4
 

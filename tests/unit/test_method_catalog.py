@@ -10,12 +10,12 @@ import pytest
 
 from verl_aer import EntropyConfig, get_part, method_names, part_names
 from verl_aer.config.schema import CorrectnessConfig, LimitsConfig
-from verl_aer.methods.registry import PART_KINDS
+from verl_aer.parts.base import ROLES
+from verl_aer.parts.target import Band
 from verl_aer.reports.method_catalog import explanation, rule, setting_texts
 from verl_aer.rollouts.question_memory import MemoryConfig
-from verl_aer.target import Band
 
-PARTS = [get_part(kind, name) for kind in PART_KINDS for name in part_names(kind)]
+PARTS = [get_part(kind, name) for kind in ROLES for name in part_names(kind)]
 
 
 @pytest.mark.parametrize("settings", [*PARTS, CorrectnessConfig, MemoryConfig, LimitsConfig])
@@ -56,5 +56,5 @@ def test_a_method_is_explained_with_every_setting_and_its_text(name):
     assert len(shown) == text.count("\n  entropy.")
     assert {"aggregation", "correctness.key", "memory.rise", "on_missing_state"} < set(shown)
     assert "\n  entropy.correctness.threshold=null\n" in text
-    for kind in PART_KINDS:
+    for kind in ROLES:
         assert f"\n{kind}: " in text

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from verl_aer._tables import as_markdown
 from verl_aer.evaluation.pass_at_k import (
     DumpError,
     ProblemResult,
@@ -17,7 +18,6 @@ from verl_aer.evaluation.pass_at_k import (
     pass_at_k_table,
     read_dump,
 )
-from verl_aer.reports.tables import as_markdown
 
 
 def line(uid: str, session: int, index: int, acc: object, prompt: str = "p", **extra: object) -> dict:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from verl_aer import Bounds, EntropyControl, get_part, parse_entropy_config, part_names
-from verl_aer.penalty import Bonus, HistoryHinge, NoPenalty, SquaredAnchor
+from verl_aer.parts.regularizer import Bonus, HistoryHinge, NoPenalty, SquaredAnchor
 
 ENTROPY = torch.tensor([0.1, 0.5, 1.0, 3.0], dtype=torch.float64)
 BAND = Bounds(0.4, 2.0)

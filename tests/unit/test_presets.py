@@ -25,19 +25,20 @@ from verl_aer import (
     method_names,
     parse_entropy_config,
     part_names,
-    register_allocation,
     register_method,
+    register_part,
     to_mapping,
 )
-from verl_aer.config import presets
-from verl_aer.methods import registry
-from verl_aer.methods.registry import PART_KINDS
+from verl_aer.config import search_path
+from verl_aer.methods import base as methods
+from verl_aer.parts import base as parts
+from verl_aer.parts.base import ROLES
 
 
 @pytest.fixture(scope="module", autouse=True)
 def initialized() -> Iterator[None]:
     """Hydra as in a process of a run: with our presets, about to compose."""
-    presets.install()
+    search_path.install()
     with hydra():
         yield
 
@@ -54,8 +55,8 @@ def hydra() -> Iterator[None]:
 @pytest.fixture
 def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is gone after it."""
-    monkeypatch.setattr(registry, "_methods", dict(registry._methods))
-    monkeypatch.setattr(registry, "_parts", {kind: dict(parts) for kind, parts in registry._parts.items()})
+    monkeypatch.setattr(methods, "_methods", dict(methods._methods))
+    monkeypatch.setattr(parts, "_parts", {role: dict(known) for role, known in parts._parts.items()})
     monkeypatch.setattr(ConfigStore.instance(), "repo", deepcopy(ConfigStore.instance().repo))
 
 
@@ -95,8 +96,8 @@ def test_a_config_without_a_preset_has_nothing_of_ours():
 
 def exchanges() -> Iterator[dict[str, str]]:
     """Choices of parts, in which each registered part occurs."""
-    for chosen in zip_longest(*(part_names(kind) for kind in PART_KINDS)):
-        yield {kind: name for kind, name in zip(PART_KINDS, chosen, strict=True) if name}
+    for chosen in zip_longest(*(part_names(kind) for kind in ROLES)):
+        yield {kind: name for kind, name in zip(ROLES, chosen, strict=True) if name}
 
 
 @pytest.mark.parametrize("name", ["aent", "entropic", "none", "siren"])
@@ -144,11 +145,14 @@ def test_the_settings_for_a_machine_without_an_accelerator_are_a_group():
 def test_what_a_user_registers_later_is_a_preset_and_a_member_of_its_group(own_registry):
     assert "late" not in str(entropy_node("+entropy=aer"))
 
-    @register_allocation("late")
+    @register_part("late")
     @dataclass
     class Late(Allocation):
         scale: float
         floor: float = 0.5
+
+        def weights(self, groups):
+            return groups.accuracy
 
     @register_method("late_method")
     def late_method():
@@ -171,4 +175,4 @@ def test_a_method_that_cannot_be_built_fails_only_those_who_ask_for_us(monkeypat
 
     with hydra():
         assert "entropy" not in composed()
-    assert found == ["verl_aer.config.presets.store_presets failed: ValueError: its file is gone"]
+    assert found == ["verl_aer.config.search_path.store_presets failed: ValueError: its file is gone"]

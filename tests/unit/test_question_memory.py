@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from verl_aer import Groups, QuestionMemory
-from verl_aer.allocation import Historical
-from verl_aer.rollouts.question_memory import MemoryConfig, Observation, Question, question_id, remember
+from verl_aer import Groups
+from verl_aer.parts.allocation import Historical
+from verl_aer.rollouts.question_memory import MemoryConfig, Observation, Question, QuestionMemory, question_id, remember
 
 CONFIG = MemoryConfig(rise=0.2, fall=0.05)
 

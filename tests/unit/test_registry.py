@@ -18,20 +18,19 @@ from verl_aer import (
     method_names,
     parse_entropy_config,
     part_names,
-    register_allocation,
-    register_controller,
     register_method,
-    register_target,
+    register_part,
     to_mapping,
 )
-from verl_aer.methods import registry
+from verl_aer.methods import base as methods
+from verl_aer.parts import base as parts
 
 
 @pytest.fixture
 def own_registry(monkeypatch):
     """A registry that forgets what the test registers."""
-    monkeypatch.setattr(registry, "_parts", {part: dict(known) for part, known in registry._parts.items()})
-    monkeypatch.setattr(registry, "_methods", dict(registry._methods))
+    monkeypatch.setattr(parts, "_parts", {role: dict(known) for role, known in parts._parts.items()})
+    monkeypatch.setattr(methods, "_methods", dict(methods._methods))
 
 
 def test_the_methods_and_parts_that_ship():
@@ -55,8 +54,8 @@ def test_the_methods_and_parts_that_ship():
 @pytest.mark.parametrize("name", method_names())
 def test_every_method_names_its_formula_source_and_standing(name):
     method = get_method(name)
-    build = registry._methods[name]
-    assert method.standing in registry.STANDINGS
+    build = methods._methods[name]
+    assert method.standing in methods.STANDINGS
     assert method.source
     assert method.summary
     assert "=" in build.__doc__.splitlines()[0]
@@ -88,7 +87,7 @@ def test_an_unknown_name_lists_the_known_ones():
 
 
 def test_a_users_own_allocation_is_chosen_by_name(own_registry):
-    @register_allocation("squared")
+    @register_part("squared")
     @dataclass
     class Squared(Allocation):
         scale: float = 1.0
@@ -100,11 +99,11 @@ def test_a_users_own_allocation_is_chosen_by_name(own_registry):
     assert config.allocation == Squared(scale=2.0)
     assert to_mapping(config)["allocation"] == {"kind": "squared", "scale": 2.0}
     groups = verl_aer.Groups(np.array([0.5]), np.array([2]), np.array([0, 0]))
-    assert verl_aer.allocate(config.allocation, groups).tolist() == [0.5, 0.5]
+    assert verl_aer.parts.allocation.allocate(config.allocation, groups).tolist() == [0.5, 0.5]
 
 
 def test_a_users_own_controller_and_target_steer_the_control(own_registry):
-    @register_controller("halving")
+    @register_part("halving")
     @dataclass
     class Halving(Controller):
         start: float = 0.08
@@ -115,7 +114,7 @@ def test_a_users_own_controller_and_target_steer_the_control(own_registry):
         def next_alpha(self, alpha, entropy, target, step):
             return alpha / 2 if entropy > target else alpha
 
-    @register_target("last_level")
+    @register_part("last_level")
     @dataclass
     class LastLevel(Target):
         def bounds(self, initial_entropy, history):
@@ -143,28 +142,36 @@ def test_a_method_of_a_users_own_is_parsed(own_registry):
 def test_a_name_cannot_be_taken_twice(own_registry):
     with pytest.raises(ValueError, match="allocation 'uniform' is already registered by Uniform"):
 
-        @register_allocation("uniform")
+        @register_part("uniform")
         @dataclass
         class Other(Allocation):
-            pass
+            def weights(self, groups):
+                return groups.accuracy
 
 
 def test_a_part_that_is_no_dataclass_is_refused(own_registry):
     with pytest.raises(TypeError, match="must be a dataclass"):
 
-        @register_allocation("plain")
+        @register_part("plain")
         class Plain(Allocation):
             pass
 
 
-def test_a_part_that_lacks_a_method_is_refused_when_it_is_registered(own_registry):
-    with pytest.raises(
-        TypeError, match=r"lacks problems, weights, uses_accuracy, uses_questions; derive it from verl_aer\.Allocation"
-    ):
+def test_a_part_without_a_role_is_refused(own_registry):
+    with pytest.raises(TypeError, match=r"part 'hollow': Hollow has no role; derive it from .* verl_aer\.Allocation"):
 
-        @register_allocation("hollow")
+        @register_part("hollow")
         @dataclass
         class Hollow:
+            pass
+
+
+def test_a_part_that_lacks_a_method_is_refused_when_it_is_registered(own_registry):
+    with pytest.raises(TypeError, match="allocation 'hollow': Hollow does not define weights"):
+
+        @register_part("hollow")
+        @dataclass
+        class Hollow(Allocation):
             pass
 
 
@@ -176,11 +183,11 @@ def test_an_unknown_standing_is_refused():
 
 def test_loading_a_module_again_registers_its_parts_again(own_registry):
     def load() -> type:
-        @register_target("reloaded")
+        @register_part("reloaded")
         @dataclass
         class Reloaded(Target):
-            def level(self, initial_entropy, entropy):
-                return 0.5
+            def bounds(self, initial_entropy, history):
+                return Bounds(0.5, 0.5)
 
         return Reloaded
 

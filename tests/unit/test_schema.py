@@ -8,15 +8,15 @@ import pytest
 from omegaconf import OmegaConf
 
 from verl_aer import ConfigError, method_names, parse_entropy_config, part_names, to_mapping
-from verl_aer.advantage_shaping import NoAdvantageShaping
-from verl_aer.allocation import Difficulty, Uniform
 from verl_aer.config.schema import CorrectnessConfig, EntropyConfig
-from verl_aer.controller import Fixed, Integral
-from verl_aer.functional import Clamped, Full, Same, Sampled
-from verl_aer.penalty import Bonus
-from verl_aer.reward_shaping import NoRewardShaping
-from verl_aer.selection import All
-from verl_aer.target import Absolute, Anchored, NoTarget
+from verl_aer.parts.advantage_shaping import NoAdvantageShaping
+from verl_aer.parts.allocation import Difficulty, Uniform
+from verl_aer.parts.controller import Fixed, Integral
+from verl_aer.parts.measure import Clamped, Full, Same, Sampled
+from verl_aer.parts.regularizer import Bonus
+from verl_aer.parts.reward_shaping import NoRewardShaping
+from verl_aer.parts.target import Absolute, Anchored, NoTarget
+from verl_aer.parts.token_selection import All
 
 
 def problems_of(node: object) -> dict[str, str]:

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from verl_aer import Groups, Rollouts, Tokens, get_part, part_names
-from verl_aer.advantage_shaping import (
+from verl_aer.parts.advantage_shaping import (
     AdvantageShaping,
     EntropyBonus,
     Signed,
     Steer,
     shape_advantages,
 )
-from verl_aer.reward_shaping import Ares, Length, RewardShaping, change_rewards, difficulty_buckets, window_means
+from verl_aer.parts.reward_shaping import Ares, Length, RewardShaping, change_rewards, difficulty_buckets, window_means
 from verl_aer.rollouts.types import ShapingError
 
 

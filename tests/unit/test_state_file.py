@@ -11,19 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from verl_aer import (
-    ControlState,
-    EntropyControl,
-    QuestionMemory,
-    RunMemory,
-    StateError,
-    load_run,
-    parse_entropy_config,
-    save_state,
-    to_mapping,
-)
-from verl_aer.control.state_file import changed_conditions
-from verl_aer.rollouts.question_memory import Question
+from verl_aer import ControlState, EntropyControl, StateError, parse_entropy_config, to_mapping
+from verl_aer.control.state_file import RunMemory, changed_conditions, load_run, save_state
+from verl_aer.rollouts.question_memory import Question, QuestionMemory
 
 SWITCH = "To restart the controller, set entropy.on_missing_state=restart."
 

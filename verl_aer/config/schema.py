@@ -24,16 +24,9 @@ from typing import Any, NamedTuple, TypeVar
 from omegaconf import DictConfig, OmegaConf
 
 from verl_aer.errors import VerlAerError
-from verl_aer.functional import Functional
-from verl_aer.methods.registry import (
-    PART_KINDS,
-    Method,
-    get_method,
-    get_part,
-    method_names,
-    part_names,
-    suggestion,
-)
+from verl_aer.methods.base import Method, get_method, method_names
+from verl_aer.parts.base import ROLES, get_part, part_names, suggestion
+from verl_aer.parts.measure import Functional
 from verl_aer.rollouts.groups import ON_MISSING
 from verl_aer.rollouts.question_memory import MemoryConfig
 
@@ -168,7 +161,7 @@ class EntropyConfig:
         """These settings for a run of so many global steps: parts that left that to the run are told."""
         told = {
             part: dataclasses.replace(getattr(self, part), total_steps=total_steps)
-            for part in PART_KINDS
+            for part in ROLES
             if getattr(getattr(self, part), "total_steps", 0) is None
         }
         return dataclasses.replace(self, **told)
@@ -203,7 +196,7 @@ def parse_entropy_config(node: Mapping[str, Any] | DictConfig) -> EntropyConfig:
 def to_mapping(config: EntropyConfig) -> dict[str, Any]:
     """The inverse of ``parse_entropy_config``: every setting spelt out, plain dicts and scalars only."""
     parts = {}
-    for part in PART_KINDS:
+    for part in ROLES:
         settings = getattr(config, part)
         parts[part] = {"kind": settings.kind, **dataclasses.asdict(settings)}
     return {
@@ -230,7 +223,7 @@ class _Parser:
         method = self._method(node)
         parts = {
             part: self._part(part, node.get(part, {}), None if method is None else getattr(method, part))
-            for part in PART_KINDS
+            for part in ROLES
         }
         self._check_together(parts["target"], parts["controller"], parts["penalty"])
         self._check_pushed(parts["functional"], parts["pushed"], parts["penalty"])

@@ -34,7 +34,8 @@ from verl_aer._files import write_text_atomically
 from verl_aer.config.schema import EntropyConfig, measures_responses, to_mapping
 from verl_aer.control.loop import ControlState
 from verl_aer.errors import VerlAerError
-from verl_aer.methods.registry import PART_KINDS, get_method, get_part, method_names, part_names
+from verl_aer.methods.base import get_method, method_names
+from verl_aer.parts.base import ROLES, get_part, part_names
 from verl_aer.rollouts.question_memory import Question, QuestionMemory
 
 FORMAT = "verl_aer.entropy_control"
@@ -242,11 +243,11 @@ def _with_defaults(path: str | os.PathLike[str], saved: dict[str, Any], current:
     _require_keys(path, "its config", saved, required, set(current))
     filled = {}
     for section, settings in saved.items():
-        if section not in PART_KINDS and not isinstance(current[section], dict):
+        if section not in ROLES and not isinstance(current[section], dict):
             filled[section] = settings
             continue
         _require_object(path, f"its config.{section}", settings)
-        if section in PART_KINDS:
+        if section in ROLES:
             defaults, required = _defaults(section, settings, saved["method"]), {"kind"}
         else:
             defaults, required = current[section], set()

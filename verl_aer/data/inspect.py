@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from verl_aer._files import replaced_atomically
+from verl_aer._tables import Table
 from verl_aer.data.dataset import answer_kind
 from verl_aer.data.prepare import quantiles
 from verl_aer.data.reading import open_parquet
 from verl_aer.data.text import digest_of, key_of
 from verl_aer.errors import InputError
-from verl_aer.reports.tables import Table
 
 COLUMNS = ("data_source", "prompt", "reward_model")
 """Without which veRL cannot train; extra_info may be missing."""

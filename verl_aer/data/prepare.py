@@ -24,11 +24,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_aer._files import replaced_atomically
+from verl_aer._tables import Table, as_text
 from verl_aer.data.dataset import BOXED, BadRow, DataSet, Problem, answer_kind
 from verl_aer.data.reading import Block, open_parquet, read_blocks
 from verl_aer.data.text import Held, digest_of, key_of
 from verl_aer.errors import InputError, VerlAerError
-from verl_aer.reports.tables import Table, as_text
 
 OK, BAD_INPUT = 0, 2
 ROW_GROUP_ROWS = 4096

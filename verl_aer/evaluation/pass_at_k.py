@@ -23,8 +23,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from verl_aer._tables import Table
 from verl_aer.errors import InputError, VerlAerError
-from verl_aer.reports.tables import Table
 
 ALL_LEVELS = "all"
 BOOTSTRAP_RESAMPLES = 2000

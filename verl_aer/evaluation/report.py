@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from verl_aer._files import replaced_atomically
+from verl_aer._tables import Table
 from verl_aer.errors import InputError
 from verl_aer.evaluation.pass_at_k import Estimate, cell, estimate
 from verl_aer.evaluation.statistics import (
@@ -20,7 +21,6 @@ from verl_aer.evaluation.statistics import (
     powers_up_to,
 )
 from verl_aer.extras import require_extra
-from verl_aer.reports.tables import Table
 
 ALL = "all"
 

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from verl_aer._files import read_json, write_text_atomically
+from verl_aer._tables import as_markdown, as_text
 from verl_aer.errors import InputError
 from verl_aer.evaluation.report import plot_pass_at_k, summary, summary_table
 from verl_aer.evaluation.samples import Problem, SampleStore, fingerprint, gather
 from verl_aer.evaluation.statistics import Answers
-from verl_aer.reports.tables import as_markdown, as_text
 
 Reward = Callable[..., dict[str, Any]]
 PLAIN_PROGRESS_SECONDS = 10.0

@@ -19,10 +19,10 @@ from tensordict import TensorDict, is_non_tensor
 from transfer_queue import KVBatchMeta
 
 from verl_aer.config.schema import CorrectnessConfig, EntropyConfig
+from verl_aer.parts.token_selection import Selection
 from verl_aer.rollouts.groups import Groups, Verdicts, VerdictsSoFar, group_rows, judge
 from verl_aer.rollouts.question_memory import question_id
 from verl_aer.rollouts.types import Rollouts, Tokens
-from verl_aer.selection import Selection
 
 WEIGHT_FIELD = "entropy_weight"
 """TransferQueue field, ``(N,)`` float32: each trajectory's share of the global coefficient."""

@@ -12,10 +12,10 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from verl_aer.functional import Full, Functional
 from verl_aer.integration.functional_request import mark_done, requested_functional
 from verl_aer.integration.loss import rows_with_a_term
 from verl_aer.kernels import FUNCTIONALS, logprob_and_entropy, recomputed_entropy
+from verl_aer.parts.measure import Full, Functional
 
 
 class Rows(NamedTuple):

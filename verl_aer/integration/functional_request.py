@@ -15,9 +15,9 @@ from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 
 from verl_aer.config.schema import EntropyConfig
-from verl_aer.controller import Fixed
-from verl_aer.functional import Functional
-from verl_aer.methods.registry import get_part
+from verl_aer.parts.base import get_part
+from verl_aer.parts.controller import Fixed
+from verl_aer.parts.measure import Functional
 
 FUNCTIONAL_KEY = "entropy_functional"
 """Batch-level text: the functional and its settings."""
@@ -32,7 +32,7 @@ BACKENDS = ("fsdp", "fsdp2")
 def request_of(functional: Functional) -> str | None:
     """What to put into a batch under ``FUNCTIONAL_KEY``; None where veRL's engine computes all that is needed.
 
-    >>> from verl_aer.functional import Clamped, Full
+    >>> from verl_aer.parts.measure import Clamped, Full
     >>> request_of(Clamped(p=0.3)), request_of(Full())
     ('{"kind": "clamped", "p": 0.3}', None)
     """

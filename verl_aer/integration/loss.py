@@ -24,8 +24,8 @@ from verl.workers.utils.padding import no_padding_2_padding
 
 from verl_aer.integration.batch import WEIGHT_FIELD
 from verl_aer.integration.functional_request import require_done
-from verl_aer.penalty import Bonus, Penalty
-from verl_aer.selection import All, Selection
+from verl_aer.parts.regularizer import Bonus, Penalty
+from verl_aer.parts.token_selection import All, Selection
 
 ALPHA_KEY = "entropy_alpha"
 """Batch-level number that carries α from the driver to every worker."""

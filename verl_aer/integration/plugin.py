@@ -17,13 +17,7 @@ from packaging.version import Version
 
 from verl_aer._import_hooks import after_import, attempt, failures
 from verl_aer.errors import VerlAerError
-
-TRAINER_MODES = {
-    "aer_sync": "sync",
-    "aer_colocate_async": "colocate_async",
-    "aer_separate_async": "separate_async",
-}
-"""The names under which our trainers are registered, and veRL's own trainer mode behind each."""
+from verl_aer.integration.modes import TRAINER_MODES
 
 VERL_FROM, VERL_BELOW = "0.9.1", "0.10"
 """Supported versions of veRL. A development version of the upper one comes before it and is let in."""
@@ -86,9 +80,9 @@ def install() -> None:
 
 def install_presets() -> None:
     """Let Hydra find the methods and parts as config groups."""
-    from verl_aer.config import presets
+    from verl_aer.config import search_path
 
-    presets.install()
+    search_path.install()
 
 
 attempt(install)

@@ -19,9 +19,9 @@ from verl_aer.config.schema import ConfigError, EntropyConfig, Problem, parse_en
 from verl_aer.control.state_file import StateError
 from verl_aer.integration.checkpoint import STATE_FILE, data_files, read_resumed_state
 from verl_aer.integration.functional_request import BACKENDS, request_of
-from verl_aer.integration.plugin import TRAINER_MODES, PluginError, require_plugin
+from verl_aer.integration.modes import TRAINER_MODES, PluginError, require_plugin
 from verl_aer.integration.reward_trial import Outcome, try_reward
-from verl_aer.methods.registry import get_method
+from verl_aer.methods.base import get_method
 
 ACTOR = "actor_rollout_ref.actor"
 

@@ -26,14 +26,11 @@ from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from verl.utils.config import omega_conf_to_dataclass
 
-from verl_aer.advantage_shaping import shape_advantages
-from verl_aer.allocation import allocate
 from verl_aer.config.schema import ConfigError, EntropyConfig, measures_responses
 from verl_aer.control.alerts import new_alerts
 from verl_aer.control.loop import Decision, EntropyControl
 from verl_aer.control.metrics import decision_metrics
 from verl_aer.control.state_file import RunMemory, save_state
-from verl_aer.functional import Functional
 from verl_aer.integration.batch import (
     BatchRows,
     add_rewards,
@@ -59,14 +56,17 @@ from verl_aer.integration.loss import (
     WEIGHTED_ROWS_KEY,
     entropy_loss,
 )
-from verl_aer.integration.plugin import TRAINER_MODES
+from verl_aer.integration.modes import TRAINER_MODES
 from verl_aer.integration.preflight import bypasses_old_log_probs, notes, preflight, read_entropy_config, stopping
 from verl_aer.integration.stack_report import report_run
 from verl_aer.integration.step_metrics import PromptSummary, group_metrics, prompt_entropies, summarize_prompts
 from verl_aer.integration.stop_request import StopOnRequestMixin
 from verl_aer.integration.visible_log import show_warnings
 from verl_aer.integration.watchdog import WatchdogMixin
-from verl_aer.reward_shaping import change_rewards
+from verl_aer.parts.advantage_shaping import shape_advantages
+from verl_aer.parts.allocation import allocate
+from verl_aer.parts.measure import Functional
+from verl_aer.parts.reward_shaping import change_rewards
 from verl_aer.rollouts.groups import CorrectnessError, Verdicts, VerdictsSoFar
 from verl_aer.rollouts.question_memory import remember
 from verl_aer.rollouts.types import Rollouts

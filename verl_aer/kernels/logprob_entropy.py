@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from verl_aer.functional import Clamped, Full, Functional, Nucleus
 from verl_aer.kernels import chunked
 from verl_aer.kernels.saved_state import Settings, State
+from verl_aer.parts.measure import Clamped, Full, Functional, Nucleus
 
 FUNCTIONALS = (Full, Clamped, Nucleus)
 """What has a rule here. Any other, a subclass of these too, has its own ``entropy`` called: `recomputed_entropy`."""

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from verl_aer.functional import Functional
 from verl_aer.kernels.saved_state import chunk_rows
+from verl_aer.parts.measure import Functional
 
 
 def recomputed_entropy(

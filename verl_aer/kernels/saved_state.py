@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from verl_aer.functional import Clamped, Functional, Nucleus
+from verl_aer.parts.measure import Clamped, Functional, Nucleus
 
 CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**27}
 """Of one float32 temporary: what a chunk of rows may take, whatever the vocabulary, by the type of the device.

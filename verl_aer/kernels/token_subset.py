@@ -16,8 +16,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from verl_aer.functional import Clamped
 from verl_aer.kernels.saved_state import Settings, leaves_none_out
+from verl_aer.parts.measure import Clamped
 
 
 class Kept(NamedTuple):

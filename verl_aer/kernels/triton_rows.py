@@ -22,8 +22,8 @@ import torch
 import triton
 import triton.language as tl
 
-from verl_aer.functional import Clamped, Nucleus
 from verl_aer.kernels.saved_state import Settings, State, leaves_none_out
+from verl_aer.parts.measure import Clamped, Nucleus
 
 FLOOR = tl.constexpr(-1e30)
 """Stands for -inf, of which no difference can be taken."""

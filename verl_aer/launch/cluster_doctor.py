@@ -24,6 +24,7 @@ from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 import verl_aer
+from verl_aer._tables import Table, as_text
 from verl_aer.errors import VerlAerError
 from verl_aer.launch.doctor import (
     FAIL,
@@ -38,7 +39,6 @@ from verl_aer.launch.doctor import (
     run_probe,
 )
 from verl_aer.launch.ray_node import split_host
-from verl_aer.reports.tables import Table, as_text
 
 LOOK_SECONDS = 1.0
 """Between two looks at who has joined."""

@@ -1,1 +1,16 @@
-"""The registry of parts and methods, and one file for each family of registered methods."""
+"""The methods of entropy control, one module for each paper. Importing the package registers all of them."""
+
+# ruff: noqa: F401
+from verl_aer.methods import (
+    aent,
+    aer,
+    ares,
+    baselines,
+    ceeh,
+    entropic,
+    epo,
+    siren,
+    skywork,
+    steer,
+    verl_builtin,
+)

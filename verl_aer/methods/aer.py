@@ -13,11 +13,11 @@ the entropy has fallen below tau * H0.
 
 from __future__ import annotations
 
-from verl_aer.allocation import Difficulty, Uniform
-from verl_aer.controller import Fixed, Integral
-from verl_aer.functional import Full
-from verl_aer.methods.registry import Method, register_method
-from verl_aer.target import Absolute, Anchored, NoTarget
+from verl_aer.methods.base import Method, register_method
+from verl_aer.parts.allocation import Difficulty, Uniform
+from verl_aer.parts.controller import Fixed, Integral
+from verl_aer.parts.measure import Full
+from verl_aer.parts.target import Absolute, Anchored, NoTarget
 
 SOURCE = "arXiv 2510.10959"
 

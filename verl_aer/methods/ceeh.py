@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from verl_aer.advantage_shaping import EntropyBonus
-from verl_aer.allocation import Historical
-from verl_aer.controller import Fixed, Schedule
-from verl_aer.functional import Full, Sampled
-from verl_aer.methods.registry import Method, register_method
-from verl_aer.penalty import NoPenalty
-from verl_aer.reward_shaping import Length
-from verl_aer.target import NoTarget
+from verl_aer.methods.base import Method, register_method
+from verl_aer.parts.advantage_shaping import EntropyBonus
+from verl_aer.parts.allocation import Historical
+from verl_aer.parts.controller import Fixed, Schedule
+from verl_aer.parts.measure import Full, Sampled
+from verl_aer.parts.regularizer import NoPenalty
+from verl_aer.parts.reward_shaping import Length
+from verl_aer.parts.target import NoTarget
 
 _VERL = {"algorithm.norm_adv_by_std_in_grpo": False}
 

@@ -1,1 +1,1 @@
-"""Reading the metrics of runs, and showing them: summaries, tables, plots, an HTML page, the catalog of methods."""
+"""Reading the metrics of runs, and showing them: summaries, plots, an HTML page and the catalog of methods."""

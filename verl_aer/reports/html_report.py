@@ -12,9 +12,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from verl_aer._tables import as_html
 from verl_aer.reports.plots import arm_colours, arm_name, plot_panels
 from verl_aer.reports.summary import Seed, advice_on_bounds, summarize, summary_table
-from verl_aer.reports.tables import as_html
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,18 +10,17 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from verl_aer._tables import Table, as_markdown
 from verl_aer.config.schema import EntropyConfig
-from verl_aer.methods.registry import (
-    NEUTRAL,
-    PART_KINDS,
-    QUESTIONS,
-    Method,
-    get_method,
-    method_builder,
-    method_names,
-    part_names,
-)
-from verl_aer.reports.tables import Table, as_markdown
+from verl_aer.methods.base import Method, get_method, method_builder, method_names
+from verl_aer.parts.base import ROLES, part_names
+
+NEUTRAL = {
+    field.name: field.default_factory().kind
+    for field in dataclasses.fields(Method)
+    if field.name in ROLES and field.default_factory is not dataclasses.MISSING
+}
+"""The parts that a method has without naming them."""
 
 HEADER = """# The methods
 
@@ -102,7 +101,7 @@ def source_table() -> Table:
 
 
 def _named_parts(method: Method) -> Iterator[str]:
-    for part in PART_KINDS:
+    for part in ROLES:
         kind = getattr(method, part).kind
         if kind == NEUTRAL.get(part):
             continue
@@ -140,7 +139,7 @@ def _method_lines(name: str) -> list[str]:
     method = get_method(name)
     lines = [f"{name}: {method.summary}", f"standing: {method.standing}", f"source: {method.source}", ""]
     lines += (inspect.getdoc(method_builder(name)) or "").splitlines()
-    for kind in PART_KINDS:
+    for kind in ROLES:
         lines += ["", *_part_lines(kind, getattr(method, kind))]
     lines += ["", "loss:", *_one_setting("entropy.aggregation", method.aggregation, CONFIG_TEXTS["aggregation"])]
     lines += _verl_lines(method)
@@ -153,7 +152,7 @@ def _method_lines(name: str) -> list[str]:
 
 def _part_lines(kind: str, part: Any) -> Iterator[str]:
     yield f"{kind}: {part.kind}"
-    yield f"    {QUESTIONS[kind].capitalize()}."
+    yield f"    {ROLES[kind].capitalize()}."
     others = ", ".join(other for other in part_names(kind) if other != part.kind)
     yield f"    entropy/{kind}=NAME chooses another: {others}."
     if part.kind != NEUTRAL.get(kind):
@@ -189,7 +188,7 @@ def _one_setting(key: str, value: Any, text: str) -> Iterator[str]:
 def setting_texts(cls: type) -> dict[str, str]:
     """What the docstrings of a class and its bases say of each setting, below ``Args:``.
 
-    >>> from verl_aer.target import Band
+    >>> from verl_aer.parts.target import Band
     >>> setting_texts(Band)["low"]
     'lowest entropy that leaves alpha unchanged, nats per token, >= 0.'
     """

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from verl_aer._tables import Table
 from verl_aer.control.metrics import MetricsRow
 from verl_aer.reports.metrics_log import is_finite, series
-from verl_aer.reports.tables import Table
 
 WINDOW = 20
 """Steps of the running mean: the accuracy of one step's tens of prompts varies by several points."""

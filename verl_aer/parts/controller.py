@@ -8,28 +8,29 @@ alpha is in loss units per nat; below 0 it is a penalty on entropy, which only `
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from verl_aer.methods.registry import Part, register_controller
+from verl_aer.parts.base import Part, register_part
 
 UPDATE_RULES = ("proportional", "sign")
 SCHEDULES = ("cos_signed", "cos_half", "linear")
 
 
-class Controller(Part):
+class Controller(Part, role="controller"):
     """Base of controllers; the defaults are those of a controller without memory or bounds."""
 
     uses_target: ClassVar[bool] = True
     """Whether the rule compares the entropy with a target; if not, the target must be ``none``."""
 
+    @abstractmethod
     def initial_alpha(self) -> float:
         """alpha of the first step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def next_alpha(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
         """alpha of step + 1, from alpha and the token-mean entropy (nats) of ``step``."""
-        raise NotImplementedError
 
     def applied(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
         """What step + 1 trains with, from what ``next_alpha`` just returned; the next rule starts from the latter."""
@@ -52,7 +53,7 @@ class Controller(Part):
         return False
 
 
-@register_controller("fixed")
+@register_part("fixed")
 @dataclass
 class Fixed(Controller):
     """alpha_t = coefficient: veRL's ``entropy_coeff``. The baseline, on the same code path.
@@ -78,7 +79,7 @@ class Fixed(Controller):
         return alpha == self.coefficient
 
 
-@register_controller("integral")
+@register_part("integral")
 @dataclass
 class Integral(Controller):
     """alpha_{t+1} = clip(alpha_t + eta * (H* - H_t), minimum, maximum), once per global step.
@@ -180,7 +181,7 @@ class Integral(Controller):
         return 0.0 if step <= self.warmup_steps or abs(error) <= self.dead_band else error
 
 
-@register_controller("proportional_integral")
+@register_part("proportional_integral")
 @dataclass
 class ProportionalIntegral(Integral):
     """alpha_{t+1} = clip(I_{t+1} + damping * (H* - H_t)), I_{t+1} = clip(I_t + eta * (H* - H_t)), on both sides of 0.
@@ -200,7 +201,7 @@ class ProportionalIntegral(Integral):
     two_sided: ClassVar[bool] = True
 
 
-@register_controller("dead_band")
+@register_part("dead_band")
 @dataclass
 class DeadBand(Integral):
     """alpha_{t+1} = clip(alpha_t - eta * [min(0, H_t - low) + max(0, H_t - high)], minimum, maximum), target ``band``.
@@ -209,7 +210,7 @@ class DeadBand(Integral):
     outside it. As H* is the level of the band that is nearest to H_t, this is ``integral`` with AEnt's bounds: the
     defaults are those of its code's dataclass.
 
-    >>> from verl_aer.target import Band
+    >>> from verl_aer.parts.target import Band
     >>> band, controller = Band(low=0.25, high=0.5), DeadBand(eta=0.5, maximum=1.0)
     >>> levels = [(entropy, band.level(None, None, entropy)) for entropy in (0.125, 0.375, 0.75)]
     >>> [controller.next_alpha(0.5, entropy, level, step=1) for entropy, level in levels]
@@ -222,7 +223,7 @@ class DeadBand(Integral):
     maximum: float = 1e-2
 
 
-@register_controller("sign_gated")
+@register_part("sign_gated")
 @dataclass
 class SignGated(Controller):
     """c_{t+1} = clip(c_t + delta if H_t < H* else c_t - delta, minimum, maximum); alpha_{t+1} = c_{t+1} * 1[H_t < H*].
@@ -278,7 +279,7 @@ class SignGated(Controller):
         return alpha + self.delta if entropy < target else alpha - self.delta
 
 
-@register_controller("schedule")
+@register_part("schedule")
 @dataclass
 class Schedule(Controller):
     """alpha_t = initial * s(x) with x = (t - 1) / total_steps, at most 1, whatever the entropy does:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from verl_aer.allocation import Uniform
-from verl_aer.controller import Fixed
-from verl_aer.functional import Full
-from verl_aer.methods.registry import Method, register_method
-from verl_aer.penalty import HistoryHinge
-from verl_aer.selection import Turns
-from verl_aer.target import History
+from verl_aer.methods.base import Method, register_method
+from verl_aer.parts.allocation import Uniform
+from verl_aer.parts.controller import Fixed
+from verl_aer.parts.measure import Full
+from verl_aer.parts.regularizer import HistoryHinge
+from verl_aer.parts.target import History
+from verl_aer.parts.token_selection import Turns
 
 
 @register_method("epo")

@@ -9,17 +9,18 @@ know of other steps comes as the ``signal``, a few numbers that the driver sends
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from verl_aer.methods.registry import Part, register_penalty
-from verl_aer.target import Bounds
+from verl_aer.parts.base import Part, register_part
+from verl_aer.parts.target import Bounds
 
 
-class Penalty(Part):
+class Penalty(Part, role="penalty"):
     """Base of penalties; the defaults are those of one that needs nothing from the driver."""
 
     uses_target: ClassVar[bool] = False
@@ -35,9 +36,9 @@ class Penalty(Part):
         """
         return {}
 
+    @abstractmethod
     def value(self, entropy: torch.Tensor, signal: Mapping[str, float]) -> torch.Tensor:
         """What is averaged and multiplied by alpha, nats, from each token's ``entropy`` in nats: of its shape."""
-        raise NotImplementedError
 
     def slope(self, entropy: torch.Tensor, signal: Mapping[str, float]) -> torch.Tensor:
         """d value / d entropy of each token, of the shape of ``entropy``: 1 for a plain bonus."""
@@ -47,7 +48,7 @@ class Penalty(Part):
         return slope
 
 
-@register_penalty("bonus")
+@register_part("bonus")
 @dataclass
 class Bonus(Penalty):
     """value = H: L = L_policy - alpha * agg(w * H), the entropy bonus."""
@@ -56,7 +57,7 @@ class Bonus(Penalty):
         return entropy
 
 
-@register_penalty("none")
+@register_part("none")
 @dataclass
 class NoPenalty(Penalty):
     """value = 0: no entropy term, for methods that act on rewards or advantages alone."""
@@ -68,7 +69,7 @@ class NoPenalty(Penalty):
         return torch.zeros_like(entropy)
 
 
-@register_penalty("squared_anchor")
+@register_part("squared_anchor")
 @dataclass
 class SquaredAnchor(Penalty):
     """L = L_policy + alpha * (Hbar_t - H*)^2, by its gradient at the step's rollouts (SIREN, arXiv 2509.25133):
@@ -93,7 +94,7 @@ class SquaredAnchor(Penalty):
         return signal["pull"] * entropy
 
 
-@register_penalty("history_hinge")
+@register_part("history_hinge")
 @dataclass
 class HistoryHinge(Penalty):
     """value = H - beta_k * weight * [max(0, low - H) + max(0, H - high)] (EPO, arXiv 2509.22576):

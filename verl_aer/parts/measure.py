@@ -7,21 +7,33 @@ names: for most methods the same.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from verl_aer.methods.registry import Part, register_functional, register_pushed
+from verl_aer.parts.base import Part, register_part
 
 
-class Functional(Part):
+class Pushed(Part, role="pushed"):
+    """Base of what the loss may push: the functionals, and ``same``."""
+
+
+@register_part("same")
+@dataclass
+class Same(Pushed):
+    """The functional that is measured."""
+
+
+class Functional(Pushed, role="functional"):
     """Base of functionals: from logits to one entropy per token."""
 
     of_sample: ClassVar[bool] = False
     """Whether it depends on the sampled token's probability alone: the log-probs that veRL has are then enough."""
 
+    @abstractmethod
     def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """Entropy of each token's distribution, nats, differentiable.
 
@@ -34,10 +46,9 @@ class Functional(Part):
             by a tenth of a nat. NaN, with a gradient of NaN, for a row that is no distribution: one with a NaN or with
             +inf, and one whose entries are all -inf.
         """
-        raise NotImplementedError
 
 
-@register_functional("full")
+@register_part("full")
 @dataclass
 class Full(Functional):
     """H = -sum_v pi_v log pi_v with pi = softmax(z): Shannon entropy over the whole vocabulary."""
@@ -51,7 +62,7 @@ class Full(Functional):
         return _Shannon.apply(_at_least_float32(logits))
 
 
-@register_functional("clamped")
+@register_part("clamped")
 @dataclass
 class Clamped(Functional):
     """Shannon entropy without the least likely tokens of the vocabulary (AEnt, arXiv 2509.03493).
@@ -85,7 +96,7 @@ class Clamped(Functional):
         return _Shannon.apply(_without(z, _lowest(z.detach(), self.p)))
 
 
-@register_functional("nucleus")
+@register_part("nucleus")
 @dataclass
 class Nucleus(Functional):
     """Shannon entropy of the nucleus, the smallest set of tokens that holds mass p (SIREN, arXiv 2509.25133).
@@ -115,7 +126,7 @@ class Nucleus(Functional):
         return _Shannon.apply(_without(z, _outside_nucleus(z.detach(), self.p)))
 
 
-@register_functional("sampled")
+@register_part("sampled")
 @dataclass
 class Sampled(Functional):
     """H^ = -log pi(sampled token): the entropy's estimate from one sample (Skywork-OR1, CEEH).
@@ -137,12 +148,6 @@ class Sampled(Functional):
         if labels is None:
             raise ValueError("the functional 'sampled' needs the sampled tokens: entropy(logits, labels)")
         return -torch.log_softmax(_at_least_float32(logits), dim=-1).gather(-1, labels[:, None]).squeeze(-1)
-
-
-@register_pushed("same")
-@dataclass
-class Same(Part):
-    """The functional that is measured."""
 
 
 def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:

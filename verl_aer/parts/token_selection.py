@@ -10,20 +10,22 @@ selection, and a response counts for as much as it has tokens.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from verl_aer.methods.registry import Part, register_selection
+from verl_aer.parts.base import Part, register_part
 
 
-class Selection(Part):
+class Selection(Part, role="selection"):
     """Base of selections: from a batch's entropies to the weights of its tokens."""
 
     selects: ClassVar[bool] = True
     """Whether the weights can differ within a response; if not, they need not be computed."""
 
+    @abstractmethod
     def weights(self, entropy: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """s >= 0 of each token, without a gradient.
 
@@ -34,10 +36,9 @@ class Selection(Part):
         Returns:
             ``(N, T)`` in the dtype of ``entropy``; 0 outside the mask, mean 1 over it in each row that has tokens.
         """
-        raise NotImplementedError
 
 
-@register_selection("all")
+@register_part("all")
 @dataclass
 class All(Selection):
     """s_t = 1: every token that the policy wrote."""
@@ -48,7 +49,7 @@ class All(Selection):
         return mask.to(entropy.dtype)
 
 
-@register_selection("top_quantile")
+@register_part("top_quantile")
 @dataclass
 class TopQuantile(Selection):
     """s_t = n / k on the k tokens of highest entropy within a response, 0 on the others:
@@ -85,7 +86,7 @@ class TopQuantile(Selection):
         return (rank < k) * (n / k.clamp(min=1)).to(entropy.dtype)
 
 
-@register_selection("turns")
+@register_part("turns")
 @dataclass
 class Turns(Selection):
     """s_t = n / (R * n_r), n_r the tokens of the token's own turn and R the turns: each turn counts alike.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from verl_aer.methods.registry import Part, register_target
+from verl_aer.parts.base import Part, register_part
 
 
 class Bounds(NamedTuple):
@@ -15,7 +16,7 @@ class Bounds(NamedTuple):
     high: float
 
 
-class Target(Part):
+class Target(Part, role="target"):
     """Base of targets: a level H* or a band of them, possibly relative to entropies seen before."""
 
     @property
@@ -23,6 +24,7 @@ class Target(Part):
         """Whether the target is relative to H0; it then has fields ``initial_entropy`` and ``anchor_steps``."""
         return False
 
+    @abstractmethod
     def bounds(self, initial_entropy: float | None, history: float | None) -> Bounds | None:
         """The wanted entropies; None where there is no target, or none yet.
 
@@ -30,7 +32,6 @@ class Target(Part):
             initial_entropy: H0, nats per token; None until it is known.
             history: mean of the entropies of all earlier steps, nats per token; None in the first step.
         """
-        raise NotImplementedError
 
     def level(self, initial_entropy: float | None, history: float | None, entropy: float | None) -> float | None:
         """H* = clip(H_t, low, high) in nats per token: where an entropy should go. None where ``bounds`` is.
@@ -45,7 +46,7 @@ class Target(Part):
         return None if entropy is None else min(max(entropy, bounds.low), bounds.high)
 
 
-@register_target("none")
+@register_part("none")
 @dataclass
 class NoTarget(Target):
     """No level is wanted: for a coefficient that does not move."""
@@ -54,7 +55,7 @@ class NoTarget(Target):
         return None
 
 
-@register_target("absolute")
+@register_part("absolute")
 @dataclass
 class Absolute(Target):
     """H* = entropy: one number of nats, the same for every model and temperature.
@@ -73,7 +74,7 @@ class Absolute(Target):
         return Bounds(self.entropy, self.entropy)
 
 
-@register_target("band")
+@register_part("band")
 @dataclass
 class Band(Target):
     """H* = clip(H_t, low, high): any entropy in the band is as good as another (AEnt, arXiv 2509.03493).
@@ -99,7 +100,7 @@ class Band(Target):
         return Bounds(self.low, self.high)
 
 
-@register_target("anchored")
+@register_part("anchored")
 @dataclass
 class Anchored(Target):
     """H* = tau * H0: a fixed share of the initial policy's entropy.
@@ -143,7 +144,7 @@ class Anchored(Target):
         return Bounds(level, level)
 
 
-@register_target("history")
+@register_part("history")
 @dataclass
 class History(Target):
     """H* = clip(H_t, kappa_low * H_W, kappa_high * H_W), H_W the mean entropy of all earlier steps (EPO).

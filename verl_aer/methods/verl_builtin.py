@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from verl_aer.methods.base import Method, register_method
 from verl_aer.methods.baselines import none
-from verl_aer.methods.registry import Method, register_method
 
 ACTOR = "actor_rollout_ref.actor"
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from verl_aer.allocation import Uniform
-from verl_aer.controller import SignGated
-from verl_aer.functional import Full, Sampled
-from verl_aer.methods.registry import Method, register_method
-from verl_aer.target import Absolute
+from verl_aer.methods.base import Method, register_method
+from verl_aer.parts.allocation import Uniform
+from verl_aer.parts.controller import SignGated
+from verl_aer.parts.measure import Full, Sampled
+from verl_aer.parts.target import Absolute
 
 
 @register_method("skywork")

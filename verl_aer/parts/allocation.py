@@ -8,13 +8,14 @@ constant within the step; no gradient flows through it.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from verl_aer.errors import VerlAerError
-from verl_aer.methods.registry import Part, register_allocation
+from verl_aer.parts.base import Part, register_part
 from verl_aer.rollouts.groups import Groups
 
 SHAPES = ("linear", "step", "power")
@@ -24,7 +25,7 @@ class AllocationError(VerlAerError, ValueError):
     """An allocation returned weights that cannot be used; the message names the prompt and the value."""
 
 
-class Allocation(Part):
+class Allocation(Part, role="allocation"):
     """Base of allocations: a rule from groups to one weight per prompt."""
 
     uses_accuracy: ClassVar[bool] = True
@@ -33,12 +34,12 @@ class Allocation(Part):
     uses_questions: ClassVar[bool] = False
     """Whether ``groups`` has to hold what is remembered of each question."""
 
+    @abstractmethod
     def weights(self, groups: Groups) -> np.ndarray:
         """Weight of each prompt, ``(P,)`` float64, finite and >= 0."""
-        raise NotImplementedError
 
 
-@register_allocation("uniform")
+@register_part("uniform")
 @dataclass
 class Uniform(Allocation):
     """w(q) = 1: every trajectory gets the global coefficient."""
@@ -50,7 +51,7 @@ class Uniform(Allocation):
         return np.ones(len(groups.accuracy))
 
 
-@register_allocation("difficulty")
+@register_part("difficulty")
 @dataclass
 class Difficulty(Allocation):
     """Harder prompts get more, easy ones none: with g the group's accuracy,
@@ -159,7 +160,7 @@ class Difficulty(Allocation):
         return weights + min(1.0, missing / room.mean()) * room
 
 
-@register_allocation("historical")
+@register_part("historical")
 @dataclass
 class Historical(Allocation):
     """w(q) = hard_weight if Acc_h(q) < mean of Acc_h over all questions else easy_weight (CEEH, arXiv 2602.22642).

@@ -7,19 +7,20 @@ w >= 0 is multiplying its token's loss by w: PPO's loss, clipped or not, is line
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from verl_aer.methods.registry import Part, register_advantage_shaping
+from verl_aer.parts.base import Part, register_part
 from verl_aer.rollouts.types import Rollouts, ShapingError, Tokens
 
 WEIGHTINGS = ("linear", "exponential")
 
 
-class AdvantageShaping(Part):
+class AdvantageShaping(Part, role="advantage_shaping"):
     """Base of advantage shapings."""
 
     shapes: ClassVar[bool] = True
@@ -34,6 +35,7 @@ class AdvantageShaping(Part):
     steers: ClassVar[bool] = False
     """Whether alpha steers the entropy through it: the synthetic plant then takes it for what a bonus does."""
 
+    @abstractmethod
     def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:
         """A' of each token, ``(N, T)``; what it returns outside the mask is not read.
 
@@ -43,10 +45,9 @@ class AdvantageShaping(Part):
             weight: ``(N,)``, the allocation's weight of each row.
             alpha: the global coefficient of this step.
         """
-        raise NotImplementedError
 
 
-@register_advantage_shaping("none")
+@register_part("none")
 @dataclass
 class NoAdvantageShaping(AdvantageShaping):
     """A' = A."""
@@ -58,7 +59,7 @@ class NoAdvantageShaping(AdvantageShaping):
         return tokens.advantages
 
 
-@register_advantage_shaping("entropy_bonus")
+@register_part("entropy_bonus")
 @dataclass
 class EntropyBonus(AdvantageShaping):
     """A' = A + w(q) * min(a * H, |A| / kappa), without a gradient through H.
@@ -86,7 +87,7 @@ class EntropyBonus(AdvantageShaping):
         return tokens.advantages + _column(weight, tokens) * bonus
 
 
-@register_advantage_shaping("steer")
+@register_part("steer")
 @dataclass
 class Steer(AdvantageShaping):
     """A' = w * A, less for tokens whose update would change the entropy much (STEER, arXiv 2510.10150):
@@ -139,7 +140,7 @@ class Steer(AdvantageShaping):
         return self.highest - (omega - lowest) / (highest - lowest) * (self.highest - self.lowest)
 
 
-@register_advantage_shaping("signed")
+@register_part("signed")
 @dataclass
 class Signed(AdvantageShaping):
     """A' = A - alpha * |A| on tokens with pi > probability, A' = A on the others (EntroPIC, arXiv 2511.15248).

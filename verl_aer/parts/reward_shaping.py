@@ -5,6 +5,7 @@ They act on the driver, once per step. Group accuracy comes from correctness and
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,14 +13,14 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from verl_aer.methods.registry import Part, register_reward_shaping
+from verl_aer.parts.base import Part, register_part
 from verl_aer.rollouts.types import Rollouts, ShapingError
 
 Memory = Mapping[str, float]
 """What a shaping remembers between steps: a few named numbers, saved with the checkpoint."""
 
 
-class RewardShaping(Part):
+class RewardShaping(Part, role="reward_shaping"):
     """Base of reward shapings."""
 
     changes: ClassVar[bool] = True
@@ -34,15 +35,15 @@ class RewardShaping(Part):
     uses_entropy: ClassVar[bool] = False
     """Whether it needs ``rollouts.entropy``, which veRL does not have in bypass mode."""
 
+    @abstractmethod
     def change(self, rollouts: Rollouts, memory: Memory) -> tuple[np.ndarray, Memory]:
         """What is added to the reward of each row, ``(N,)``, read where ``rollouts.is_last``; and what to remember.
 
         ``memory``: what the step before returned, empty in the first.
         """
-        raise NotImplementedError
 
 
-@register_reward_shaping("none")
+@register_part("none")
 @dataclass
 class NoRewardShaping(RewardShaping):
     """R' = R."""
@@ -54,7 +55,7 @@ class NoRewardShaping(RewardShaping):
         return np.zeros(len(rollouts.correct)), memory
 
 
-@register_reward_shaping("length")
+@register_part("length")
 @dataclass
 class Length(RewardShaping):
     """R' = R - beta * c * clip((len - L_x) / L_x, -0.9, 1) where Acc(x) > Acc_h(x), R' = R elsewhere (CEEH).
@@ -109,7 +110,7 @@ _CAP = {"easy": 1.0, "medium": 1.0, "hard": 1.2}
 _WRONG = {"easy": 0.6, "medium": 0.8, "hard": 1.0}
 
 
-@register_reward_shaping("ares")
+@register_part("ares")
 @dataclass
 class Ares(RewardShaping):
     """R' = R + s_b(N), N the stretches of high entropy of a rollout and b its prompt's difficulty (ARES):

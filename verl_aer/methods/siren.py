@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from verl_aer.allocation import Uniform
-from verl_aer.controller import Fixed
-from verl_aer.functional import Nucleus
-from verl_aer.methods.registry import Method, register_method
-from verl_aer.penalty import SquaredAnchor
-from verl_aer.selection import TopQuantile
-from verl_aer.target import Anchored
+from verl_aer.methods.base import Method, register_method
+from verl_aer.parts.allocation import Uniform
+from verl_aer.parts.controller import Fixed
+from verl_aer.parts.measure import Nucleus
+from verl_aer.parts.regularizer import SquaredAnchor
+from verl_aer.parts.target import Anchored
+from verl_aer.parts.token_selection import TopQuantile
 
 
 @register_method("siren")

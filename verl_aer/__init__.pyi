@@ -1,0 +1,31 @@
+__version__: str
+
+from .config.schema import ConfigError as ConfigError
+from .config.schema import EntropyConfig as EntropyConfig
+from .config.schema import parse_entropy_config as parse_entropy_config
+from .config.schema import to_mapping as to_mapping
+from .control.loop import ControlState as ControlState
+from .control.loop import Decision as Decision
+from .control.loop import EntropyControl as EntropyControl
+from .control.state_file import StateError as StateError
+from .errors import VerlAerError as VerlAerError
+from .methods.base import Method as Method
+from .methods.base import get_method as get_method
+from .methods.base import method_names as method_names
+from .methods.base import register_method as register_method
+from .parts.advantage_shaping import AdvantageShaping as AdvantageShaping
+from .parts.allocation import Allocation as Allocation
+from .parts.base import UnknownNameError as UnknownNameError
+from .parts.base import get_part as get_part
+from .parts.base import part_names as part_names
+from .parts.base import register_part as register_part
+from .parts.controller import Controller as Controller
+from .parts.measure import Functional as Functional
+from .parts.regularizer import Penalty as Penalty
+from .parts.reward_shaping import RewardShaping as RewardShaping
+from .parts.target import Bounds as Bounds
+from .parts.target import Target as Target
+from .parts.token_selection import Selection as Selection
+from .rollouts.groups import Groups as Groups
+from .rollouts.types import Rollouts as Rollouts
+from .rollouts.types import Tokens as Tokens

@@ -1,0 +1,88 @@
+"""The registry of methods: a method names its parts, with its own defaults, and its source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from verl_aer.parts.advantage_shaping import AdvantageShaping, NoAdvantageShaping
+from verl_aer.parts.allocation import Allocation
+from verl_aer.parts.base import look_up, refuse_another
+from verl_aer.parts.controller import Controller
+from verl_aer.parts.measure import Functional, Pushed, Same
+from verl_aer.parts.regularizer import Bonus, Penalty
+from verl_aer.parts.reward_shaping import NoRewardShaping, RewardShaping
+from verl_aer.parts.target import Target
+from verl_aer.parts.token_selection import All, Selection
+
+STANDINGS = ("published", "our reading", "baseline", "ablation", "own")
+"""How far a method's definition can be traced to its source; "own" is for those of users."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entropy-control method: its parts with the method's defaults.
+
+    Args:
+        allocation: an instance of a registered allocation; likewise the other parts.
+        standing: one of STANDINGS.
+        source: where the definition comes from.
+        summary: one line for listings.
+        aggregation: ``token-mean`` divides the entropy term by all response tokens of the global mini-batch
+            whatever the policy loss does; ``seq-mean-token-mean`` averages over each response and then over
+            responses; ``policy`` follows the policy loss's own mode.
+        verl: settings of veRL's own that belong to the method, by full key; its preset sets them.
+        watch: which metrics tell whether it works.
+        differences: how this differs from the source, and why; empty where it does not.
+    """
+
+    allocation: Allocation
+    functional: Functional
+    target: Target
+    controller: Controller
+    standing: str
+    source: str
+    summary: str
+    aggregation: str = "token-mean"
+    verl: Mapping[str, Any] = field(default_factory=dict)
+    watch: str = ""
+    differences: str = ""
+    pushed: Pushed = field(default_factory=Same)
+    selection: Selection = field(default_factory=All)
+    penalty: Penalty = field(default_factory=Bonus)
+    reward_shaping: RewardShaping = field(default_factory=NoRewardShaping)
+    advantage_shaping: AdvantageShaping = field(default_factory=NoAdvantageShaping)
+
+    def __post_init__(self) -> None:
+        if self.standing not in STANDINGS:
+            raise ValueError(f"standing must be one of {', '.join(STANDINGS)}, got {self.standing!r}")
+
+
+_methods: dict[str, Callable[[], Method]] = {}
+
+
+def register_method(name: str) -> Callable[[Callable[[], Method]], Callable[[], Method]]:
+    """Register a function that builds the method ``+entropy=<name>``; its docstring has the formula and the source."""
+
+    def register(build: Callable[[], Method]) -> Callable[[], Method]:
+        refuse_another(_methods, "method", name, build)
+        _methods[name] = build
+        return build
+
+    return register
+
+
+def get_method(name: str) -> Method:
+    """Build the method registered as ``name``; UnknownNameError lists the known ones."""
+    return method_builder(name)()
+
+
+def method_builder(name: str) -> Callable[[], Method]:
+    """Return the function registered as ``name``: its docstring is the method's formula and source."""
+    return look_up(_methods, "method", name)
+
+
+def method_names() -> list[str]:
+    """List the registered methods, sorted."""
+    return sorted(_methods)

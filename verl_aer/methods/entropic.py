@@ -1,0 +1,33 @@
+"""EntroPIC: a PI controller that weighs the advantages of tokens that the policy was sure of (arXiv 2511.15248)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from verl_aer.methods.base import Method, register_method
+from verl_aer.methods.baselines import none
+from verl_aer.parts.advantage_shaping import Signed
+from verl_aer.parts.controller import ProportionalIntegral
+from verl_aer.parts.regularizer import NoPenalty
+from verl_aer.parts.target import Absolute
+
+
+@register_method("entropic")
+def entropic() -> Method:
+    """A' = A - alpha |A| where pi > 0.95, alpha = K_p (H* - H_t) + K_i sum_s (H* - H_s) within [-1, 1]. EntroPIC."""
+    return replace(
+        none(),
+        target=Absolute(entropy=0.1),
+        controller=ProportionalIntegral(),
+        penalty=NoPenalty(),
+        advantage_shaping=Signed(),
+        standing="published",
+        source="arXiv 2511.15248",
+        summary="EntroPIC: a PI controller weighs good against bad tokens among those that the policy was sure of",
+        watch="aer/entropy comes to aer/target; aer/alpha above 0 while it is below; aer/saturated_steps stays 0",
+        differences=(
+            "As the authors' code, which names -alpha. There the controller moves once a micro-batch and rank, the "
+            "integral has no bound, and the extra term is neither clipped with the ratio nor averaged over other than "
+            "the sure tokens; here it is part of the advantage."
+        ),
+    )

@@ -1,0 +1,142 @@
+"""The registry of parts: names for what a method of entropy control is composed of.
+
+A *part* plays one role. It is a dataclass whose fields are its settings:
+
+    allocation         which trajectory gets how much exploration?     weights(groups) -> (P,), >= 0
+    functional         which entropy of a distribution is measured?    entropy(logits (T, V)) -> (T,) nats
+    pushed             and which one does the loss push?               a functional, or ``same``
+    selection          which tokens of a response count?               weights(entropy, mask) -> (N, T), >= 0
+    target             which level is wanted?                          bounds(initial_entropy, history) -> nats or None
+    controller         how does the global coefficient alpha move?     next_alpha(alpha, entropy, target, step)
+    penalty            how does a token's entropy enter the loss?      value(entropy, signal) -> (N, T)
+    reward_shaping     what is added to a rollout's reward?            change(rollouts) -> (N,)
+    advantage_shaping  what becomes of a token's advantage?            shape(tokens, ...) -> (N, T)
+
+Each role has a base class. One decorator adds a part:
+
+>>> from dataclasses import dataclass
+>>> from verl_aer import Allocation, get_part, register_part
+>>> @register_part("quadratic_example")
+... @dataclass
+... class Quadratic(Allocation):
+...     scale: float = 1.0
+...     def weights(self, groups):
+...         return self.scale * (1.0 - groups.accuracy) ** 2
+>>> get_part("allocation", "quadratic_example").__name__
+'Quadratic'
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import inspect
+from abc import ABC
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, ClassVar, TypeVar
+
+from verl_aer.errors import VerlAerError
+
+ROLES = {
+    "allocation": "which trajectory gets how much of the global coefficient",
+    "functional": "which entropy of a token's distribution is measured, for the controller",
+    "pushed": "which entropy the loss pushes: the one that is measured (same), or another functional",
+    "selection": "which tokens of a response count",
+    "target": "which token-mean entropy is wanted",
+    "controller": "how the global coefficient alpha moves",
+    "penalty": "how a token's entropy enters the loss",
+    "reward_shaping": "what is added to a rollout's reward",
+    "advantage_shaping": "what becomes of a token's advantage",
+}
+"""What a part of each role decides, in the order in which a config names them."""
+
+
+class UnknownNameError(VerlAerError, ValueError):
+    """A part or a method that is not registered; the message lists the known ones."""
+
+
+class Part(ABC):  # noqa: B024 - the base class of each role has the abstract methods
+    """Base of every part: its role, its registered name and the checks of its settings."""
+
+    roles: ClassVar[tuple[str, ...]] = ()
+    kind: ClassVar[str] = ""
+
+    def __init_subclass__(cls, role: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if role is not None:
+            cls.roles = (role, *cls.roles)
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Settings out of bounds, as (field, what it must be): ``("tau", "in (0, 1]")``.
+
+        Types and finiteness are checked before. A bound on another field is named in the text.
+        """
+        return []
+
+
+_parts: dict[str, dict[str, type[Any]]] = {role: {} for role in ROLES}
+
+PartClass = TypeVar("PartClass", bound=type[Any])
+
+
+def register_part(name: str) -> Callable[[PartClass], PartClass]:
+    """Register a dataclass under each role of its base class: ``entropy/<role>=<name>``.
+
+    Raises:
+        TypeError: the class has no role, is not a dataclass, or lacks a method of its base class.
+        ValueError: another class has the name.
+    """
+
+    def register(cls: PartClass) -> PartClass:
+        roles = getattr(cls, "roles", ())
+        if not roles:
+            raise TypeError(
+                f"part {name!r}: {cls.__name__} has no role; derive it from the base class of its role, for example "
+                "verl_aer.Allocation or verl_aer.Controller"
+            )
+        if not dataclasses.is_dataclass(cls):
+            raise TypeError(f"{roles[0]} {name!r}: {cls.__name__} must be a dataclass, its fields are its settings")
+        if inspect.isabstract(cls):
+            missing = ", ".join(sorted(cls.__abstractmethods__))
+            raise TypeError(f"{roles[0]} {name!r}: {cls.__name__} does not define {missing}")
+        for role in roles:
+            refuse_another(_parts[role], role, name, cls)
+            _parts[role][name] = cls
+        cls.kind = name
+        return cls
+
+    return register
+
+
+def refuse_another(known: Mapping[str, Any], what: str, name: str, entry: Any) -> None:
+    """Raise ValueError where another definition has the name.
+
+    The same definition may come twice: a notebook or a test runner imports a module again.
+    """
+    if name in known and known[name].__qualname__ != entry.__qualname__:
+        raise ValueError(f"{what} {name!r} is already registered by {known[name].__qualname__}; choose another name")
+
+
+def get_part(role: str, name: str) -> type[Any]:
+    """Return the dataclass registered as ``name``; UnknownNameError lists the known ones."""
+    return look_up(_parts[role], role, name)
+
+
+def part_names(role: str) -> list[str]:
+    """List the registered names of one of ROLES, sorted."""
+    return sorted(_parts[role])
+
+
+def look_up(known: Mapping[str, Any], what: str, name: str) -> Any:
+    """Return ``known[name]``, or raise an UnknownNameError that lists the known names."""
+    if name not in known:
+        raise UnknownNameError(
+            f"no {what} is named {name!r}{suggestion(name, known)}; known: {', '.join(sorted(known))}"
+        )
+    return known[name]
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"`` for a name close to a known one, else nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

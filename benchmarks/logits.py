@@ -67,12 +67,12 @@ def clamped_by_topk(logits: torch.Tensor) -> torch.Tensor:
     return -(log_pi.exp() * log_pi.masked_fill(log_pi == -torch.inf, 0.0)).sum(dim=-1)
 
 
-def ours(share: float, functional: Full | Clamped) -> Pass:
+def ours(share: float, measure: Full | Clamped) -> Pass:
     """With an entropy on the first ``share`` of the rows."""
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         weight = (torch.arange(len(logits), device=logits.device) < share * len(logits)).float()
-        log_pi, entropy = logprob_and_entropy(logits, labels, TEMPERATURE, functional, weight, inplace=True)
+        log_pi, entropy = logprob_and_entropy(logits, labels, TEMPERATURE, measure, weight, inplace=True)
         return log_pi.sum() - 0.01 * (weight * entropy).sum()
 
     return loss

@@ -20,12 +20,12 @@ from .parts.base import get_part as get_part
 from .parts.base import part_names as part_names
 from .parts.base import register_part as register_part
 from .parts.controller import Controller as Controller
-from .parts.measure import Functional as Functional
-from .parts.regularizer import Penalty as Penalty
+from .parts.measure import Measure as Measure
+from .parts.regularizer import Regularizer as Regularizer
 from .parts.reward_shaping import RewardShaping as RewardShaping
 from .parts.target import Bounds as Bounds
 from .parts.target import Target as Target
-from .parts.token_selection import Selection as Selection
+from .parts.token_selection import TokenSelection as TokenSelection
 from .rollouts.groups import Groups as Groups
 from .rollouts.types import Rollouts as Rollouts
 from .rollouts.types import Tokens as Tokens

@@ -575,7 +575,7 @@ def _entropy_config(method: str, settings: Sequence[str]) -> EntropyConfig:
 def _settings_for(method: str, settings: Sequence[str]) -> list[str]:
     """Those for all methods, and those of the form ``method:key=value`` for this one.
 
-    >>> _settings_for("aer", ["target.tau=0.6", "aer:controller.eta=0.1", "aent:functional.p=0.3"])
+    >>> _settings_for("aer", ["target.tau=0.6", "aer:controller.eta=0.1", "aent:measure.p=0.3"])
     ['target.tau=0.6', 'controller.eta=0.1']
     """
     found = []

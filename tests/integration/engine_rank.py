@@ -30,9 +30,9 @@ from tests.integration.test_loss_equals_verl import LENGTHS, nested
 from tests.integration.test_loss_equals_verl import make_rows as make_loss_rows
 from verl_aer.integration.batch import WEIGHT_FIELD
 from verl_aer.integration.engine import EntropyEngine, install_entropy_engines
-from verl_aer.integration.functional_request import FUNCTIONAL_KEY, request_of
+from verl_aer.integration.measure_request import MEASURE_KEY, request_of
 from verl_aer.integration.loss import ALPHA_KEY, WEIGHTED_ROWS_KEY, entropy_loss
-from verl_aer.parts.measure import Clamped, Full, Functional, Nucleus
+from verl_aer.parts.measure import Clamped, Full, Measure, Nucleus
 
 ALPHA = 0.05
 TEMPERATURE = 0.7
@@ -49,7 +49,7 @@ class Case(NamedTuple):
     """Rows; None: veRL's dynamic batching, by tokens."""
     order: tuple[int, ...] = tuple(range(len(LENGTHS)))
     lora_rank: int = 0
-    functional: Functional = Full()
+    measure: Measure = Full()
     engine: type = EntropyEngine
     weighted_rows: bool = False
     """Whether the update may leave out the entropy of rows of weight 0."""
@@ -72,10 +72,10 @@ CASES = {
     "veRL's own engine": Case(ranks=1, strategy="fsdp", micro_batch=8, engine=transformer_impl.FSDPEngineWithLMHead),
     "weighted rows": Case(ranks=1, micro_batch=8, weighted_rows=True),
     "weighted rows, two ranks, dynamic batches": Case(ranks=2, micro_batch=None, weighted_rows=True),
-    "clamped": Case(ranks=1, micro_batch=8, functional=Clamped(p=0.4)),
-    "clamped, two ranks, dynamic batches": Case(ranks=2, micro_batch=None, functional=Clamped(p=0.4)),
-    "nucleus": Case(ranks=1, micro_batch=8, functional=Nucleus(p=0.6)),
-    "nucleus, two ranks": Case(ranks=2, micro_batch=2, functional=Nucleus(p=0.6)),
+    "clamped": Case(ranks=1, micro_batch=8, measure=Clamped(p=0.4)),
+    "clamped, two ranks, dynamic batches": Case(ranks=2, micro_batch=None, measure=Clamped(p=0.4)),
+    "nucleus": Case(ranks=1, micro_batch=8, measure=Nucleus(p=0.6)),
+    "nucleus, two ranks": Case(ranks=2, micro_batch=2, measure=Nucleus(p=0.6)),
     "LoRA": Case(ranks=1, micro_batch=8, lora_rank=4),
     "LoRA, two ranks, dynamic batches": Case(ranks=2, micro_batch=None, lora_rank=4),
     "gradient checkpointing": Case(ranks=1, micro_batch=4, gradient_checkpointing=True),
@@ -114,9 +114,9 @@ def rank_batch(case: Case, rank: int) -> TensorDict:
     fields |= {name: torch.stack([row[name] for row in mine]) for name in scalars}
     data = TensorDict(fields, batch_size=len(mine))
     tu.assign_non_tensor(data, temperature=TEMPERATURE, calculate_entropy=True, **{ALPHA_KEY: ALPHA})
-    request = request_of(case.functional)
+    request = request_of(case.measure)
     if request is not None:
-        tu.assign_non_tensor(data, **{FUNCTIONAL_KEY: request})
+        tu.assign_non_tensor(data, **{MEASURE_KEY: request})
     return data
 
 

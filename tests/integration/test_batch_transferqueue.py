@@ -200,7 +200,7 @@ def test_a_rollout_of_several_outputs_is_one(transfer_queue):
 
 def test_a_selection_is_measured_as_it_is_pushed(transfer_queue):
     batch = put(["n_0_0"], [row(1.0, 1.0, [0.1, 0.5, 0.2, 0.4, 9.0], mask=[1, 1, 1, 1, 0])])
-    config = parse_entropy_config({"method": "siren", "selection": {"quantile": 0.5}})
+    config = parse_entropy_config({"method": "siren", "token_selection": {"quantile": 0.5}})
     # Of four tokens the two most uncertain count, for four: 2 * (0.5 + 0.4).
     assert read_rows(batch, config).entropy_nats == pytest.approx([1.8])
 

@@ -20,7 +20,7 @@ def test_what_stands_in_for_verl_is_equal_to_it(name):
     torch.testing.assert_close(getattr(plain, name)(z, *more), getattr(theirs, name)(z, *more), rtol=1e-5, atol=1e-6)
 
 
-def test_clamped_by_topk_is_the_functional_that_ours_is_compared_on():
+def test_clamped_by_topk_is_the_measure_that_ours_is_compared_on():
     generator = torch.Generator().manual_seed(0)
     z = 3 * torch.randn(7, 50, generator=generator)
     torch.testing.assert_close(logits.clamped_by_topk(z), logits.Clamped().entropy(z))

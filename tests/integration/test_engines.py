@@ -31,9 +31,9 @@ from tests.integration.engine_rank import ALPHA, CASES, TEMPERATURE, VOCABULARY,
 from tests.integration.test_loss_equals_verl import LENGTHS, nested
 from verl_aer.integration import engine as engine_module
 from verl_aer.integration.engine import EntropyEngine, install_entropy_engines
-from verl_aer.integration.functional_request import DONE_KEY, FUNCTIONAL_KEY, request_of, require_done
+from verl_aer.integration.measure_request import DONE_KEY, MEASURE_KEY, request_of, require_done
 from verl_aer.integration.loss import UPDATE_ENTROPY_NATS, UPDATE_TOKENS, WEIGHTED_ROWS_KEY
-from verl_aer.parts.measure import Clamped, Full, Functional, Nucleus
+from verl_aer.parts.measure import Clamped, Full, Measure, Nucleus
 
 RELATIVE = 1e-5
 """Float32, added up in another order."""
@@ -94,20 +94,20 @@ def entropy_of_rows(ranks: list[dict]) -> dict[int, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ["whole", "clamped", "nucleus"])
-def test_entropies_are_the_functional_of_the_models_logits(found, model, name):
+def test_entropies_are_the_measure_of_the_models_logits(found, model, name):
     entropy = entropy_of_rows(found[name])
     policy = AutoModelForCausalLM.from_pretrained(model)
     for number, row in enumerate(make_rows()):
         with torch.no_grad():
             logits = policy(row["input_ids"][None]).logits[0] / TEMPERATURE
-        expected = CASES[name].functional.entropy(logits)
+        expected = CASES[name].measure.entropy(logits)
         # The entropy of a prompt's tokens is not read, or of the one after the last.
         prompt = LENGTHS[number][0]
         expected[: prompt - 1] = expected[-1] = 0.0
         torch.testing.assert_close(entropy[number], expected, rtol=RELATIVE, atol=0)
 
 
-def test_the_functionals_differ_here(found):
+def test_the_measures_differ_here(found):
     rows = [torch.cat(list(entropy_of_rows(found[name]).values())) for name in ("whole", "clamped", "nucleus")]
     rows = [row[row > 0] for row in rows]
     assert (rows[0] > rows[1] + 0.1).all()
@@ -199,7 +199,7 @@ def test_lora_trains_its_adapters_and_nothing_else(found):
 
 
 def outputs(
-    functional: Functional,
+    measure: Measure,
     packed: bool,
     logits: list[torch.Tensor],
     vocabulary: int | None = None,
@@ -231,7 +231,7 @@ def outputs(
         data,
         calculate_entropy=True,
         use_remove_padding=packed,
-        **{FUNCTIONAL_KEY: request_of(functional)},
+        **{MEASURE_KEY: request_of(measure)},
         **(switches or {}),
     )
     temperature = torch.linspace(0.5, 1.5, len(logits))
@@ -250,7 +250,7 @@ def random_logits(vocabulary: int) -> list[torch.Tensor]:
     return [torch.randn(length, vocabulary, generator=generator).requires_grad_() for length in (3, 7, 2)]
 
 
-@pytest.mark.parametrize("functional", [Clamped(p=0.3), Nucleus(p=0.7)], ids=repr)
+@pytest.mark.parametrize("measure", [Clamped(p=0.3), Nucleus(p=0.7)], ids=repr)
 @pytest.mark.parametrize(
     "config",
     [
@@ -261,14 +261,14 @@ def random_logits(vocabulary: int) -> list[torch.Tensor]:
     ids=["plain", "checkpointing", "chunks"],
 )
 @pytest.mark.filterwarnings("ignore:torch.utils.checkpoint:UserWarning")  # veRL's own call, in its packed path
-def test_packed_and_padded_paths_agree_in_value_and_gradient(functional, config):
+def test_packed_and_padded_paths_agree_in_value_and_gradient(measure, config):
     gradients = []
     for packed in (True, False):
         logits = random_logits(vocabulary=11)
-        found, data = outputs(functional, packed, logits, **config)
+        found, data = outputs(measure, packed, logits, **config)
         for number, row in enumerate(found["entropy"].unbind()):
             temperature = [0.5, 1.0, 1.5][number]
-            expected = functional.entropy(logits[number][:-1] / temperature)
+            expected = measure.entropy(logits[number][:-1] / temperature)
             torch.testing.assert_close(row, torch.nn.functional.pad(expected, (0, 1)), rtol=1e-6, atol=1e-7)
         assert tu.get_non_tensor_data(data, DONE_KEY, default=False)
         assert tu.get_non_tensor_data(data, "calculate_entropy", default=False)
@@ -304,8 +304,8 @@ def test_padded_columns_of_the_vocabulary_belong_to_no_set(packed):
 
 def test_an_engine_that_ignores_the_request_is_found_out():
     data = TensorDict({}, batch_size=1)
-    tu.assign_non_tensor(data, **{FUNCTIONAL_KEY: request_of(Clamped())})
-    with pytest.raises(RuntimeError, match="ignored the functional"):
+    tu.assign_non_tensor(data, **{MEASURE_KEY: request_of(Clamped())})
+    with pytest.raises(RuntimeError, match="ignored the measure"):
         require_done(data)
 
 

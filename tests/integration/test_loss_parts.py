@@ -1,4 +1,4 @@
-"""Selections and penalties in the loss: against the formula worked by hand, however the batch is cut."""
+"""Selections and regularizers in the loss: against the formula worked by hand, however the batch is cut."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def rows_without_advantage() -> list[dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("aggregation", ["token-mean", "seq-mean-token-mean"])
-@pytest.mark.parametrize("penalty", part_names("penalty"))
-@pytest.mark.parametrize("selection", part_names("selection"))
-def test_nothing_depends_on_how_the_batch_is_cut(selection, penalty, aggregation):
+@pytest.mark.parametrize("regularizer", part_names("regularizer"))
+@pytest.mark.parametrize("token_selection", part_names("token_selection"))
+def test_nothing_depends_on_how_the_batch_is_cut(token_selection, regularizer, aggregation):
     loss_fn = loss_of(
         aggregation,
-        SIGNALS.get(penalty, "{}"),
-        selection=get_part("selection", selection)(),
-        penalty=get_part("penalty", penalty)(),
+        SIGNALS.get(regularizer, "{}"),
+        token_selection=get_part("token_selection", token_selection)(),
+        regularizer=get_part("regularizer", regularizer)(),
     )
     rows = make_rows(padding_rows=4, weights=[1.0, 1.0, 0.0, 0.0, 0.5, 0.5, 0.25, 0.25])
     whole_loss, whole_gradient, whole = train(loss_fn, rows, dp_size=1, splits=1)
@@ -81,7 +81,7 @@ def test_nothing_depends_on_how_the_batch_is_cut(selection, penalty, aggregation
 def test_selected_tokens_alone_are_pushed_and_measured():
     rows = rows_without_advantage()
     quantile = TopQuantile(quantile=0.5)
-    _, gradient, metrics = train(loss_of(selection=quantile), rows, dp_size=2, splits=2)
+    _, gradient, metrics = train(loss_of(token_selection=quantile), rows, dp_size=2, splits=2)
 
     def term(table: torch.Tensor) -> torch.Tensor:
         means = []
@@ -104,7 +104,7 @@ def sampled_nats(table: torch.Tensor, rows) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("of_sample", [False, True])
 @pytest.mark.parametrize("measured_of_sample", [None, False, True])
-def test_one_functional_is_pushed_and_another_measured(of_sample, measured_of_sample):
+def test_one_measure_is_pushed_and_another_measured(of_sample, measured_of_sample):
     rows = rows_without_advantage()
     parts = {"of_sample": of_sample, "measured_of_sample": measured_of_sample}
     _, gradient, metrics = train(loss_of(**parts), rows, dp_size=2, splits=2)
@@ -139,7 +139,7 @@ def sampled_rows(table: torch.Tensor, generator: torch.Generator) -> list[dict[s
 
 def entropy_under_the_bonus(method: str, steps: int, **entropy: object) -> list[float]:
     """Mean entropy of a softmax policy, before each step and at the end, with nothing but the method's bonus."""
-    pushed = parse_entropy_config({"method": method, **entropy}).pushed_functional
+    pushed = parse_entropy_config({"method": method, **entropy}).pushed_measure
     loss_fn = loss_of(of_sample=pushed.of_sample)
     generator = torch.Generator().manual_seed(0)
     table = (3 * torch.randn(VOCABULARY, VOCABULARY, generator=generator)).requires_grad_()
@@ -164,9 +164,9 @@ def test_skyworks_bonus_raises_the_entropy_and_that_of_the_sample_does_not():
     assert max(sampled) < sampled[0] + 0.1
 
 
-def test_each_functional_selects_its_own_tokens():
+def test_each_measure_selects_its_own_tokens():
     rows = rows_without_advantage()
-    parts = {"selection": TopQuantile(quantile=0.5), "of_sample": False, "measured_of_sample": True}
+    parts = {"token_selection": TopQuantile(quantile=0.5), "of_sample": False, "measured_of_sample": True}
     _, _, metrics = train(loss_of(**parts), rows, dp_size=2, splits=2)
     means = []
     for nats in sampled_nats(initial_table(), rows):
@@ -181,14 +181,14 @@ def test_squared_anchor_has_the_gradient_of_the_square():
     mean = torch.cat(entropies(initial_table(), rows)).mean().item()
     anchor = mean - 0.25
     signal = f'{{"pull": {2 * (anchor - mean)!r}}}'
-    _, gradient, _ = train(loss_of(signal=signal, penalty=SquaredAnchor()), rows, dp_size=2, splits=2)
+    _, gradient, _ = train(loss_of(signal=signal, regularizer=SquaredAnchor()), rows, dp_size=2, splits=2)
     by_hand = gradient_by_hand(lambda table: -((torch.cat(entropies(table, rows)).mean() - anchor) ** 2))
     assert (gradient - by_hand).abs().max() <= 1e-5 * by_hand.abs().max()
 
 
 def test_the_hinge_draws_back_what_is_outside():
     rows = rows_without_advantage()
-    loss_fn = loss_of("seq-mean-token-mean", SIGNALS["history_hinge"], penalty=HistoryHinge(total_steps=10))
+    loss_fn = loss_of("seq-mean-token-mean", SIGNALS["history_hinge"], regularizer=HistoryHinge(total_steps=10))
     _, gradient, metrics = train(loss_fn, rows, dp_size=2, splits=2)
 
     def term(table: torch.Tensor) -> torch.Tensor:
@@ -207,7 +207,7 @@ def test_the_hinge_draws_back_what_is_outside():
 def test_the_gradients_size_is_that_of_the_term():
     rows = rows_without_advantage()
     signal = SIGNALS["history_hinge"]
-    _, _, metrics = train(loss_of(signal=signal, penalty=HistoryHinge(total_steps=10)), rows, dp_size=2, splits=2)
+    _, _, metrics = train(loss_of(signal=signal, regularizer=HistoryHinge(total_steps=10)), rows, dp_size=2, splits=2)
     nats = torch.cat(entropies(initial_table(), rows)).detach().requires_grad_()
     (COEFFICIENT * (nats - 0.75 * ((2.386 - nats).clamp(min=0) + (nats - 2.396).clamp(min=0))).mean()).backward()
     assert metrics["actor/aer/entropy_gradient"] == pytest.approx(nats.grad.abs().sum().item(), rel=1e-6)
@@ -216,6 +216,6 @@ def test_the_gradients_size_is_that_of_the_term():
 def test_a_penalty_whose_numbers_were_not_sent_is_an_error():
     data = micro_batch(make_rows(padding_rows=0), dp_size=1, tokens=30, total=8)
     output = Policy(initial_table().requires_grad_())(data["input_ids"])
-    loss = partial(entropy_loss, actor_config("token-mean", 0.0), "token-mean", penalty=SquaredAnchor())
+    loss = partial(entropy_loss, actor_config("token-mean", 0.0), "token-mean", regularizer=SquaredAnchor())
     with pytest.raises(KeyError, match="pull"):
         loss(model_output=output, data=data)

@@ -182,16 +182,16 @@ def test_a_method_that_is_a_policy_loss_needs_that_loss(files):
 
 @pytest.mark.guards("bug 9")
 @pytest.mark.parametrize("kind", ["clamped", "nucleus"])
-def test_a_functional_of_the_logits_is_refused_where_no_engine_has_them(files, kind):
-    functional, fused = f"entropy.functional.kind={kind}", "actor_rollout_ref.model.use_fused_kernels=true"
-    assert problems_of(files, functional) == {}
+def test_a_measure_of_the_logits_is_refused_where_no_engine_has_them(files, kind):
+    measure, fused = f"entropy.measure.kind={kind}", "actor_rollout_ref.model.use_fused_kernels=true"
+    assert problems_of(files, measure) == {}
     assert problems_of(files, fused) == {}
-    assert "fused kernels" in problems_of(files, functional, fused)["entropy.functional.kind"]
-    other = problems_of(files, functional, "actor_rollout_ref.actor.strategy=veomni")
-    assert "'veomni'" in other["entropy.functional.kind"]
+    assert "fused kernels" in problems_of(files, measure, fused)["entropy.measure.kind"]
+    other = problems_of(files, measure, "actor_rollout_ref.actor.strategy=veomni")
+    assert "'veomni'" in other["entropy.measure.kind"]
 
 
-def test_a_functional_of_the_sample_needs_no_logits(files):
+def test_a_measure_of_the_sample_needs_no_logits(files):
     assert problems_of(files, "entropy=skywork", "actor_rollout_ref.model.use_fused_kernels=true") == {}
     assert problems_of(files, "entropy=ceeh_me", "actor_rollout_ref.model.use_fused_kernels=true") == {}
 
@@ -202,10 +202,10 @@ def test_what_is_pushed_needs_logits_as_what_is_measured_does(files):
     assert list(problems_of(files, pushed, fused)) == ["entropy.pushed.kind"]
     assert list(problems_of(files, pushed, "actor_rollout_ref.actor.strategy=veomni")) == ["entropy.pushed.kind"]
     # Measured and pushed alike is one problem.
-    assert list(problems_of(files, "entropy=aent", fused)) == ["entropy.functional.kind"]
+    assert list(problems_of(files, "entropy=aent", fused)) == ["entropy.measure.kind"]
 
 
-def test_in_bypass_mode_one_pass_computes_one_functional_of_the_logits(files):
+def test_in_bypass_mode_one_pass_computes_one_measure_of_the_logits(files):
     bypass = ["algorithm.rollout_correction.bypass_mode=true", "actor_rollout_ref.rollout.calculate_log_probs=true"]
     shown = problems_of(files, "entropy.pushed.kind=clamped", *bypass)
     assert "'full' is measured in the update, where 'clamped' is pushed" in shown["entropy.pushed.kind"]
@@ -218,7 +218,7 @@ def test_in_bypass_mode_one_pass_computes_one_functional_of_the_logits(files):
         ["entropy=aent"],
         ["entropy=aent", "entropy.pushed.kind=sampled"],
         ["entropy=aent", "entropy.pushed.kind=clamped"],
-        ["entropy=aer", "entropy.functional.kind=sampled", "entropy.pushed.kind=clamped"],
+        ["entropy=aer", "entropy.measure.kind=sampled", "entropy.pushed.kind=clamped"],
     ):
         assert problems_of(files, *right, *bypass) == {}
 
@@ -229,7 +229,7 @@ def test_a_target_that_nothing_uses_is_a_note(files):
     assert isinstance(note, Note)
     assert "'fixed' does not use the target 'absolute'" in note.message
     assert preflight(composed(files, "entropy/controller=fixed", "entropy/target=none")) == []
-    assert preflight(composed(files, *fixed, "entropy/penalty=squared_anchor")) == []
+    assert preflight(composed(files, *fixed, "entropy/regularizer=squared_anchor")) == []
 
 
 def test_group_of_one_is_fine_where_difficulty_is_not_asked(files):

@@ -22,7 +22,7 @@ from verl_aer.config.schema import ConfigError, Problem
 from verl_aer.control.state_file import save_state
 from verl_aer.integration import trainer as module
 from verl_aer.integration.batch import BatchRows
-from verl_aer.integration.functional_request import FUNCTIONAL_KEY
+from verl_aer.integration.measure_request import MEASURE_KEY
 from verl_aer.integration.loss import ALPHA_KEY, SIGNAL_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS, WEIGHTED_ROWS_KEY
 from verl_aer.integration.preflight import Note
 from verl_aer.rollouts.groups import CorrectnessError
@@ -83,7 +83,7 @@ class Base:
         return batch
 
     def _compute_old_log_prob(self, batch, metrics: dict):
-        self.measured_with = batch.extra_info.get(FUNCTIONAL_KEY)
+        self.measured_with = batch.extra_info.get(MEASURE_KEY)
         # veRL's trainers hand the batch with its extra information on, or another one.
         return batch if self.hands_the_batch_on else SimpleNamespace(extra_info={})
 
@@ -102,7 +102,7 @@ class Base:
         self.sent.append(batch.extra_info[ALPHA_KEY])
         self.signals.append(batch.extra_info[SIGNAL_KEY])
         self.of_weighted_rows = batch.extra_info[WEIGHTED_ROWS_KEY]
-        self.pushed_with = batch.extra_info.get(FUNCTIONAL_KEY)
+        self.pushed_with = batch.extra_info.get(MEASURE_KEY)
         metrics.update({UPDATE_ENTROPY_NATS: 6.0, UPDATE_TOKENS: 8.0})
         return batch
 
@@ -156,7 +156,7 @@ def test_alpha_goes_out_before_it_moves(make):
 
 
 def test_what_is_measured_is_what_is_pushed(make):
-    trainer = make("entropy=aent", "entropy.functional.p=0.3", queue=[rows(1.0)])
+    trainer = make("entropy=aent", "entropy.measure.p=0.3", queue=[rows(1.0)])
     run_step(trainer)
     assert trainer.measured_with == trainer.pushed_with == '{"kind": "clamped", "p": 0.3}'
     plain = make("entropy=aer", queue=[rows(1.0)])
@@ -181,7 +181,7 @@ BYPASS = "algorithm.rollout_correction.bypass_mode=true"
     ],
 )
 def test_each_pass_is_asked_for_what_it_is_for(make, measured, pushed, asked, hands_the_batch_on):
-    kinds = [f"entropy.functional.kind={measured}", f"entropy.pushed.kind={pushed}"]
+    kinds = [f"entropy.measure.kind={measured}", f"entropy.pushed.kind={pushed}"]
     trainer = make("entropy=fixed", *kinds, queue=[rows(1.0)])
     trainer.hands_the_batch_on = hands_the_batch_on
     run_step(trainer)
@@ -199,7 +199,7 @@ def test_each_pass_is_asked_for_what_it_is_for(make, measured, pushed, asked, ha
     ],
 )
 def test_in_bypass_mode_the_update_is_asked_for_both(make, measured, pushed, asked):
-    kinds = [f"entropy.functional.kind={measured}", f"entropy.pushed.kind={pushed}"]
+    kinds = [f"entropy.measure.kind={measured}", f"entropy.pushed.kind={pushed}"]
     trainer = make("entropy=fixed", BYPASS, *kinds, queue=[rows(None)])
     run_step(trainer)
     assert trainer.pushed_with == asked
@@ -266,7 +266,7 @@ def test_a_bonus_that_is_only_noise_is_warned_of_at_the_start(make, caplog, monk
     assert not warned("entropy=ceeh_me", "actor_rollout_ref.actor.ppo_mini_batch_size=4")
     assert not warned("entropy=ceeh_me", "actor_rollout_ref.actor.ppo_epochs=2")
     assert not warned("entropy=ceeh_me", "entropy.pushed.kind=full")
-    assert not warned("entropy=ceeh_me", "entropy.penalty.kind=none")
+    assert not warned("entropy=ceeh_me", "entropy.regularizer.kind=none")
     # Measured alone it is as good as any, and a coefficient of 0 pushes nothing.
     assert not warned("entropy=skywork")
     assert not warned("entropy=none", "entropy.pushed.kind=sampled")
@@ -295,7 +295,7 @@ REWARDS = {
     "a dict without acc": ([None] * 5, False),
     "a dict whose acc is none": ([1.5, -1.0, 0.0, float("nan"), 0.0], False),
 }
-LENGTH_OF_RUN = {"epo": ["entropy.penalty.total_steps=9"]}
+LENGTH_OF_RUN = {"epo": ["entropy.regularizer.total_steps=9"]}
 WITH_ACCURACY = ["aer", "aer_allocation_only", "aer_absolute_target", "ceeh_me", "ceeh_ea", "ares"]
 WITHOUT_ACCURACY = [
     *["none", "fixed", "aer_no_allocation", "aent", "skywork", "epo", "siren", "entropic"],

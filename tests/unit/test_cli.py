@@ -47,7 +47,7 @@ def test_methods_are_listed_with_their_standing(capsys: pytest.CaptureFixture[st
     assert [line.split()[0] for line in lines] == method_names()
     for line in lines:
         method = get_method(line.split()[0])
-        for part in (method.allocation, method.functional, method.controller):
+        for part in (method.allocation, method.measure, method.controller):
             assert f" {part.kind} " in line
         assert method.standing in line
         assert method.summary in line
@@ -65,7 +65,7 @@ def test_a_method_is_explained_with_every_setting(name: str, capsys: pytest.Capt
     assert main(["methods", name]) == OK
     output = capsys.readouterr().out
     config = to_mapping(parse_entropy_config({"method": name}))
-    for part in ("allocation", "functional", "target", "controller"):
+    for part in ("allocation", "measure", "target", "controller"):
         assert f"{part}: {config[part].pop('kind')}" in output
         for key, value in config[part].items():
             assert f"entropy.{part}.{key}={value if isinstance(value, str) else json.dumps(value)}\n" in output

@@ -1,4 +1,4 @@
-"""Log-probs and entropy in one pass, against float64 and against what each functional says of itself.
+"""Log-probs and entropy in one pass, against float64 and against what each measure says of itself.
 
 With TRITON_INTERPRET=1, which has to be there before Triton is imported, all of it is asked of the Triton kernels,
 interpreted on the CPU; `test_triton.py` does that.
@@ -14,12 +14,12 @@ import torch
 from verl_aer.kernels import chunked, logprob_and_entropy
 from verl_aer.kernels import logprob_entropy as operation
 from verl_aer.kernels.saved_state import CHUNK_BYTES, chunk_rows
-from verl_aer.parts.measure import Clamped, Full, Functional, Nucleus, Sampled
+from verl_aer.parts.measure import Clamped, Full, Measure, Nucleus, Sampled
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-FUNCTIONALS = [Full(), Clamped(p=0.3), Clamped(p=0.99), Nucleus(p=0.8)]
+MEASURES = [Full(), Clamped(p=0.3), Clamped(p=0.99), Nucleus(p=0.8)]
 # Without a token left out they are what `Full` is.
-FUNCTIONALS += [] if INTERPRETED else [Clamped(p=0.0), Nucleus(p=1.0)]
+MEASURES += [] if INTERPRETED else [Clamped(p=0.0), Nucleus(p=1.0)]
 ROWS = 6
 # The interpreter takes seconds for a choice among so many.
 WIDE = 5003 if INTERPRETED else 151_936
@@ -50,10 +50,10 @@ def logits_of(kind: str, vocabulary: int) -> torch.Tensor:
 
 
 def reference(
-    logits: torch.Tensor, labels: torch.Tensor, temperature: torch.Tensor, functional: Functional
+    logits: torch.Tensor, labels: torch.Tensor, temperature: torch.Tensor, measure: Measure
 ) -> tuple[torch.Tensor, torch.Tensor]:
     z = logits / temperature[:, None]
-    return z.log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1), functional.entropy(z)
+    return z.log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1), measure.entropy(z)
 
 
 def both_ways(f, logits: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -75,17 +75,17 @@ def assert_close(found: torch.Tensor, wanted: torch.Tensor, relative: float, abs
 
 @pytest.mark.parametrize("kind", ["normal", "flat", "peaked", "tied"])
 @pytest.mark.parametrize("vocabulary", [1, 2, 5, 257, WIDE])
-@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
-def test_equal_to_float64(functional, vocabulary, kind):
+@pytest.mark.parametrize("measure", MEASURES, ids=str)
+def test_equal_to_float64(measure, vocabulary, kind):
     if INTERPRETED and vocabulary == WIDE and kind != "normal":
         pytest.skip("a second each")
     logits, temperature = logits_of(kind, vocabulary), torch.linspace(0.5, 2.0, ROWS)
     generator = torch.Generator().manual_seed(3)
     labels = torch.tensor([0, vocabulary - 1, *torch.randint(vocabulary, (ROWS - 2,), generator=generator).tolist()])
-    found = both_ways(lambda z: logprob_and_entropy(z, labels, temperature, functional), logits, weights_of(ROWS))
+    found = both_ways(lambda z: logprob_and_entropy(z, labels, temperature, measure), logits, weights_of(ROWS))
     scaled = logits.double() / temperature[:, None].double()
     wanted = both_ways(
-        lambda z: reference(z, labels, torch.ones(ROWS).double(), functional), scaled, weights_of(ROWS).double()
+        lambda z: reference(z, labels, torch.ones(ROWS).double(), measure), scaled, weights_of(ROWS).double()
     )
     # What float64 itself loses where one token has nearly all the probability.
     assert_close(found[0], wanted[0], 1e-5, absolute=1e-12)
@@ -94,20 +94,20 @@ def test_equal_to_float64(functional, vocabulary, kind):
 
 
 @of_the_chunks
-@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
-def test_gradients_in_float64(functional):
+@pytest.mark.parametrize("measure", MEASURES, ids=str)
+def test_gradients_in_float64(measure):
     logits = logits_of("normal", 7).double().requires_grad_()
     labels = torch.tensor([0, 6, 3, 1, 5, 2])
-    assert torch.autograd.gradcheck(lambda z: logprob_and_entropy(z, labels, 0.7, functional), (logits,))
+    assert torch.autograd.gradcheck(lambda z: logprob_and_entropy(z, labels, 0.7, measure), (logits,))
 
 
-@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
-def test_bfloat16_logits_are_summed_in_float32(functional):
+@pytest.mark.parametrize("measure", MEASURES, ids=str)
+def test_bfloat16_logits_are_summed_in_float32(measure):
     logits = (3 * torch.randn(ROWS, WIDE, generator=torch.Generator().manual_seed(0))).bfloat16()
     labels = torch.randint(WIDE, (ROWS,), generator=torch.Generator().manual_seed(0))
-    found = both_ways(lambda z: logprob_and_entropy(z, labels, 1.0, functional), logits, weights_of(ROWS))
+    found = both_ways(lambda z: logprob_and_entropy(z, labels, 1.0, measure), logits, weights_of(ROWS))
     wanted = both_ways(
-        lambda z: reference(z, labels, torch.ones(ROWS).double(), functional),
+        lambda z: reference(z, labels, torch.ones(ROWS).double(), measure),
         logits.double(),
         weights_of(ROWS).double(),
     )
@@ -120,19 +120,19 @@ def test_bfloat16_logits_are_summed_in_float32(functional):
     assert ((found[2].double() - wanted[2]).abs() <= half_a_unit * wanted[2].abs() + 1e-7).all()
 
 
-@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
-def test_excluded_entries_have_no_part_and_no_gradient(functional):
+@pytest.mark.parametrize("measure", MEASURES, ids=str)
+def test_excluded_entries_have_no_part_and_no_gradient(measure):
     logits = logits_of("normal", 40)
     excluded = torch.zeros(40).bool()
     excluded[[0, 7, 8, 39]] = True
     labels = torch.full((ROWS,), 3)
     full = both_ways(
-        lambda z: logprob_and_entropy(z, labels, 1.0, functional),
+        lambda z: logprob_and_entropy(z, labels, 1.0, measure),
         logits.masked_fill(excluded, -torch.inf),
         weights_of(ROWS),
     )
     without = both_ways(
-        lambda z: logprob_and_entropy(z, labels - 1, 1.0, functional), logits[:, ~excluded], weights_of(ROWS)
+        lambda z: logprob_and_entropy(z, labels - 1, 1.0, measure), logits[:, ~excluded], weights_of(ROWS)
     )
     assert torch.isfinite(full[2]).all()
     assert (full[2][:, excluded] == 0).all()
@@ -140,14 +140,14 @@ def test_excluded_entries_have_no_part_and_no_gradient(functional):
     assert_close(full[2][:, ~excluded], without[2], 1e-6)
 
 
-@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
-def test_columns_beyond_the_tokenizer_have_no_part_in_the_entropy(functional):
+@pytest.mark.parametrize("measure", MEASURES, ids=str)
+def test_columns_beyond_the_tokenizer_have_no_part_in_the_entropy(measure):
     logits, labels = logits_of("normal", 40), torch.arange(ROWS)
     # Columns that are never trained may hold anything, the most likely token of a row too.
     logits[0, 35], logits[1, 30] = 9.0, 20.0
-    found = both_ways(lambda z: logprob_and_entropy(z, labels, 1.0, functional, columns=30), logits, weights_of(ROWS))
+    found = both_ways(lambda z: logprob_and_entropy(z, labels, 1.0, measure, columns=30), logits, weights_of(ROWS))
     wanted = both_ways(
-        lambda z: (z.log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1), functional.entropy(z[:, :30])),
+        lambda z: (z.log_softmax(-1).gather(-1, labels[:, None]).squeeze(-1), measure.entropy(z[:, :30])),
         logits.double(),
         weights_of(ROWS).double(),
     )
@@ -156,17 +156,17 @@ def test_columns_beyond_the_tokenizer_have_no_part_in_the_entropy(functional):
 
 
 @pytest.mark.parametrize("weight", [[0] * 6, [0, 1, 0, 0, 2, 0], [1] * 6, [0, 0, 0, 1, 1, 1]], ids=str)
-@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
-def test_rows_of_weight_zero_have_no_entropy(functional, weight):
+@pytest.mark.parametrize("measure", MEASURES, ids=str)
+def test_rows_of_weight_zero_have_no_entropy(measure, weight):
     logits, labels = logits_of("normal", 50), torch.arange(ROWS)
     wanted = torch.tensor(weight) != 0
     found = both_ways(
-        lambda z: logprob_and_entropy(z, labels, 1.0, functional, row_weight=torch.tensor(weight).float()),
+        lambda z: logprob_and_entropy(z, labels, 1.0, measure, row_weight=torch.tensor(weight).float()),
         logits,
         weights_of(ROWS),
     )
     masked = weights_of(ROWS) * torch.stack([torch.ones(ROWS), wanted.float()])
-    whole = both_ways(lambda z: logprob_and_entropy(z, labels, 1.0, functional), logits, masked)
+    whole = both_ways(lambda z: logprob_and_entropy(z, labels, 1.0, measure), logits, masked)
     assert torch.equal(found[0], whole[0])
     assert torch.equal(found[1], whole[1] * wanted)
     assert_close(found[2], whole[2], 1e-6)
@@ -184,12 +184,12 @@ def test_rows_of_weight_zero_cost_nothing(monkeypatch):
 
 
 @of_the_chunks
-@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
-def test_nothing_depends_on_the_chunks(functional, monkeypatch):
+@pytest.mark.parametrize("measure", MEASURES, ids=str)
+def test_nothing_depends_on_the_chunks(measure, monkeypatch):
     logits, labels = logits_of("tied", 50), torch.arange(ROWS)
 
     def run():
-        return both_ways(lambda z: logprob_and_entropy(z, labels, 1.0, functional), logits, weights_of(ROWS))
+        return both_ways(lambda z: logprob_and_entropy(z, labels, 1.0, measure), logits, weights_of(ROWS))
 
     whole = run()
     for rows in (1, 4):
@@ -212,12 +212,12 @@ def test_the_gradient_may_be_written_into_the_logits():
     assert torch.equal(leaf.grad, wanted)
 
 
-@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
-def test_nothing_as_wide_as_the_vocabulary_is_kept_beside_the_logits(functional):
+@pytest.mark.parametrize("measure", MEASURES, ids=str)
+def test_nothing_as_wide_as_the_vocabulary_is_kept_beside_the_logits(measure):
     logits = logits_of("normal", 1000).requires_grad_()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        logprob_and_entropy(logits, torch.arange(ROWS), 1.0, functional)
+        logprob_and_entropy(logits, torch.arange(ROWS), 1.0, measure)
     others = [tensor for tensor in kept if tensor.data_ptr() != logits.data_ptr()]
     assert len(others) < len(kept)
     assert sum(tensor.numel() for tensor in others) <= 10 * ROWS
@@ -249,7 +249,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"labels \(T,\), got \(6, 9\) and \(5,\)"):
         logprob_and_entropy(torch.zeros(6, 9), torch.zeros(5).long())
     with pytest.raises(ValueError, match="'sampled' has no rule"):
-        logprob_and_entropy(torch.zeros(6, 9), torch.zeros(6).long(), functional=Sampled())
+        logprob_and_entropy(torch.zeros(6, 9), torch.zeros(6).long(), measure=Sampled())
 
 
 @of_the_chunks
@@ -270,10 +270,10 @@ def test_a_chunk_on_a_gpu_is_hundreds_of_rows(monkeypatch):
 def test_float16_logits_are_told_apart():
     logits = logits_of("normal", 3000).half()
     labels = torch.arange(ROWS)
-    for functional in FUNCTIONALS:
-        found = both_ways(lambda z, f=functional: logprob_and_entropy(z, labels, 1.0, f), logits, weights_of(ROWS))
+    for measure in MEASURES:
+        found = both_ways(lambda z, f=measure: logprob_and_entropy(z, labels, 1.0, f), logits, weights_of(ROWS))
         wanted = both_ways(
-            lambda z, f=functional: reference(z, labels, torch.ones(ROWS).double(), f),
+            lambda z, f=measure: reference(z, labels, torch.ones(ROWS).double(), f),
             logits.double(),
             weights_of(ROWS).double(),
         )
@@ -300,12 +300,12 @@ OTHERS = [0, 1, 3, 4, 5]
 @no_numbers
 @pytest.mark.parametrize("how", SPOILED)
 @pytest.mark.parametrize("vocabulary", [50] if INTERPRETED else [1, 2, 50])
-@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
-def test_a_row_that_is_no_distribution_is_nan_and_the_others_are_as_without_it(functional, vocabulary, how):
+@pytest.mark.parametrize("measure", MEASURES, ids=str)
+def test_a_row_that_is_no_distribution_is_nan_and_the_others_are_as_without_it(measure, vocabulary, how):
     logits, labels = logits_of("normal", vocabulary), torch.arange(ROWS) % vocabulary
 
     def f(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return logprob_and_entropy(z, labels, torch.linspace(0.5, 2.0, ROWS), functional)
+        return logprob_and_entropy(z, labels, torch.linspace(0.5, 2.0, ROWS), measure)
 
     wanted = both_ways(f, logits, weights_of(ROWS))
     found = both_ways(f, spoiled(logits, how), weights_of(ROWS))
@@ -316,8 +316,8 @@ def test_a_row_that_is_no_distribution_is_nan_and_the_others_are_as_without_it(f
 
 @no_numbers
 @pytest.mark.parametrize("how", SPOILED)
-@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
-def test_a_row_that_is_no_distribution_and_that_nobody_reads_has_a_gradient_of_zero(functional, how):
+@pytest.mark.parametrize("measure", MEASURES, ids=str)
+def test_a_row_that_is_no_distribution_and_that_nobody_reads_has_a_gradient_of_zero(measure, how):
     logits, labels = logits_of("normal", 50), torch.arange(ROWS)
     weights = weights_of(ROWS)
     weights[:, 2] = 0
@@ -325,23 +325,23 @@ def test_a_row_that_is_no_distribution_and_that_nobody_reads_has_a_gradient_of_z
     row_weight = torch.ones(ROWS).index_fill(0, torch.tensor(2), 0)
     for of_row in (None, row_weight):
         leaf = spoiled(logits, how).requires_grad_()
-        log_pi, entropy = logprob_and_entropy(leaf, labels, 1.0, functional, of_row)
+        log_pi, entropy = logprob_and_entropy(leaf, labels, 1.0, measure, of_row)
         assert log_pi[2].isnan()
         assert entropy[2].isnan() if of_row is None else entropy[2] == 0
         # Not 0 * NaN, which is NaN.
         (log_pi[OTHERS] * weights[0, OTHERS] + entropy[OTHERS] * weights[1, OTHERS]).sum().backward()
         assert (leaf.grad[2] == 0).all()
-        wanted = both_ways(lambda z: logprob_and_entropy(z, labels, 1.0, functional), logits, weights)[2]
+        wanted = both_ways(lambda z: logprob_and_entropy(z, labels, 1.0, measure), logits, weights)[2]
         assert torch.equal(leaf.grad[OTHERS], wanted[OTHERS])
 
 
 @no_numbers
-@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
-def test_without_a_token_among_the_columns_only_the_entropy_is_nan(functional):
+@pytest.mark.parametrize("measure", MEASURES, ids=str)
+def test_without_a_token_among_the_columns_only_the_entropy_is_nan(measure):
     logits, labels = logits_of("normal", 50), torch.full((ROWS,), 40)
     logits[2, :30] = -torch.inf
     leaf = logits.clone().requires_grad_()
-    log_pi, entropy = logprob_and_entropy(leaf, labels, 1.0, functional, columns=30)
+    log_pi, entropy = logprob_and_entropy(leaf, labels, 1.0, measure, columns=30)
     torch.testing.assert_close(log_pi[2], logits[2].log_softmax(-1)[40])
     assert entropy.isnan().tolist() == [False, False, True, False, False, False]
     log_pi.sum().backward()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.unit.test_kernels import FUNCTIONALS, both_ways, weights_of
+from tests.unit.test_kernels import MEASURES, both_ways, weights_of
 from verl_aer.kernels import logprob_and_entropy
 from verl_aer.kernels import logprob_entropy as operation
 
@@ -18,17 +18,17 @@ ROWS = 64
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("vocabulary", [5, 32_000, 151_936])
-@pytest.mark.parametrize("functional", FUNCTIONALS, ids=str)
-def test_compiled_kernels_equal_float64(functional, vocabulary, dtype):
+@pytest.mark.parametrize("measure", MEASURES, ids=str)
+def test_compiled_kernels_equal_float64(measure, vocabulary, dtype):
     generator = torch.Generator().manual_seed(vocabulary)
     logits = (3 * torch.randn(ROWS, vocabulary, generator=generator)).to(dtype).cuda()
     labels = torch.randint(vocabulary, (ROWS,), generator=generator).cuda()
     temperature = torch.linspace(0.5, 2.0, ROWS).cuda()
     weights = weights_of(ROWS).cuda()
     assert operation._backend(logits).__name__.endswith("triton_rows")
-    found = both_ways(lambda z: logprob_and_entropy(z, labels, temperature, functional), logits, weights)
+    found = both_ways(lambda z: logprob_and_entropy(z, labels, temperature, measure), logits, weights)
     wanted = both_ways(
-        lambda z: logprob_and_entropy(z, labels, temperature, functional), logits.double(), weights.double()
+        lambda z: logprob_and_entropy(z, labels, temperature, measure), logits.double(), weights.double()
     )
     for ours, theirs in zip(found[:2], wanted[:2], strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)

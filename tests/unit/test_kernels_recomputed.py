@@ -1,4 +1,4 @@
-"""The entropy of a functional of a user's own: equal to calling it on all rows at once, a chunk at a time."""
+"""The entropy of a measure of a user's own: equal to calling it on all rows at once, a chunk at a time."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from verl_aer.kernels import recomputed_entropy
 from verl_aer.kernels.saved_state import CHUNK_BYTES
-from verl_aer.parts.measure import Functional
+from verl_aer.parts.measure import Measure
 
 ROWS, VOCABULARY, PER_CHUNK = 23, 50, 4
 
 
-class Collision(Functional):
+class Collision(Measure):
     """H = -log sum_v pi_v^2, with a note of each call."""
 
     kind = "collision"
@@ -57,26 +57,26 @@ def test_equal_to_all_rows_at_once(row_weight, columns, dtype):
 
 
 def test_only_rows_that_are_read_are_given_to_it_and_never_more_than_a_chunk():
-    functional, leaf = Collision(), logits_of(torch.bfloat16).requires_grad_()
-    entropy = recomputed_entropy(functional, leaf, TEMPERATURE, SOME)
+    measure, leaf = Collision(), logits_of(torch.bfloat16).requires_grad_()
+    entropy = recomputed_entropy(measure, leaf, TEMPERATURE, SOME)
     counted = int(SOME.sum())
-    assert functional.calls == [(4, torch.float32, False), (counted - 4, torch.float32, False)]
-    functional.calls.clear()
+    assert measure.calls == [(4, torch.float32, False), (counted - 4, torch.float32, False)]
+    measure.calls.clear()
     # Of the rows that were computed, the loss reads one.
     first = int(SOME.nonzero()[0])
     entropy[first].backward()
-    assert functional.calls == [(1, torch.float32, True)]
+    assert measure.calls == [(1, torch.float32, True)]
     assert (leaf.grad != 0).any(dim=-1).nonzero().squeeze(-1).tolist() == [first]
 
 
 def test_without_a_row_that_is_read_it_is_not_called():
-    functional = Collision()
-    entropy = recomputed_entropy(functional, logits_of().requires_grad_(), TEMPERATURE, torch.zeros(ROWS))
-    assert functional.calls == []
+    measure = Collision()
+    entropy = recomputed_entropy(measure, logits_of().requires_grad_(), TEMPERATURE, torch.zeros(ROWS))
+    assert measure.calls == []
     assert torch.equal(entropy, torch.zeros(ROWS))
     assert not entropy.requires_grad
-    assert recomputed_entropy(functional, torch.zeros(0, 9)).shape == (0,)
-    assert functional.calls == []
+    assert recomputed_entropy(measure, torch.zeros(0, 9)).shape == (0,)
+    assert measure.calls == []
 
 
 class Sizes(TorchDispatchMode):
@@ -126,8 +126,8 @@ def test_autocast_does_not_narrow_it():
 
 
 @pytest.mark.parametrize("row", [[torch.nan], [torch.inf], [-torch.inf] * VOCABULARY], ids=["nan", "inf", "all -inf"])
-def test_a_row_that_is_no_distribution_is_nan_whatever_the_functional_says(row):
-    class Largest(Functional):
+def test_a_row_that_is_no_distribution_is_nan_whatever_the_measure_says(row):
+    class Largest(Measure):
         kind = "largest"
 
         def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:

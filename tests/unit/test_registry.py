@@ -39,14 +39,14 @@ def test_the_methods_and_parts_that_ship():
         "ceeh_me", "clip_cov", "clip_higher", "entropic", "epo", "fixed", "kl_cov", "none", "siren", "skywork", "steer",
     ]  # fmt: skip
     assert set(part_names("allocation")) >= {"difficulty", "uniform"}
-    assert part_names("functional") == ["clamped", "full", "nucleus", "sampled"]
+    assert part_names("measure") == ["clamped", "full", "nucleus", "sampled"]
     assert part_names("pushed") == ["clamped", "full", "nucleus", "same", "sampled"]
     assert part_names("target") == ["absolute", "anchored", "band", "history", "none"]
     assert part_names("controller") == [
         "dead_band", "fixed", "integral", "proportional_integral", "schedule", "sign_gated",
     ]  # fmt: skip
-    assert part_names("selection") == ["all", "top_quantile", "turns"]
-    assert part_names("penalty") == ["bonus", "history_hinge", "none", "squared_anchor"]
+    assert part_names("token_selection") == ["all", "top_quantile", "turns"]
+    assert part_names("regularizer") == ["bonus", "history_hinge", "none", "squared_anchor"]
     assert part_names("reward_shaping") == ["ares", "length", "none"]
     assert part_names("advantage_shaping") == ["entropy_bonus", "none", "signed", "steer"]
 
@@ -178,7 +178,7 @@ def test_a_part_that_lacks_a_method_is_refused_when_it_is_registered(own_registr
 def test_an_unknown_standing_is_refused():
     method = get_method("aer")
     with pytest.raises(ValueError, match="standing must be one of"):
-        Method(method.allocation, method.functional, method.target, method.controller, "proven", "x", "y")
+        Method(method.allocation, method.measure, method.target, method.controller, "proven", "x", "y")
 
 
 def test_loading_a_module_again_registers_its_parts_again(own_registry):

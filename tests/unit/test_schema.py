@@ -32,12 +32,12 @@ def test_a_method_alone_is_its_defaults():
     assert parse_entropy_config({"method": "aer"}) == EntropyConfig(
         method="aer",
         allocation=Difficulty(shape="linear", rho=0.5),
-        functional=Full(),
+        measure=Full(),
         pushed=Same(),
-        selection=All(),
+        token_selection=All(),
         target=Anchored(tau=0.4, initial_entropy=None, anchor_steps=1),
         controller=Integral(update_rule="proportional", initial=0.0, minimum=0.0),
-        penalty=Bonus(),
+        regularizer=Bonus(),
         reward_shaping=NoRewardShaping(),
         advantage_shaping=NoAdvantageShaping(),
         aggregation="token-mean",
@@ -91,20 +91,20 @@ def test_to_mapping_is_the_inverse(method):
 
 
 def test_what_is_pushed_is_what_is_measured_unless_another_is_named():
-    assert parse_entropy_config({"method": "aent"}).pushed_functional == Clamped(p=0.2)
+    assert parse_entropy_config({"method": "aent"}).pushed_measure == Clamped(p=0.2)
     skywork = parse_entropy_config({"method": "skywork"})
-    assert (skywork.functional, skywork.pushed_functional) == (Sampled(), Full())
+    assert (skywork.measure, skywork.pushed_measure) == (Sampled(), Full())
     cut = parse_entropy_config({"method": "aer", "pushed": {"kind": "clamped", "p": 0.4}})
-    assert (cut.functional, cut.pushed_functional) == (Full(), Clamped(p=0.4))
+    assert (cut.measure, cut.pushed_measure) == (Full(), Clamped(p=0.4))
     assert parse_entropy_config(to_mapping(cut)) == cut
 
 
 def test_what_cannot_be_pushed_is_refused():
-    shown = problems_of({"method": "aer", "pushed": {"kind": "ful"}, "functional": {"kind": "same"}})
-    assert "no functional is named 'ful' (did you mean 'full'?)" in shown["entropy.pushed.kind"]
-    assert "no functional is named 'same'" in shown["entropy.functional.kind"]
+    shown = problems_of({"method": "aer", "pushed": {"kind": "ful"}, "measure": {"kind": "same"}})
+    assert "no measure is named 'ful' (did you mean 'full'?)" in shown["entropy.pushed.kind"]
+    assert "no measure is named 'same'" in shown["entropy.measure.kind"]
     shown = problems_of({"method": "aer", "pushed": {"kind": "full", "p": 0.4}})
-    assert "the functional 'full', which has none; it belongs to 'clamped' and 'nucleus'" in shown["entropy.pushed.p"]
+    assert "the measure 'full', which has none; it belongs to 'clamped' and 'nucleus'" in shown["entropy.pushed.p"]
     assert (
         "must be >= 0 and < 1"
         in problems_of({"method": "aer", "pushed": {"kind": "clamped", "p": 1.0}})["entropy.pushed.p"]
@@ -115,8 +115,8 @@ def test_what_cannot_be_pushed_is_refused():
 def test_a_penalty_towards_a_target_pushes_what_is_measured(method):
     shown = problems_of({"method": method, "pushed": {"kind": "sampled"}})
     assert "towards a target of what is measured" in shown["entropy.pushed.kind"]
-    own = to_mapping(parse_entropy_config({"method": method}))["functional"]
-    assert parse_entropy_config({"method": method, "pushed": own}).pushed_functional.kind == own["kind"]
+    own = to_mapping(parse_entropy_config({"method": method}))["measure"]
+    assert parse_entropy_config({"method": method, "pushed": own}).pushed_measure.kind == own["kind"]
 
 
 def test_every_problem_is_in_one_error():
@@ -125,7 +125,7 @@ def test_every_problem_is_in_one_error():
             "method": "aer",
             "alocation": {},
             "allocation": {"rho": 0, "shape": "cubic", "power": -1, "mean_normalize": "yes"},
-            "functional": {"kind": "ful"},
+            "measure": {"kind": "ful"},
             "target": {"tau": 1.3, "anchor_steps": 0, "initial_entropy": -1.0, "level": 2},
             "controller": {
                 "update_rule": "bang",
@@ -147,7 +147,7 @@ def test_every_problem_is_in_one_error():
         "entropy.allocation.shape",
         "entropy.allocation.rho",
         "entropy.allocation.power",
-        "entropy.functional.kind",
+        "entropy.measure.kind",
         "entropy.target.level",
         "entropy.target.tau",
         "entropy.target.initial_entropy",
@@ -267,7 +267,7 @@ def test_a_node_that_is_no_mapping_is_a_problem(node):
     assert list(problems_of(node)) == ["entropy"]
 
 
-@pytest.mark.parametrize("part", ["allocation", "functional", "target", "controller", "correctness"])
+@pytest.mark.parametrize("part", ["allocation", "measure", "target", "controller", "correctness"])
 def test_a_part_that_is_no_mapping_is_a_problem(part):
     assert list(problems_of({"method": "aer", part: "uniform"})) == [f"entropy.{part}"]
 
@@ -286,20 +286,20 @@ def test_an_integral_controller_needs_a_target():
 def test_a_penalty_that_draws_needs_a_target_and_gives_it_a_use():
     shown = problems_of({"method": "siren", "target": {"kind": "none"}})
     assert list(shown) == ["entropy.target.kind"]
-    assert "entropy/penalty=bonus" in shown["entropy.target.kind"]
-    # A fixed coefficient beside a target: the penalty reads it.
-    assert parse_entropy_config({"method": "fixed", "penalty": {"kind": "squared_anchor"}, "target": {"kind": "band"}})
+    assert "entropy/regularizer=bonus" in shown["entropy.target.kind"]
+    # A fixed coefficient beside a target: the regularizer reads it.
+    assert parse_entropy_config({"method": "fixed", "regularizer": {"kind": "squared_anchor"}, "target": {"kind": "band"}})
 
 
 # Of the parts of other methods than AER: method, part, setting, value, what it must be.
 BAD_SETTINGS = [
-    ("siren", "selection", "quantile", 1.0, ">= 0 and < 1"),
-    ("siren", "functional", "p", 0.0, "> 0 and <= 1"),
+    ("siren", "token_selection", "quantile", 1.0, ">= 0 and < 1"),
+    ("siren", "measure", "p", 0.0, "> 0 and <= 1"),
     ("epo", "target", "kappa_low", -0.1, ">= 0"),
     ("epo", "target", "kappa_high", -0.1, ">= kappa_low (0)"),
-    ("epo", "penalty", "weight", -0.1, ">= 0"),
-    ("epo", "penalty", "gamma", -0.1, ">= 0"),
-    ("epo", "penalty", "total_steps", 1, "null (the run's own) or >= 2"),
+    ("epo", "regularizer", "weight", -0.1, ">= 0"),
+    ("epo", "regularizer", "gamma", -0.1, ">= 0"),
+    ("epo", "regularizer", "total_steps", 1, "null (the run's own) or >= 2"),
     ("ceeh_me", "controller", "total_steps", 0, "null (the run's own) or >= 1"),
     ("ceeh_me", "allocation", "hard_weight", -1.0, ">= 0"),
     ("ceeh_me", "reward_shaping", "beta", -0.1, ">= 0"),

@@ -115,8 +115,8 @@ def test_unchanged_settings_change_nothing(saved, config):
 @pytest.mark.parametrize(
     ("node", "named"),
     [
-        ({"functional": {"kind": "clamped"}}, "entropy.functional was {'kind': 'full'} and is now {'kind': 'clamped'"),
-        ({"selection": {"kind": "turns"}}, "entropy.selection was {'kind': 'all'} and is now {'kind': 'turns'}"),
+        ({"measure": {"kind": "clamped"}}, "entropy.measure was {'kind': 'full'} and is now {'kind': 'clamped'"),
+        ({"token_selection": {"kind": "turns"}}, "entropy.token_selection was {'kind': 'all'} and is now {'kind': 'turns'}"),
         (
             {"aggregation": "seq-mean-token-mean"},
             "entropy.aggregation was 'token-mean' and is now 'seq-mean-token-mean'",
@@ -139,9 +139,9 @@ def test_an_unanchored_run_does_not_become_an_anchored_one(tmp_path, state):
 
 def test_clamping_by_another_share_measures_another_entropy(tmp_path, state):
     path = tmp_path / "aer_state.json"
-    save_state(path, state, parse_entropy_config({"method": "aer", "functional": {"kind": "clamped", "p": 0.2}}))
+    save_state(path, state, parse_entropy_config({"method": "aer", "measure": {"kind": "clamped", "p": 0.2}}))
     with pytest.raises(StateError, match=r"'p': 0.2} and is now .*'p': 0.3}"):
-        load_run(path, parse_entropy_config({"method": "aer", "functional": {"kind": "clamped", "p": 0.3}}))
+        load_run(path, parse_entropy_config({"method": "aer", "measure": {"kind": "clamped", "p": 0.3}}))
 
 
 CHANGES = {
@@ -365,21 +365,21 @@ def test_a_setting_that_is_newer_than_the_file_has_its_default(saved, config, st
 
 
 def test_a_setting_of_what_is_measured_that_is_newer_than_the_file_has_its_default(tmp_path, state):
-    clamped = {"method": "aer", "functional": {"kind": "clamped"}}
+    clamped = {"method": "aer", "measure": {"kind": "clamped"}}
     path = tmp_path / "s.json"
     save_state(path, state, parse_entropy_config(clamped))
-    rewrite(path, lambda document: document["config"]["functional"].pop("p"))
+    rewrite(path, lambda document: document["config"]["measure"].pop("p"))
     assert load_run(path, parse_entropy_config(clamped)).state == state
-    clamped["functional"]["p"] = 0.3
+    clamped["measure"]["p"] = 0.3
     with pytest.raises(StateError, match=r"'p': 0.2} and is now .*'p': 0.3}"):
         load_run(path, parse_entropy_config(clamped))
 
 
 def test_a_part_that_is_newer_than_the_file_is_named(saved, config, state):
-    rewrite(saved, lambda document: document["config"].pop("penalty"))
+    rewrite(saved, lambda document: document["config"].pop("regularizer"))
     loaded = load_run(saved, config)
     assert loaded.state == state
-    assert loaded.changes == ["entropy.penalty is newer than the checkpoint and is {'kind': 'bonus'}"]
+    assert loaded.changes == ["entropy.regularizer is newer than the checkpoint and is {'kind': 'bonus'}"]
 
 
 @pytest.mark.parametrize("section", ["allocation", "target", "correctness", "limits"])

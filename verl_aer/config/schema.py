@@ -1,8 +1,8 @@
 """The ``entropy`` node of a run's config: from a mapping to typed parts, every problem at once.
 
 entropy.method                                       a registered method; its parts are the defaults
-entropy.{allocation,functional,pushed,selection,     {kind: <registered part>, <the part's fields>}
-  target,controller,penalty,reward_shaping,
+entropy.{allocation,measure,pushed,token_selection,     {kind: <registered part>, <the part's fields>}
+  target,controller,regularizer,reward_shaping,
   advantage_shaping}
 entropy.aggregation                                  token-mean | seq-mean-token-mean | policy
 entropy.correctness                                  {key, threshold, on_missing}
@@ -26,13 +26,13 @@ from omegaconf import DictConfig, OmegaConf
 from verl_aer.errors import VerlAerError
 from verl_aer.methods.base import Method, get_method, method_names
 from verl_aer.parts.base import ROLES, get_part, part_names, suggestion
-from verl_aer.parts.measure import Functional
+from verl_aer.parts.measure import Measure
 from verl_aer.rollouts.groups import ON_MISSING
 from verl_aer.rollouts.question_memory import MemoryConfig
 
 Settings = TypeVar("Settings")
 
-_NOUNS = {"pushed": "functional"}
+_NOUNS = {"pushed": "measure"}
 """What a part is called where its key is no noun."""
 
 AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "policy")
@@ -120,12 +120,12 @@ class EntropyConfig:
 
     method: str
     allocation: Any
-    functional: Any
+    measure: Any
     pushed: Any
-    selection: Any
+    token_selection: Any
     target: Any
     controller: Any
-    penalty: Any
+    regularizer: Any
     reward_shaping: Any
     advantage_shaping: Any
     aggregation: str = "token-mean"
@@ -135,9 +135,9 @@ class EntropyConfig:
     limits: LimitsConfig = field(default_factory=LimitsConfig)
 
     @property
-    def pushed_functional(self) -> Functional:
-        """What the loss pushes; ``functional`` is what the controller is given."""
-        return self.functional if self.pushed.kind == "same" else self.pushed
+    def pushed_measure(self) -> Measure:
+        """What the loss pushes; ``measure`` is what the controller is given."""
+        return self.measure if self.pushed.kind == "same" else self.pushed
 
     @property
     def uses_questions(self) -> bool:
@@ -225,8 +225,8 @@ class _Parser:
             part: self._part(part, node.get(part, {}), None if method is None else getattr(method, part))
             for part in ROLES
         }
-        self._check_together(parts["target"], parts["controller"], parts["penalty"])
-        self._check_pushed(parts["functional"], parts["pushed"], parts["penalty"])
+        self._check_together(parts["target"], parts["controller"], parts["regularizer"])
+        self._check_pushed(parts["measure"], parts["pushed"], parts["regularizer"])
         aggregation = node.get("aggregation", "token-mean" if method is None else method.aggregation)
         self._check_choice("entropy.aggregation", aggregation, AGGREGATIONS)
         on_missing_state = node.get("on_missing_state", "error")
@@ -376,8 +376,8 @@ class _Parser:
         self._check_bounds(prefix, built, bad)
         return built
 
-    def _check_together(self, target: Any | None, controller: Any | None, penalty: Any | None) -> None:
-        if target is None or controller is None or penalty is None:
+    def _check_together(self, target: Any | None, controller: Any | None, regularizer: Any | None) -> None:
+        if target is None or controller is None or regularizer is None:
             return
         if controller.uses_target and target.kind == "none":
             self._add(
@@ -385,22 +385,22 @@ class _Parser:
                 f"the controller {controller.kind!r} steers towards a target and there is none",
                 "Set entropy/target=anchored or entropy/target=absolute, or entropy/controller=fixed.",
             )
-        if penalty.uses_target and target.kind == "none":
+        if regularizer.uses_target and target.kind == "none":
             self._add(
                 "entropy.target.kind",
-                f"the penalty {penalty.kind!r} draws towards a target and there is none",
-                "Set entropy/target to anchored, absolute, band or history, or set entropy/penalty=bonus.",
+                f"the regularizer {regularizer.kind!r} draws towards a target and there is none",
+                "Set entropy/target to anchored, absolute, band or history, or set entropy/regularizer=bonus.",
             )
 
-    def _check_pushed(self, functional: Any | None, pushed: Any | None, penalty: Any | None) -> None:
-        if functional is None or pushed is None or penalty is None:
+    def _check_pushed(self, measure: Any | None, pushed: Any | None, regularizer: Any | None) -> None:
+        if measure is None or pushed is None or regularizer is None:
             return
-        if penalty.uses_target and pushed.kind != "same" and pushed != functional:
+        if regularizer.uses_target and pushed.kind != "same" and pushed != measure:
             self._add(
                 "entropy.pushed.kind",
-                f"the penalty {penalty.kind!r} draws what is pushed, {pushed.kind!r}, towards a target of what is "
-                f"measured, {functional.kind!r}",
-                "Set entropy/pushed=same, or entropy/penalty=bonus.",
+                f"the regularizer {regularizer.kind!r} draws what is pushed, {pushed.kind!r}, towards a target of what is "
+                f"measured, {measure.kind!r}",
+                "Set entropy/pushed=same, or entropy/regularizer=bonus.",
             )
 
 

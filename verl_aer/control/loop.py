@@ -98,7 +98,7 @@ class EntropyControl:
     def __init__(self, config: EntropyConfig, state: ControlState | None = None) -> None:
         self._target = config.target
         self._controller = config.controller
-        self._penalty = config.penalty
+        self._penalty = config.regularizer
         self._state = state if state is not None else _fresh_state(config)
 
     @property
@@ -111,7 +111,7 @@ class EntropyControl:
         return self._state.alpha
 
     def signal(self, entropy: float, step: int) -> dict[str, float]:
-        """What the penalty needs of the driver in global step ``step``, before its update.
+        """What the regularizer needs of the driver in global step ``step``, before its update.
 
         ``entropy``: H_t of the rollouts that the step trains on, nats per token; where it is not finite (not measured
         before the update, or not a number), the one of the step before takes its place.

@@ -101,7 +101,7 @@ METRICS = [
         "aer/push",
         "1",
         "d value(H)/dH at H_t",
-        "what a nat more is worth to the penalty, times alpha to the loss; below 0 the entropy is pushed down",
+        "what a nat more is worth to the regularizer, times alpha to the loss; below 0 the entropy is pushed down",
     ),
     MetricSpec("aer/reward_change", "reward", "mean_i R'_i - R_i", "what reward shaping adds to a rollout"),
     MetricSpec(

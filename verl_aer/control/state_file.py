@@ -4,7 +4,7 @@
      "conditions": {...}, "sha256": "..."}
 
 Floats are written so that they read back bit for bit. What H0 means must not change between a save and a load: the
-measured entropy (functional, selection, and whether tokens or responses are averaged), and whether the target is
+measured entropy (measure, token selection, and whether tokens or responses are averaged), and whether the target is
 relative to H0. Everything else may: ``load_run`` names it, and the state survives:
 
     H0           stays, except that entropy.target.initial_entropy, where it is given, replaces it
@@ -41,7 +41,7 @@ from verl_aer.rollouts.question_memory import Question, QuestionMemory
 FORMAT = "verl_aer.entropy_control"
 VERSION = 3
 
-MEASURING_PARTS = ("functional", "selection")
+MEASURING_PARTS = ("measure", "token_selection")
 """Parts whose settings decide which entropy H0 is; a state is refused for others."""
 
 _NO_PART_IN_A_RESUME = ("method", "on_missing_state", "limits")
@@ -186,8 +186,8 @@ def _from_version_2(document: dict[str, Any]) -> dict[str, Any]:
         "conditions": {},
         **document,
         "config": {
-            "selection": {"kind": "all"},
-            "penalty": {"kind": "bonus"},
+            "token_selection": {"kind": "all"},
+            "regularizer": {"kind": "bonus"},
             "reward_shaping": {"kind": "none"},
             "advantage_shaping": {"kind": "none"},
             **document["config"],
@@ -239,7 +239,7 @@ def _require_version(path: str | os.PathLike[str], version: Any) -> None:
 
 def _with_defaults(path: str | os.PathLike[str], saved: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
     """The saved config, with the default of each setting that is newer than it."""
-    required = {"method", "functional", "target", "controller", "aggregation"}
+    required = {"method", "measure", "target", "controller", "aggregation"}
     _require_keys(path, "its config", saved, required, set(current))
     filled = {}
     for section, settings in saved.items():

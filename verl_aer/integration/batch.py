@@ -19,7 +19,7 @@ from tensordict import TensorDict, is_non_tensor
 from transfer_queue import KVBatchMeta
 
 from verl_aer.config.schema import CorrectnessConfig, EntropyConfig
-from verl_aer.parts.token_selection import Selection
+from verl_aer.parts.token_selection import TokenSelection
 from verl_aer.rollouts.groups import Groups, Verdicts, VerdictsSoFar, group_rows, judge
 from verl_aer.rollouts.question_memory import question_id
 from verl_aer.rollouts.types import Rollouts, Tokens
@@ -41,8 +41,8 @@ class BatchRows:
     uid: prompt of each row, ``(N,)``; session, index: ``(N,)`` int; is_padding: ``(N,)`` bool.
     reward: ``(N,)`` float64, the reward before any KL penalty. acc: what the reward reports as each row's correctness,
     None where it reports no number. acc_is_reward: ``(N,)`` bool, where veRL reports the reward itself as that.
-    entropy_nats: ``(N,)`` float64, the functional under the policy of the old log-probs, added up over the
-    response's tokens by the selection's weights; None where veRL does not compute it (bypass mode). tokens: ``(N,)``
+    entropy_nats: ``(N,)`` float64, the measure under the policy of the old log-probs, added up over the
+    response's tokens by the token selection's weights; None where veRL does not compute it (bypass mode). tokens: ``(N,)``
     float64. question: id of each row's question, None where no part of the method asks for it. entropy, mask:
     ``(N, T)`` float32 and bool, None likewise.
     """
@@ -104,12 +104,12 @@ def read_rows(batch: KVBatchMeta, config: EntropyConfig, reward_is_colocated: bo
     With a colocated reward model veRL writes what the reward reports as columns of the batch. Without one, columns of
     these names are the data set's and are not read.
 
-    Where the functional is one of the sample, -log π of the sampled tokens stands for what veRL calls entropy.
+    Where the measure is one of the sample, -log π of the sampled tokens stands for what veRL calls entropy.
 
     Call it before veRL computes advantages: rollout correction rewrites ``response_mask`` there, and the controlled
     entropy is that of all response tokens.
     """
-    of_sample = config.functional.of_sample
+    of_sample = config.measure.of_sample
     fields = ["rm_scores", "response_mask", "extra_fields", "old_log_probs" if of_sample else "entropy"]
     fields += ["raw_prompt", "extra_info", "data_source"] if config.uses_questions else []
     reported = [config.correctness.key, SCORE_KEY] if reward_is_colocated else []
@@ -130,7 +130,7 @@ def read_rows(batch: KVBatchMeta, config: EntropyConfig, reward_is_colocated: bo
         reward=reward,
         acc=acc,
         acc_is_reward=_are_the_reward(acc, reward, infos, config.correctness.key),
-        entropy_nats=None if entropy is None else _selected_sums(entropy, mask, config.selection),
+        entropy_nats=None if entropy is None else _selected_sums(entropy, mask, config.token_selection),
         tokens=np.array([float(row.sum()) for row in mask]),
         question=_read_questions(data, config.memory.question_key) if config.uses_questions else None,
         entropy=_padded(entropy) if config.reward_shaping.uses_entropy and entropy is not None else None,
@@ -208,14 +208,14 @@ def _token_entropies(data: TensorDict, of_sample: bool) -> list[torch.Tensor] | 
     return list(_rows_of(data["entropy"])) if "entropy" in data else None
 
 
-def _selected_sums(entropy: list[torch.Tensor], mask: list[torch.Tensor], selection: Selection) -> np.ndarray:
+def _selected_sums(entropy: list[torch.Tensor], mask: list[torch.Tensor], token_selection: TokenSelection) -> np.ndarray:
     """Σ s·H of each row."""
     sums = []
     for values, row in zip(entropy, mask, strict=True):
         # A token outside the mask may hold anything, a NaN too: it is left out, not multiplied by zero.
         values = values.double()
-        if selection.selects:
-            values = values * selection.weights(values[None], row[None])[0]
+        if token_selection.selects:
+            values = values * token_selection.weights(values[None], row[None])[0]
         sums.append(values[row].sum().item())
     return np.array(sums)
 

@@ -1,4 +1,4 @@
-"""veRL's FSDP engine with log-probs and entropy in one pass over the logits, and any functional in its place."""
+"""veRL's FSDP engine with log-probs and entropy in one pass over the logits, and any measure in its place."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from verl_aer.integration.functional_request import mark_done, requested_functional
+from verl_aer.integration.measure_request import mark_done, requested_measure
 from verl_aer.integration.loss import rows_with_a_term
-from verl_aer.kernels import FUNCTIONALS, logprob_and_entropy, recomputed_entropy
-from verl_aer.parts.measure import Full, Functional
+from verl_aer.kernels import MEASURES, logprob_and_entropy, recomputed_entropy
+from verl_aer.parts.measure import Full, Measure
 
 
 class Rows(NamedTuple):
@@ -36,7 +36,7 @@ HANDLED_SWITCHES = frozenset({"calculate_entropy", "use_remove_padding"})
 class EntropyEngine(FSDPEngineWithLMHead):
     """veRL's FSDP engine with log-probs and entropy in one pass over the logits.
 
-    ``model_output["entropy"]`` is the functional that the batch asks for, and the entropy of the whole vocabulary where
+    ``model_output["entropy"]`` is the measure that the batch asks for, and the entropy of the whole vocabulary where
     it asks for none. It is computed only for tokens whose entropy is read, and is 0 at all others: read are those of
     the response, and in an update those of rows that get an entropy term.
 
@@ -51,9 +51,9 @@ class EntropyEngine(FSDPEngineWithLMHead):
         packed = tu.get_non_tensor_data(data=micro_batch, key="use_remove_padding", default=True)
         rows = self._packed(output, output_args) if packed else self._padded(output, output_args, micro_batch)
         wanted = tu.get_non_tensor_data(data=micro_batch, key="calculate_entropy", default=False)
-        functional = requested_functional(micro_batch) or Full()
+        measure = requested_measure(micro_batch) or Full()
         counted = self._counted_tokens(micro_batch, len(rows.logits)) if wanted else torch.zeros_like(rows.temperature)
-        log_probs, entropy = self._log_probs_and_entropy(rows, functional, counted)
+        log_probs, entropy = self._log_probs_and_entropy(rows, measure, counted)
         pad_size = output_args["pad_size"] if packed else 0
 
         def nested(tokens: torch.Tensor) -> torch.Tensor:
@@ -92,16 +92,16 @@ class EntropyEngine(FSDPEngineWithLMHead):
         return torch.nn.functional.pad(counted.float(), (0, tokens - len(counted)))
 
     def _log_probs_and_entropy(
-        self, rows: Rows, functional: Functional, counted: torch.Tensor | None
+        self, rows: Rows, measure: Measure, counted: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         temperature = rows.temperature.clamp(min=1e-8)
-        if type(functional) in FUNCTIONALS:
+        if type(measure) in MEASURES:
             # The logits are not read after this: the gradient may take their place.
             return logprob_and_entropy(
-                rows.logits, rows.labels, temperature, functional, counted, self._columns(functional), inplace=True
+                rows.logits, rows.labels, temperature, measure, counted, self._columns(measure), inplace=True
             )
-        # A functional of a user's own, which knows of logits only.
-        entropy = recomputed_entropy(functional, rows.logits, temperature, counted, self._columns(functional))
+        # A measure of a user's own, which knows of logits only.
+        entropy = recomputed_entropy(measure, rows.logits, temperature, counted, self._columns(measure))
         # An entropy with a gradient reads the logits once more.
         log_probs, _ = logprob_and_entropy(
             rows.logits,
@@ -112,9 +112,9 @@ class EntropyEngine(FSDPEngineWithLMHead):
         )
         return log_probs, entropy
 
-    def _columns(self, functional: Functional) -> int | None:
+    def _columns(self, measure: Measure) -> int | None:
         """None for the entropy that veRL computes, which is over the padded columns of the vocabulary too."""
-        return None if isinstance(functional, Full) else self._real_vocabulary
+        return None if isinstance(measure, Full) else self._real_vocabulary
 
     @cached_property
     def _real_vocabulary(self) -> int | None:

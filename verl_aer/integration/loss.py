@@ -4,7 +4,7 @@
 
 with α the global coefficient of this step (one number, broadcast by the driver), w each trajectory's weight (one
 number a row, computed by the driver), H the entropy of each response token (nats, at the sampling temperature), s the
-selection's weight of the token and value the penalty's: 1 and H for most methods. The worker decides nothing.
+token_selection's weight of the token and value the regularizer's: 1 and H for most methods. The worker decides nothing.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
 from verl_aer.integration.batch import WEIGHT_FIELD
-from verl_aer.integration.functional_request import require_done
-from verl_aer.parts.regularizer import Bonus, Penalty
-from verl_aer.parts.token_selection import All, Selection
+from verl_aer.integration.measure_request import require_done
+from verl_aer.parts.regularizer import Bonus, Regularizer
+from verl_aer.parts.token_selection import All, TokenSelection
 
 ALPHA_KEY = "entropy_alpha"
 """Batch-level number that carries α from the driver to every worker."""
 
 SIGNAL_KEY = "entropy_signal"
-"""Batch-level JSON: the numbers that the penalty's driver half has for its half on the workers."""
+"""Batch-level JSON: the numbers that the regularizer's driver half has for its half on the workers."""
 
 WEIGHTED_ROWS_KEY = "entropy_of_weighted_rows"
 """Batch-level mark: the entropy of rows whose coefficient is 0 is not read and need not be computed."""
@@ -53,8 +53,8 @@ def entropy_loss(
     *,
     of_sample: bool = False,
     measured_of_sample: bool | None = None,
-    selection: Selection = ALL,
-    penalty: Penalty = BONUS,
+    token_selection: TokenSelection = ALL,
+    regularizer: Regularizer = BONUS,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
     """L = L_ppo − α · agg(w · s · value(H)), in veRL's loss-function contract.
 
@@ -68,15 +68,15 @@ def entropy_loss(
         dp_group: data-parallel group, unused: veRL's ``agg_loss`` normalizes by global counts.
         of_sample: H is −log π of the sampled token, in place of the entropy of its distribution.
         measured_of_sample: likewise for what is measured; None measures what is pushed.
-        selection: which tokens count; s is without a gradient.
-        penalty: how a token's entropy enters the loss.
+        token_selection: which tokens count; s is without a gradient.
+        regularizer: how a token's entropy enters the loss.
 
     Returns:
         The loss (scalar, with gradient) and metrics, each a sum over micro-batches.
 
     Raises:
         KeyError: when the entropy, the weights or α are absent. Absent is never taken for zero.
-        RuntimeError: when the engine ignored the functional that the batch asks for.
+        RuntimeError: when the engine ignored the measure that the batch asks for.
     """
     alpha = _required_alpha(data)
     weight = _required_weight(data)
@@ -87,18 +87,18 @@ def entropy_loss(
     entropy = _token_entropy(model_output, data, of_sample)  # (N, T)
     mask = data.select("response_mask").to_padded_tensor()["response_mask"].to(bool)  # (N, T)
     mode = config.loss_agg_mode if aggregation == "policy" else aggregation
-    token_weight = selection.weights(entropy.detach(), mask)  # s
+    token_weight = token_selection.weights(entropy.detach(), mask)  # s
     signal = _signal(data)
     # ppo_loss has just filled global_batch_info: the same global counts that normalize the policy loss.
     normalizer = config.global_batch_info
     measured = token_weight * entropy.detach()
     if measured_of_sample not in (None, of_sample):
-        # Each functional selects its own tokens, as it does where it is measured before the update.
+        # Each measure selects its own tokens, as it does where it is measured before the update.
         other = _token_entropy(model_output, data, measured_of_sample).detach()
-        measured = selection.weights(other, mask) * other
-    term = agg_loss(weight * token_weight * penalty.value(entropy, signal), mask, mode, **normalizer)
+        measured = token_selection.weights(other, mask) * other
+    term = agg_loss(weight * token_weight * regularizer.value(entropy, signal), mask, mode, **normalizer)
 
-    slope = penalty.slope(entropy.detach(), signal).abs()
+    slope = regularizer.slope(entropy.detach(), signal).abs()
     values = {
         "actor/aer/policy_loss": policy_loss.detach(),
         "actor/aer/entropy_term": alpha * term.detach(),
@@ -138,7 +138,7 @@ def _required_alpha(data: TensorDict) -> float:
 
 
 def _signal(data: TensorDict) -> Mapping[str, float]:
-    """The penalty's numbers; a penalty that needs some and is sent none raises KeyError."""
+    """The regularizer's numbers; a regularizer that needs some and is sent none raises KeyError."""
     return json.loads(tu.get_non_tensor_data(data=data, key=SIGNAL_KEY, default=None) or "{}")
 
 

@@ -18,7 +18,7 @@ from verl.trainer.distillation import is_distillation_enabled
 from verl_aer.config.schema import ConfigError, EntropyConfig, Problem, parse_entropy_config
 from verl_aer.control.state_file import StateError
 from verl_aer.integration.checkpoint import STATE_FILE, data_files, read_resumed_state
-from verl_aer.integration.functional_request import BACKENDS, request_of
+from verl_aer.integration.measure_request import BACKENDS, request_of
 from verl_aer.integration.modes import TRAINER_MODES, PluginError, require_plugin
 from verl_aer.integration.reward_trial import Outcome, try_reward
 from verl_aer.methods.base import get_method
@@ -275,7 +275,7 @@ MACHINE_CHECKS = [
 
 def _target_is_used(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
     target, controller = entropy.target.kind, entropy.controller
-    if target != "none" and not (controller.uses_target or entropy.penalty.uses_target):
+    if target != "none" and not (controller.uses_target or entropy.regularizer.uses_target):
         yield Note(
             "entropy.target.kind",
             f"the controller {controller.kind!r} does not use the target {target!r}: it is only logged",
@@ -302,38 +302,38 @@ def _verls_own_part_is_chosen(config: DictConfig, entropy: EntropyConfig) -> Ite
             yield Problem(key, f"is {found!r}, and {entropy.method!r} is {value!r}", f"Set {key}={value}.")
 
 
-def _functional_is_computed(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
+def _measure_is_computed(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
     actor = config.actor_rollout_ref.actor
-    asked = {"entropy.functional.kind": entropy.functional, "entropy.pushed.kind": entropy.pushed_functional}
-    if entropy.pushed_functional == entropy.functional:
+    asked = {"entropy.measure.kind": entropy.measure, "entropy.pushed.kind": entropy.pushed_measure}
+    if entropy.pushed_measure == entropy.measure:
         del asked["entropy.pushed.kind"]
-    for key, functional in asked.items():
-        if request_of(functional) is None:
+    for key, measure in asked.items():
+        if request_of(measure) is None:
             continue
         full = f"{key.removesuffix('.kind').replace('.', '/')}=full"
         if actor.strategy not in BACKENDS:
             yield Problem(
                 key,
                 f"the training engine {actor.strategy!r} computes the entropy of the whole vocabulary and not "
-                f"{functional.kind!r}",
+                f"{measure.kind!r}",
                 f"Set {ACTOR}.strategy to {' or '.join(BACKENDS)}, or {full}.",
             )
         if config.actor_rollout_ref.model.use_fused_kernels:
             yield Problem(
                 key,
-                f"fused kernels never have a whole row of logits, and {functional.kind!r} needs one",
+                f"fused kernels never have a whole row of logits, and {measure.kind!r} needs one",
                 f"Set actor_rollout_ref.model.use_fused_kernels=false, or {full}.",
             )
 
 
-def _update_computes_one_functional(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
-    measured, pushed = entropy.functional, entropy.pushed_functional
+def _update_computes_one_measure(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
+    measured, pushed = entropy.measure, entropy.pushed_measure
     if bypasses_old_log_probs(config) and measured != pushed and not (measured.of_sample or pushed.of_sample):
         yield Problem(
             "entropy.pushed.kind",
             f"in bypass mode {measured.kind!r} is measured in the update, where {pushed.kind!r} is pushed, and one "
-            "pass over the logits computes one functional",
-            "Set entropy/pushed=same, entropy/functional=sampled, or algorithm.rollout_correction.bypass_mode=false.",
+            "pass over the logits computes one measure",
+            "Set entropy/pushed=same, entropy/measure=sampled, or algorithm.rollout_correction.bypass_mode=false.",
         )
 
 
@@ -428,8 +428,8 @@ ENTROPY_CHECKS = [
     _target_is_used,
     _groups_are_groups,
     _verls_own_part_is_chosen,
-    _functional_is_computed,
-    _update_computes_one_functional,
+    _measure_is_computed,
+    _update_computes_one_measure,
     _shaping_has_entropies,
     _reward_file_is_there,
     _state_can_be_resumed,

@@ -41,8 +41,8 @@ from verl_aer.integration.batch import (
 )
 from verl_aer.integration.checkpoint import conditions, read_resumed_state, resume_warnings, state_path
 from verl_aer.integration.engine import install_entropy_engines
-from verl_aer.integration.functional_request import (
-    FUNCTIONAL_KEY,
+from verl_aer.integration.measure_request import (
+    MEASURE_KEY,
     measured_in_update,
     push_warnings,
     request_of,
@@ -65,7 +65,7 @@ from verl_aer.integration.visible_log import show_warnings
 from verl_aer.integration.watchdog import WatchdogMixin
 from verl_aer.parts.advantage_shaping import shape_advantages
 from verl_aer.parts.allocation import allocate
-from verl_aer.parts.measure import Functional
+from verl_aer.parts.measure import Measure
 from verl_aer.parts.reward_shaping import change_rewards
 from verl_aer.rollouts.groups import CorrectnessError, Verdicts, VerdictsSoFar
 from verl_aer.rollouts.question_memory import remember
@@ -173,10 +173,10 @@ class EntropyTrainerMixin:
             entropy_loss,
             actor_config,
             entropy.aggregation,
-            of_sample=entropy.pushed_functional.of_sample,
+            of_sample=entropy.pushed_measure.of_sample,
             measured_of_sample=measured_in_update(entropy, bypasses_old_log_probs(self.config)).of_sample,
-            selection=entropy.selection,
-            penalty=entropy.penalty,
+            token_selection=entropy.token_selection,
+            regularizer=entropy.regularizer,
         )
         self.actor_rollout_wg.set_loss_fn(loss)
 
@@ -213,16 +213,16 @@ class EntropyTrainerMixin:
         return decision
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
-        self._request_functional(batch, self.entropy_config.functional)
+        self._request_measure(batch, self.entropy_config.measure)
         return super()._compute_old_log_prob(batch, metrics=metrics)
 
-    def _request_functional(self, batch: KVBatchMeta, functional: Functional) -> None:
-        """Ask the next pass of the workers for ``functional``, whatever the pass before was asked for."""
-        request = request_of(functional)
+    def _request_measure(self, batch: KVBatchMeta, measure: Measure) -> None:
+        """Ask the next pass of the workers for ``measure``, whatever the pass before was asked for."""
+        request = request_of(measure)
         if request is None:
-            batch.extra_info.pop(FUNCTIONAL_KEY, None)
+            batch.extra_info.pop(MEASURE_KEY, None)
         else:
-            batch.extra_info[FUNCTIONAL_KEY] = request
+            batch.extra_info[MEASURE_KEY] = request
 
     def _compute_advantage(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         with self._step_record.timed():
@@ -289,7 +289,7 @@ class EntropyTrainerMixin:
         shaping = self.entropy_config.advantage_shaping
         if not shaping.shapes:
             return batch
-        tokens = read_tokens(batch, self.entropy_config.functional.of_sample, shaping.uses_entropy)
+        tokens = read_tokens(batch, self.entropy_config.measure.of_sample, shaping.uses_entropy)
         shaped = shape_advantages(shaping, tokens, rollouts, weights, self.entropy_control.alpha)
         self._step_record.advantage_changes.append((shaped - tokens.advantages).abs()[tokens.mask].numpy())
         return write_advantages(batch, shaped)
@@ -307,7 +307,7 @@ class EntropyTrainerMixin:
 
     def _update_actor(self, batch: KVBatchMeta, metrics: dict) -> KVBatchMeta:
         bypass = bypasses_old_log_probs(self.config)
-        self._request_functional(batch, requested_in_update(self.entropy_config, bypass))
+        self._request_measure(batch, requested_in_update(self.entropy_config, bypass))
         batch.extra_info[ALPHA_KEY] = self.entropy_control.alpha
         signal = self.entropy_control.signal(self._step_record.entropy, self.global_steps)
         batch.extra_info[SIGNAL_KEY] = json.dumps(signal)

@@ -1,7 +1,7 @@
 """One operation for the two things that a policy update wants of the logits.
 
     log pi(label) = y_label - log Z,         y = (logits - max) / temperature,  Z = sum_v e^{y_v}
-    H             = log Z_K - E_K[y],        over the kept tokens K: all of them, or those of the functional
+    H             = log Z_K - E_K[y],        over the kept tokens K: all of them, or those of the measure
 
     d log pi / dz_j = 1[j = label] - pi_j
     d H / dz_j      = -pi~_j (y_j - E_K[y])  for j in K, else 0,    z = logits / temperature
@@ -23,9 +23,9 @@ from torch.autograd.function import once_differentiable
 
 from verl_aer.kernels import chunked
 from verl_aer.kernels.saved_state import Settings, State
-from verl_aer.parts.measure import Clamped, Full, Functional, Nucleus
+from verl_aer.parts.measure import Clamped, Full, Measure, Nucleus
 
-FUNCTIONALS = (Full, Clamped, Nucleus)
+MEASURES = (Full, Clamped, Nucleus)
 """What has a rule here. Any other, a subclass of these too, has its own ``entropy`` called: `recomputed_entropy`."""
 
 FULL = Full()
@@ -35,7 +35,7 @@ def logprob_and_entropy(
     logits: torch.Tensor,
     labels: torch.Tensor,
     temperature: float | torch.Tensor = 1.0,
-    functional: Functional = FULL,
+    measure: Measure = FULL,
     row_weight: torch.Tensor | None = None,
     columns: int | None = None,
     inplace: bool = False,
@@ -49,7 +49,7 @@ def logprob_and_entropy(
         logits: ``(T, V)``, any floating type; -inf excludes an entry. Sums are in float32, or float64 for float64.
         labels: ``(T,)`` int64.
         temperature: > 0, a number or ``(T,)``.
-        functional: one of FUNCTIONALS.
+        measure: one of MEASURES.
         row_weight: ``(T,)``; a row of weight 0 has entropy 0 and costs none, in either pass. None: all rows have one.
         columns: of the vocabulary that the entropy is over, from the first on; None: all. Log-probs are over all.
         inplace: let the backward pass write the gradient into the logits, which must not be used after it.
@@ -58,17 +58,17 @@ def logprob_and_entropy(
         ``(T,)`` log-probabilities and ``(T,)`` nats, float32 or float64.
 
     Raises:
-        ValueError: shapes that do not fit, a functional that has no rule here, or a device that is no CPU or CUDA one.
+        ValueError: shapes that do not fit, a measure that has no rule here, or a device that is no CPU or CUDA one.
     """
     if logits.dim() != 2 or labels.shape != logits.shape[:1]:
         raise ValueError(f"logits must be (T, V) and labels (T,), got {tuple(logits.shape)} and {tuple(labels.shape)}")
-    if type(functional) not in FUNCTIONALS:
-        raise ValueError(f"the functional {functional.kind!r} has no rule in this operation: use `recomputed_entropy`")
+    if type(measure) not in MEASURES:
+        raise ValueError(f"the measure {measure.kind!r} has no rule in this operation: use `recomputed_entropy`")
     temperature = torch.as_tensor(temperature, dtype=torch.float32, device=logits.device).expand(len(logits))
     wanted = torch.ones_like(labels, dtype=torch.bool) if row_weight is None else row_weight != 0
     # A kernel reads a number a row, one after the other.
     each = (labels.contiguous(), temperature.contiguous(), wanted.contiguous())
-    return _LogprobAndEntropy.apply(logits, *each, Settings(functional, columns), inplace, _backend(logits))
+    return _LogprobAndEntropy.apply(logits, *each, Settings(measure, columns), inplace, _backend(logits))
 
 
 def _backend(logits: torch.Tensor) -> ModuleType:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from verl_aer.parts.measure import Clamped, Functional, Nucleus
+from verl_aer.parts.measure import Clamped, Measure, Nucleus
 
 CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**27}
 """Of one float32 temporary: what a chunk of rows may take, whatever the vocabulary, by the type of the device.
@@ -32,20 +32,20 @@ def chunk_rows(logits: torch.Tensor) -> int:
 
 @dataclass(frozen=True)
 class Settings:
-    """functional: whose entropy it is. columns: of the vocabulary that it is over; None: all."""
+    """measure: whose entropy it is. columns: of the vocabulary that it is over; None: all."""
 
-    functional: Functional
+    measure: Measure
     columns: int | None
 
     def keeps_all(self, vocabulary: int) -> bool:
         """Whether no token is ever left out of the entropy."""
-        return leaves_none_out(self.functional) and (self.columns is None or self.columns >= vocabulary)
+        return leaves_none_out(self.measure) and (self.columns is None or self.columns >= vocabulary)
 
 
-def leaves_none_out(functional: Functional) -> bool:
-    if isinstance(functional, Clamped):
-        return functional.p == 0
-    return not isinstance(functional, Nucleus) or functional.p >= 1
+def leaves_none_out(measure: Measure) -> bool:
+    if isinstance(measure, Clamped):
+        return measure.p == 0
+    return not isinstance(measure, Nucleus) or measure.p >= 1
 
 
 class State(NamedTuple):

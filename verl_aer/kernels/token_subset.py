@@ -1,4 +1,4 @@
-"""Which tokens of the vocabulary a functional keeps, remembered as two numbers a row.
+"""Which tokens of the vocabulary a measure keeps, remembered as two numbers a row.
 
     clamped   K = {j : logit_j > threshold} and those of equal logit whose index is above cut
     nucleus   K = {j : logit_j > threshold} and those of equal logit whose index is at most cut
@@ -32,22 +32,22 @@ def choose(settings: Settings, logits: torch.Tensor, temperature: torch.Tensor) 
 
     logits: ``(T, V)``, float32 or float64. temperature: ``(T,)``.
     """
-    functional, logits = settings.functional, logits[:, : settings.columns]
+    measure, logits = settings.measure, logits[:, : settings.columns]
     rows, vocabulary = logits.shape
-    if leaves_none_out(functional):
+    if leaves_none_out(measure):
         return Kept(logits.new_full((rows,), -torch.inf), torch.full((rows,), vocabulary, device=logits.device))
     no_distribution = (~logits.amax(dim=-1).isfinite()).nonzero().squeeze(-1)
     if len(no_distribution):
         # Its entropy is NaN whatever is kept, and a NaN has no place in an order.
         logits = logits.index_fill(0, no_distribution, 0.0)
-    if isinstance(functional, Clamped):
-        return _above_the_lowest(logits, functional.p)
-    return _nucleus(logits, temperature, functional.p)
+    if isinstance(measure, Clamped):
+        return _above_the_lowest(logits, measure.p)
+    return _nucleus(logits, temperature, measure.p)
 
 
 def mask_of(settings: Settings, logits: torch.Tensor, kept: Kept, out: torch.Tensor) -> torch.Tensor:
     """``out``, 1 at the tokens of the sets that ``choose`` found for the same logits and 0 elsewhere, ``(T, V)``."""
-    clamped = isinstance(settings.functional, Clamped)
+    clamped = isinstance(settings.measure, Clamped)
     until, after = (torch.gt, torch.ge) if clamped else (torch.ge, torch.gt)
     threshold, vocabulary = kept.threshold[:, None], logits.shape[-1]
     until(logits, threshold, out=out)

@@ -53,7 +53,7 @@ def forward(
     state = State.empty(rows, torch.float32, logits.device)
     top, s, kept_top, kept_s, kept_t = torch.zeros(5, rows, device=logits.device)
     # As a tensor: a kernel's numbers are float32, and floor(p * V) is counted in float64.
-    p = torch.full((), getattr(settings.functional, "p", 0.0), dtype=torch.float64, device=logits.device)
+    p = torch.full((), getattr(settings.measure, "p", 0.0), dtype=torch.float64, device=logits.device)
     if rows:
         with torch.cuda.device_of(logits):
             _forward_kernel[(rows,)](
@@ -106,9 +106,9 @@ def _finite_or_nan(top: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
 def _rule(settings: Settings, vocabulary: int) -> tl.constexpr:
     if settings.keeps_all(vocabulary):
         return KEEP_ALL
-    if leaves_none_out(settings.functional):
+    if leaves_none_out(settings.measure):
         return KEEP_COLUMNS
-    return {Clamped: KEEP_CLAMPED, Nucleus: KEEP_NUCLEUS}[type(settings.functional)]
+    return {Clamped: KEEP_CLAMPED, Nucleus: KEEP_NUCLEUS}[type(settings.measure)]
 
 
 def _columns(settings: Settings, vocabulary: int) -> int:

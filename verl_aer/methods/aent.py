@@ -21,7 +21,7 @@ def aent() -> Method:
     """
     return Method(
         allocation=Uniform(),
-        functional=Clamped(),
+        measure=Clamped(),
         target=Band(),
         controller=DeadBand(),
         standing="published",

@@ -27,7 +27,7 @@ def aer() -> Method:
     """w(q) = max(0, rho - g)/rho, H* = tau*H0, alpha += eta*(H* - H_t), clipped. Source: arXiv 2510.10959."""
     return Method(
         allocation=Difficulty(),
-        functional=Full(),
+        measure=Full(),
         target=Anchored(),
         controller=Integral(),
         standing="our reading",
@@ -47,7 +47,7 @@ def aer_allocation_only() -> Method:
     """w(q) = max(0, rho - g)/rho with a fixed alpha. Source: the ablation rows of arXiv 2510.10959."""
     return Method(
         allocation=Difficulty(),
-        functional=Full(),
+        measure=Full(),
         target=NoTarget(),
         controller=Fixed(),
         standing="ablation",
@@ -62,7 +62,7 @@ def aer_no_allocation() -> Method:
     """w(q) = 1, H* = tau*H0, alpha += eta*(H* - H_t), clipped. AER without its allocation."""
     return Method(
         allocation=Uniform(),
-        functional=Full(),
+        measure=Full(),
         target=Anchored(),
         controller=Integral(),
         standing="ablation",
@@ -77,7 +77,7 @@ def aer_absolute_target() -> Method:
     """w(q) = max(0, rho - g)/rho, H* a constant, alpha += eta*(H* - H_t), clipped. AER without its anchor."""
     return Method(
         allocation=Difficulty(),
-        functional=Full(),
+        measure=Full(),
         target=Absolute(),
         controller=Integral(),
         standing="ablation",

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from verl_aer.methods.base import Method, register_method
 from verl_aer.methods.baselines import none
-from verl_aer.parts.regularizer import NoPenalty
+from verl_aer.parts.regularizer import NoRegularizer
 from verl_aer.parts.reward_shaping import Ares
 
 
@@ -15,7 +15,7 @@ def ares() -> Method:
     """R' = R + s_b(N): fewer stretches of high entropy on easy prompts, more on hard ones. ARES."""
     return replace(
         none(),
-        penalty=NoPenalty(),
+        regularizer=NoRegularizer(),
         reward_shaping=Ares(),
         standing="published",
         source="arXiv 2510.08457",

@@ -10,11 +10,11 @@ from verl_aer.parts.advantage_shaping import AdvantageShaping, NoAdvantageShapin
 from verl_aer.parts.allocation import Allocation
 from verl_aer.parts.base import look_up, refuse_another
 from verl_aer.parts.controller import Controller
-from verl_aer.parts.measure import Functional, Pushed, Same
-from verl_aer.parts.regularizer import Bonus, Penalty
+from verl_aer.parts.measure import Measure, Pushed, Same
+from verl_aer.parts.regularizer import Bonus, Regularizer
 from verl_aer.parts.reward_shaping import NoRewardShaping, RewardShaping
 from verl_aer.parts.target import Target
-from verl_aer.parts.token_selection import All, Selection
+from verl_aer.parts.token_selection import All, TokenSelection
 
 STANDINGS = ("published", "our reading", "baseline", "ablation", "own")
 """How far a method's definition can be traced to its source; "own" is for those of users."""
@@ -38,7 +38,7 @@ class Method:
     """
 
     allocation: Allocation
-    functional: Functional
+    measure: Measure
     target: Target
     controller: Controller
     standing: str
@@ -49,8 +49,8 @@ class Method:
     watch: str = ""
     differences: str = ""
     pushed: Pushed = field(default_factory=Same)
-    selection: Selection = field(default_factory=All)
-    penalty: Penalty = field(default_factory=Bonus)
+    token_selection: TokenSelection = field(default_factory=All)
+    regularizer: Regularizer = field(default_factory=Bonus)
     reward_shaping: RewardShaping = field(default_factory=NoRewardShaping)
     advantage_shaping: AdvantageShaping = field(default_factory=NoAdvantageShaping)
 

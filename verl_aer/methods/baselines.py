@@ -14,7 +14,7 @@ def fixed() -> Method:
     """L = L_policy - coefficient * agg(H), agg the policy loss's own mode: veRL's ``actor.entropy_coeff``."""
     return Method(
         allocation=Uniform(),
-        functional=Full(),
+        measure=Full(),
         target=NoTarget(),
         controller=Fixed(),
         standing="baseline",
@@ -30,7 +30,7 @@ def none() -> Method:
     """L = L_policy. Measures what the other methods measure and changes nothing."""
     return Method(
         allocation=Uniform(),
-        functional=Full(),
+        measure=Full(),
         target=NoTarget(),
         controller=Fixed(coefficient=0.0),
         standing="baseline",

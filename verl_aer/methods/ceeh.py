@@ -9,7 +9,7 @@ from verl_aer.parts.advantage_shaping import EntropyBonus
 from verl_aer.parts.allocation import Historical
 from verl_aer.parts.controller import Fixed, Schedule
 from verl_aer.parts.measure import Full, Sampled
-from verl_aer.parts.regularizer import NoPenalty
+from verl_aer.parts.regularizer import NoRegularizer
 from verl_aer.parts.reward_shaping import Length
 from verl_aer.parts.target import NoTarget
 
@@ -29,7 +29,7 @@ def ceeh_me() -> Method:
     """
     return Method(
         allocation=Historical(),
-        functional=Sampled(),
+        measure=Sampled(),
         target=NoTarget(),
         controller=Schedule(),
         reward_shaping=Length(),
@@ -57,9 +57,9 @@ def ceeh_ea() -> Method:
     return replace(
         ceeh_me(),
         allocation=Historical(hard_weight=1.0, easy_weight=0.0),
-        functional=Full(),
+        measure=Full(),
         controller=Fixed(coefficient=0.0),
-        penalty=NoPenalty(),
+        regularizer=NoRegularizer(),
         advantage_shaping=EntropyBonus(),
         summary="CEEH-EA: a bonus on the advantage of uncertain tokens of questions below the average",
         watch="aer/advantage_change above 0; aer/weight/positive_share: the questions that are shaped",

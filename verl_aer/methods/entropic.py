@@ -8,7 +8,7 @@ from verl_aer.methods.base import Method, register_method
 from verl_aer.methods.baselines import none
 from verl_aer.parts.advantage_shaping import Signed
 from verl_aer.parts.controller import ProportionalIntegral
-from verl_aer.parts.regularizer import NoPenalty
+from verl_aer.parts.regularizer import NoRegularizer
 from verl_aer.parts.target import Absolute
 
 
@@ -19,7 +19,7 @@ def entropic() -> Method:
         none(),
         target=Absolute(entropy=0.1),
         controller=ProportionalIntegral(),
-        penalty=NoPenalty(),
+        regularizer=NoRegularizer(),
         advantage_shaping=Signed(),
         standing="published",
         source="arXiv 2511.15248",

@@ -21,11 +21,11 @@ def epo() -> Method:
     """
     return Method(
         allocation=Uniform(),
-        functional=Full(),
-        selection=Turns(),
+        measure=Full(),
+        token_selection=Turns(),
         target=History(),
         controller=Fixed(coefficient=0.001),
-        penalty=HistoryHinge(),
+        regularizer=HistoryHinge(),
         standing="published",
         source="arXiv 2509.22576",
         summary="EPO: a small bonus, and a hinge that draws each token back into a band around past entropies",

@@ -20,11 +20,11 @@ def siren() -> Method:
     """
     return Method(
         allocation=Uniform(),
-        functional=Nucleus(),
-        selection=TopQuantile(),
+        measure=Nucleus(),
+        token_selection=TopQuantile(),
         target=Anchored(tau=1.0),
         controller=Fixed(coefficient=0.005),
-        penalty=SquaredAnchor(),
+        regularizer=SquaredAnchor(),
         standing="published",
         source="arXiv 2509.25133",
         summary="SIREN: the nucleus entropy of uncertain tokens, drawn to its value in the first step",

@@ -20,7 +20,7 @@ def skywork() -> Method:
     """
     return Method(
         allocation=Uniform(),
-        functional=Sampled(),
+        measure=Sampled(),
         pushed=Full(),
         target=Absolute(),
         controller=SignGated(),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from verl_aer.methods.base import Method, register_method
 from verl_aer.methods.baselines import none
 from verl_aer.parts.advantage_shaping import Steer
-from verl_aer.parts.regularizer import NoPenalty
+from verl_aer.parts.regularizer import NoRegularizer
 
 
 @register_method("steer")
@@ -15,7 +15,7 @@ def steer() -> Method:
     """A' = w(Omega) A, Omega = A (1 - pi)(log pi + H): less for tokens that would move the entropy most. STEER."""
     return replace(
         none(),
-        penalty=NoPenalty(),
+        regularizer=NoRegularizer(),
         advantage_shaping=Steer(),
         standing="published",
         source="arXiv 2510.10150",

@@ -1,6 +1,6 @@
-"""Functionals: what "entropy" of a token's distribution is measured and pushed, in nats.
+"""Measures: what "entropy" of a token's distribution is measured and pushed, in nats.
 
-The controller is given the one that ``entropy.functional`` names, the loss pushes the one that ``entropy.pushed``
+The controller is given the one that ``entropy.measure`` names, the loss pushes the one that ``entropy.pushed``
 names: for most methods the same.
 """
 
@@ -18,17 +18,17 @@ from verl_aer.parts.base import Part, register_part
 
 
 class Pushed(Part, role="pushed"):
-    """Base of what the loss may push: the functionals, and ``same``."""
+    """Base of what the loss may push: the measures, and ``same``."""
 
 
 @register_part("same")
 @dataclass
 class Same(Pushed):
-    """The functional that is measured."""
+    """The measure that is measured."""
 
 
-class Functional(Pushed, role="functional"):
-    """Base of functionals: from logits to one entropy per token."""
+class Measure(Pushed, role="measure"):
+    """Base of measures: from logits to one entropy per token."""
 
     of_sample: ClassVar[bool] = False
     """Whether it depends on the sampled token's probability alone: the log-probs that veRL has are then enough."""
@@ -39,7 +39,7 @@ class Functional(Pushed, role="functional"):
 
         Args:
             logits: z, ``(T, V)``, already divided by the sampling temperature; -inf excludes an entry.
-            labels: ``(T,)`` int64, the sampled tokens; only a functional of the sample reads them.
+            labels: ``(T,)`` int64, the sampled tokens; only a measure of the sample reads them.
 
         Returns:
             ``(T,)`` nats; float32 where the logits are narrower. In bfloat16 over a large vocabulary the sums are off
@@ -50,7 +50,7 @@ class Functional(Pushed, role="functional"):
 
 @register_part("full")
 @dataclass
-class Full(Functional):
+class Full(Measure):
     """H = -sum_v pi_v log pi_v with pi = softmax(z): Shannon entropy over the whole vocabulary."""
 
     def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
@@ -64,7 +64,7 @@ class Full(Functional):
 
 @register_part("clamped")
 @dataclass
-class Clamped(Functional):
+class Clamped(Measure):
     """Shannon entropy without the least likely tokens of the vocabulary (AEnt, arXiv 2509.03493).
 
         k  = floor(p * V)
@@ -98,7 +98,7 @@ class Clamped(Functional):
 
 @register_part("nucleus")
 @dataclass
-class Nucleus(Functional):
+class Nucleus(Measure):
     """Shannon entropy of the nucleus, the smallest set of tokens that holds mass p (SIREN, arXiv 2509.25133).
 
         K  = the fewest most likely tokens with sum_{v in K} pi_v >= p; of equal ones, those of lower index first
@@ -128,7 +128,7 @@ class Nucleus(Functional):
 
 @register_part("sampled")
 @dataclass
-class Sampled(Functional):
+class Sampled(Measure):
     """H^ = -log pi(sampled token): the entropy's estimate from one sample (Skywork-OR1, CEEH).
 
     Its mean is H only where the token was drawn from this very policy, at this temperature and without top-p. Its
@@ -146,7 +146,7 @@ class Sampled(Functional):
         tensor([4.])
         """
         if labels is None:
-            raise ValueError("the functional 'sampled' needs the sampled tokens: entropy(logits, labels)")
+            raise ValueError("the measure 'sampled' needs the sampled tokens: entropy(logits, labels)")
         return -torch.log_softmax(_at_least_float32(logits), dim=-1).gather(-1, labels[:, None]).squeeze(-1)
 
 

@@ -20,8 +20,8 @@ from verl_aer.parts.base import Part, register_part
 from verl_aer.parts.target import Bounds
 
 
-class Penalty(Part, role="penalty"):
-    """Base of penalties; the defaults are those of one that needs nothing from the driver."""
+class Regularizer(Part, role="regularizer"):
+    """Base of regularizers; the defaults are those of one that needs nothing from the driver."""
 
     uses_target: ClassVar[bool] = False
     """Whether the signal depends on the target, which then must be another than ``none``."""
@@ -50,7 +50,7 @@ class Penalty(Part, role="penalty"):
 
 @register_part("bonus")
 @dataclass
-class Bonus(Penalty):
+class Bonus(Regularizer):
     """value = H: L = L_policy - alpha * agg(w * H), the entropy bonus."""
 
     def value(self, entropy: torch.Tensor, signal: Mapping[str, float]) -> torch.Tensor:
@@ -59,7 +59,7 @@ class Bonus(Penalty):
 
 @register_part("none")
 @dataclass
-class NoPenalty(Penalty):
+class NoRegularizer(Regularizer):
     """value = 0: no entropy term, for methods that act on rewards or advantages alone."""
 
     def value(self, entropy: torch.Tensor, signal: Mapping[str, float]) -> torch.Tensor:
@@ -71,7 +71,7 @@ class NoPenalty(Penalty):
 
 @register_part("squared_anchor")
 @dataclass
-class SquaredAnchor(Penalty):
+class SquaredAnchor(Regularizer):
     """L = L_policy + alpha * (Hbar_t - H*)^2, by its gradient at the step's rollouts (SIREN, arXiv 2509.25133):
 
         value = pull * H,   pull = 2 * (H* - Hbar_t)
@@ -96,7 +96,7 @@ class SquaredAnchor(Penalty):
 
 @register_part("history_hinge")
 @dataclass
-class HistoryHinge(Penalty):
+class HistoryHinge(Regularizer):
     """value = H - beta_k * weight * [max(0, low - H) + max(0, H - high)] (EPO, arXiv 2509.22576):
 
         beta_k = 1 + exp(-gamma * k / k_mid),   k_mid = floor(total_steps / 2),   k = 0 in the first step
@@ -139,5 +139,5 @@ class HistoryHinge(Penalty):
         if self.gamma == 0:
             return 2.0
         if self.total_steps is None:
-            raise ValueError("entropy.penalty.total_steps is not known: set it to the run's number of steps")
+            raise ValueError("entropy.regularizer.total_steps is not known: set it to the run's number of steps")
         return 1.0 + math.exp(-self.gamma * (step - 1) / (self.total_steps // 2))

@@ -2,9 +2,9 @@
 
     H_t of a response = (1/n) * sum_t s_t * H_t,   (1/n) * sum_t s_t = 1,   n its tokens
 
-The same weights s are used where the entropy is measured and where it is pushed; where two functionals are, each has
+The same weights s are used where the entropy is measured and where it is pushed; where two measures are, each has
 the weights of its entropies. Their mean over a response is 1, so that a coefficient means the same for every
-selection, and a response counts for as much as it has tokens.
+token_selection, and a response counts for as much as it has tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from verl_aer.parts.base import Part, register_part
 
 
-class Selection(Part, role="selection"):
+class TokenSelection(Part, role="token_selection"):
     """Base of selections: from a batch's entropies to the weights of its tokens."""
 
     selects: ClassVar[bool] = True
@@ -40,7 +40,7 @@ class Selection(Part, role="selection"):
 
 @register_part("all")
 @dataclass
-class All(Selection):
+class All(TokenSelection):
     """s_t = 1: every token that the policy wrote."""
 
     selects: ClassVar[bool] = False
@@ -51,7 +51,7 @@ class All(Selection):
 
 @register_part("top_quantile")
 @dataclass
-class TopQuantile(Selection):
+class TopQuantile(TokenSelection):
     """s_t = n / k on the k tokens of highest entropy within a response, 0 on the others:
 
         k = n - ceil(quantile * (n - 1))
@@ -88,7 +88,7 @@ class TopQuantile(Selection):
 
 @register_part("turns")
 @dataclass
-class Turns(Selection):
+class Turns(TokenSelection):
     """s_t = n / (R * n_r), n_r the tokens of the token's own turn and R the turns: each turn counts alike.
 
     A turn is a stretch of tokens that the policy wrote without an interruption by a tool or an environment. EPO

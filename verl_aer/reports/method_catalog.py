@@ -27,7 +27,7 @@ HEADER = """# The methods
 Written by `verl-aer methods --markdown`. *standing* says how far a definition can be traced: *published* is what the
 paper or the authors' code says, with the differences named; *our reading* is a method whose body we did not have.
 Choose one with `+entropy=NAME`, see [the README](../README.md#your-own-run). A part that a row does not name is
-`pushed: same`, `selection: all`, `penalty: bonus`, and no shaping of rewards or advantages.
+`pushed: same`, `token_selection: all`, `regularizer: bonus`, and no shaping of rewards or advantages.
 
 ![Entropy and coefficient of eight methods around a synthetic plant](simulated-methods.png)
 

@@ -1,4 +1,4 @@
-"""A functional of a user's own in the engine: bounded in memory, and not computed where its entropy is not read."""
+"""A measure of a user's own in the engine: bounded in memory, and not computed where its entropy is not read."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ TOKENS, VOCABULARY = 12, 40
 COUNTED = (torch.arange(TOKENS) % 4 == 1).float()
 
 
-def computed(functional: Full | Collision, logits: torch.Tensor, counted: torch.Tensor | None):
+def computed(measure: Full | Collision, logits: torch.Tensor, counted: torch.Tensor | None):
     rows = Rows(logits, torch.arange(TOKENS), torch.linspace(0.5, 2.0, TOKENS))
-    engine = SimpleNamespace(_columns=lambda functional: None)
-    return EntropyEngine._log_probs_and_entropy(engine, rows, functional, counted)
+    engine = SimpleNamespace(_columns=lambda measure: None)
+    return EntropyEngine._log_probs_and_entropy(engine, rows, measure, counted)
 
 
 def logits_of() -> torch.Tensor:
@@ -28,13 +28,13 @@ def logits_of() -> torch.Tensor:
 
 
 @pytest.mark.parametrize("counted", [None, COUNTED], ids=["everywhere", "some tokens"])
-def test_values_and_gradients_are_those_of_the_functional_and_the_log_probs(counted, monkeypatch):
+def test_values_and_gradients_are_those_of_the_measure_and_the_log_probs(counted, monkeypatch):
     monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * VOCABULARY * 2)
     weight = torch.ones(TOKENS) if counted is None else counted
     leaf, plain = logits_of().requires_grad_(), logits_of().requires_grad_()
-    functional = Collision()
-    log_probs, entropy = computed(functional, leaf * 1.0, counted)
-    assert max(rows for rows, *_ in functional.calls) == 2
+    measure = Collision()
+    log_probs, entropy = computed(measure, leaf * 1.0, counted)
+    assert max(rows for rows, *_ in measure.calls) == 2
     z = plain.float() / torch.linspace(0.5, 2.0, TOKENS)[:, None]
     wanted = z.log_softmax(-1)[torch.arange(TOKENS), torch.arange(TOKENS)], Collision().entropy(z) * weight
     torch.testing.assert_close((log_probs, entropy), wanted)
@@ -45,19 +45,19 @@ def test_values_and_gradients_are_those_of_the_functional_and_the_log_probs(coun
 
 
 def test_without_a_token_that_is_read_it_costs_what_log_probs_cost():
-    functional, leaf = Collision(), logits_of().requires_grad_()
+    measure, leaf = Collision(), logits_of().requires_grad_()
     inner = leaf * 1.0
     place, seen = inner.data_ptr(), []
     inner.register_hook(lambda grad: seen.append(grad.data_ptr()))
-    log_probs, entropy = computed(functional, inner, torch.zeros(TOKENS))
+    log_probs, entropy = computed(measure, inner, torch.zeros(TOKENS))
     log_probs.sum().backward()
-    assert functional.calls == []
+    assert measure.calls == []
     assert (entropy == 0).all()
     # The gradient takes the place of the logits.
     assert seen == [place]
 
 
-def test_a_subclass_of_a_functional_of_this_package_is_asked_itself():
+def test_a_subclass_of_a_measure_of_this_package_is_asked_itself():
     class Doubled(Full):
         def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
             return 2 * super().entropy(logits)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from verl_aer.parts.measure import Clamped, Full, Functional, Nucleus, Sampled
+from verl_aer.parts.measure import Clamped, Full, Measure, Nucleus, Sampled
 
 
 def test_a_uniform_distribution_has_log_v_nats():
@@ -46,7 +46,7 @@ def test_narrow_logits_are_accumulated_in_float32():
     assert torch.allclose(entropy.double(), Full().entropy(logits.double()), atol=1e-4)
 
 
-# ------------------------------------------------------------------ each functional against a float64 reference
+# ------------------------------------------------------------------ each measure against a float64 reference
 
 
 ROWS = 2
@@ -66,22 +66,22 @@ def logits_of(kind: str, vocabulary: int) -> torch.Tensor:
     return noise.float().double()
 
 
-def kept_by_hand(functional: Functional, z: np.ndarray) -> np.ndarray:
+def kept_by_hand(measure: Measure, z: np.ndarray) -> np.ndarray:
     """The tokens over which one row's entropy is taken, ``(K,)`` indices."""
     index = np.arange(len(z))
-    if isinstance(functional, Clamped):
-        return np.lexsort((index, z))[int(functional.p * len(z)) :]
-    if isinstance(functional, Nucleus) and functional.p < 1:
+    if isinstance(measure, Clamped):
+        return np.lexsort((index, z))[int(measure.p * len(z)) :]
+    if isinstance(measure, Nucleus) and measure.p < 1:
         order = np.lexsort((index, -z))
         pi = np.exp((z - z.max())[order])
-        reached = np.cumsum(pi / pi.sum()) >= functional.p
+        reached = np.cumsum(pi / pi.sum()) >= measure.p
         return order[: reached.argmax() + 1]
     return index
 
 
-def by_hand(functional: Functional, z: np.ndarray) -> tuple[float, np.ndarray]:
+def by_hand(measure: Measure, z: np.ndarray) -> tuple[float, np.ndarray]:
     """H and dH/dz of one row: -pi_j (log pi_j + H) on the kept tokens, 0 on the others."""
-    kept = kept_by_hand(functional, z)
+    kept = kept_by_hand(measure, z)
     # More digits than float64: the formula cancels where one token has it all, and where all have the same.
     y = (z[kept] - z[kept].max()).astype(np.longdouble)
     log_pi = y - np.log(np.exp(y).sum())
@@ -92,7 +92,7 @@ def by_hand(functional: Functional, z: np.ndarray) -> tuple[float, np.ndarray]:
     return float(entropy), gradient
 
 
-FUNCTIONALS = [
+MEASURES = [
     Full(),
     Clamped(p=0.0),
     Clamped(p=0.3),
@@ -106,28 +106,28 @@ FUNCTIONALS = [
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("vocabulary", [5, 64, 1000, 151_936])
 @pytest.mark.parametrize("kind", ["plain", "peaked", "flat", "tied"])
-@pytest.mark.parametrize("functional", FUNCTIONALS, ids=repr)
-def test_value_and_gradient_equal_a_float64_reference(functional, kind, vocabulary, dtype):
+@pytest.mark.parametrize("measure", MEASURES, ids=repr)
+def test_value_and_gradient_equal_a_float64_reference(measure, kind, vocabulary, dtype):
     exact = logits_of(kind, vocabulary)
     logits = exact.to(dtype, copy=True).requires_grad_()
-    entropy = functional.entropy(logits)
+    entropy = measure.entropy(logits)
     entropy.sum().backward()
     relative = 1e-6 if dtype == torch.float32 else 1e-12
     for row in range(len(exact)):
-        expected, gradient = by_hand(functional, exact[row].numpy())
+        expected, gradient = by_hand(measure, exact[row].numpy())
         assert entropy[row].item() == pytest.approx(expected, rel=relative)
         error = np.abs(logits.grad[row].double().numpy() - gradient).max()
         assert error <= relative * np.abs(gradient).max()
 
 
-@pytest.mark.parametrize("functional", [Full(), Clamped(p=0.4), Nucleus(p=0.7)], ids=repr)
-def test_gradcheck_in_float64(functional):
+@pytest.mark.parametrize("measure", [Full(), Clamped(p=0.4), Nucleus(p=0.7)], ids=repr)
+def test_gradcheck_in_float64(measure):
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(4, 7, dtype=torch.float64, generator=generator, requires_grad=True)
-    assert torch.autograd.gradcheck(functional.entropy, logits, atol=1e-9, rtol=1e-9, eps=1e-6)
+    assert torch.autograd.gradcheck(measure.entropy, logits, atol=1e-9, rtol=1e-9, eps=1e-6)
 
 
-def test_gradcheck_of_the_sampled_functional():
+def test_gradcheck_of_the_sampled_measure():
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(4, 7, dtype=torch.float64, generator=generator, requires_grad=True)
     labels = torch.tensor([0, 6, 3, 3])
@@ -191,8 +191,8 @@ def test_sampled_is_the_negative_log_probability_of_its_token_and_has_the_entrop
 
 @pytest.mark.parametrize("vocabulary", [1, 5])
 @pytest.mark.parametrize("row", [[math.nan], [math.inf], [-math.inf]], ids=str)
-@pytest.mark.parametrize("functional", [*FUNCTIONALS, Sampled()], ids=repr)
-def test_a_row_that_is_no_distribution_is_nan_and_the_others_are_as_without_it(functional, row, vocabulary):
+@pytest.mark.parametrize("measure", [*MEASURES, Sampled()], ids=repr)
+def test_a_row_that_is_no_distribution_is_nan_and_the_others_are_as_without_it(measure, row, vocabulary):
     good = torch.randn(2, vocabulary, generator=torch.Generator().manual_seed(0))
     # A NaN or +inf among others, or nothing but -inf.
     bad = torch.full((1, vocabulary), -math.inf) if row == [-math.inf] else good[:1].clone()
@@ -201,7 +201,7 @@ def test_a_row_that_is_no_distribution_is_nan_and_the_others_are_as_without_it(f
 
     def both_ways(z: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         leaf = z.clone().requires_grad_()
-        entropy = functional.entropy(leaf, labels[: len(z)])
+        entropy = measure.entropy(leaf, labels[: len(z)])
         entropy.sum().backward()
         return entropy.detach(), leaf.grad
 
@@ -211,9 +211,9 @@ def test_a_row_that_is_no_distribution_is_nan_and_the_others_are_as_without_it(f
 
 
 @pytest.mark.parametrize(
-    ("functional", "field"),
+    ("measure", "field"),
     [(Clamped(p=1.0), "p"), (Clamped(p=-0.1), "p"), (Nucleus(p=0.0), "p"), (Nucleus(p=1.1), "p")],
 )
-def test_bounds(functional, field):
-    assert [name for name, _ in functional.problems()] == [field]
-    assert type(functional)().problems() == []
+def test_bounds(measure, field):
+    assert [name for name, _ in measure.problems()] == [field]
+    assert type(measure)().problems() == []

@@ -6,33 +6,33 @@ import pytest
 import torch
 
 from verl_aer import Bounds, EntropyControl, get_part, parse_entropy_config, part_names
-from verl_aer.parts.regularizer import Bonus, HistoryHinge, NoPenalty, SquaredAnchor
+from verl_aer.parts.regularizer import Bonus, HistoryHinge, NoRegularizer, SquaredAnchor
 
 ENTROPY = torch.tensor([0.1, 0.5, 1.0, 3.0], dtype=torch.float64)
 BAND = Bounds(0.4, 2.0)
 
 
-@pytest.mark.parametrize("kind", part_names("penalty"))
+@pytest.mark.parametrize("kind", part_names("regularizer"))
 def test_the_slope_is_the_derivative_of_the_value(kind):
-    penalty = get_part("penalty", kind)(**({"total_steps": 10} if kind == "history_hinge" else {}))
-    signal = penalty.signal(0.3, BAND, step=2)
+    regularizer = get_part("regularizer", kind)(**({"total_steps": 10} if kind == "history_hinge" else {}))
+    signal = regularizer.signal(0.3, BAND, step=2)
     step = 1e-6
-    numerically = (penalty.value(ENTROPY + step, signal) - penalty.value(ENTROPY - step, signal)) / (2 * step)
-    assert torch.allclose(penalty.slope(ENTROPY, signal), numerically, atol=1e-8)
+    numerically = (regularizer.value(ENTROPY + step, signal) - regularizer.value(ENTROPY - step, signal)) / (2 * step)
+    assert torch.allclose(regularizer.slope(ENTROPY, signal), numerically, atol=1e-8)
 
 
 def test_a_bonus_is_the_entropy_and_no_penalty_is_nothing():
     assert torch.equal(Bonus().value(ENTROPY, {}), ENTROPY)
-    assert NoPenalty().value(ENTROPY, {}).tolist() == NoPenalty().slope(ENTROPY, {}).tolist() == [0.0] * 4
+    assert NoRegularizer().value(ENTROPY, {}).tolist() == NoRegularizer().slope(ENTROPY, {}).tolist() == [0.0] * 4
 
 
 def test_the_squares_gradient_by_hand():
-    penalty = SquaredAnchor()
+    regularizer = SquaredAnchor()
     # d/dH of -(H - 0.5)^2 at 0.3 is 2 * 0.2, at 0.8 it is -2 * 0.3, on the anchor 0.
-    pulls = [penalty.signal(entropy, Bounds(0.5, 0.5), step=3)["pull"] for entropy in (0.3, 0.8, 0.5)]
+    pulls = [regularizer.signal(entropy, Bounds(0.5, 0.5), step=3)["pull"] for entropy in (0.3, 0.8, 0.5)]
     assert pulls == pytest.approx([0.4, -0.6, 0.0])
-    assert penalty.value(ENTROPY, {"pull": 0.4}).tolist() == pytest.approx((0.4 * ENTROPY).tolist())
-    assert penalty.signal(0.3, None, step=1) == penalty.signal(None, Bounds(0.5, 0.5), step=1) == {"pull": 0.0}
+    assert regularizer.value(ENTROPY, {"pull": 0.4}).tolist() == pytest.approx((0.4 * ENTROPY).tolist())
+    assert regularizer.signal(0.3, None, step=1) == regularizer.signal(None, Bounds(0.5, 0.5), step=1) == {"pull": 0.0}
 
 
 def test_a_penalty_that_is_not_sent_its_numbers_fails():
@@ -63,9 +63,9 @@ def test_the_hinges_phase_goes_from_two_to_one():
 def test_a_run_says_how_long_it_is():
     config = parse_entropy_config({"method": "epo"})
     with pytest.raises(ValueError, match="total_steps"):
-        config.penalty.signal(None, BAND, step=1)
-    assert config.over(10).penalty.total_steps == 10
-    assert parse_entropy_config({"method": "epo", "penalty": {"total_steps": 7}}).over(10).penalty.total_steps == 7
+        config.regularizer.signal(None, BAND, step=1)
+    assert config.over(10).regularizer.total_steps == 10
+    assert parse_entropy_config({"method": "epo", "regularizer": {"total_steps": 7}}).over(10).regularizer.total_steps == 7
     assert parse_entropy_config({"method": "ceeh_me"}).over(10).controller.total_steps == 10
     assert parse_entropy_config({"method": "aer"}).over(10) == parse_entropy_config({"method": "aer"})
 

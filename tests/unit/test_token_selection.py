@@ -17,10 +17,10 @@ ENTROPY = torch.tensor(
 
 
 def weights(kind: str, **settings: float) -> torch.Tensor:
-    return get_part("selection", kind)(**settings).weights(ENTROPY, MASK)
+    return get_part("token_selection", kind)(**settings).weights(ENTROPY, MASK)
 
 
-@pytest.mark.parametrize("kind", part_names("selection"))
+@pytest.mark.parametrize("kind", part_names("token_selection"))
 def test_weights_are_of_the_mask_with_mean_one(kind):
     found = weights(kind)
     assert found.shape == ENTROPY.shape
@@ -56,8 +56,8 @@ def test_each_turn_counts_alike():
     assert weights("turns")[0].tolist() == [1.0] * 5 + [0.0]
 
 
-@pytest.mark.parametrize("kind", part_names("selection"))
+@pytest.mark.parametrize("kind", part_names("token_selection"))
 def test_rows_do_not_depend_on_each_other(kind):
-    part = get_part("selection", kind)()
+    part = get_part("token_selection", kind)()
     alone = torch.cat([part.weights(ENTROPY[i : i + 1], MASK[i : i + 1]) for i in range(len(MASK))])
     assert torch.equal(alone, part.weights(ENTROPY, MASK))

@@ -1,0 +1,92 @@
+"""How the driver asks the workers for a measure other than the entropy of the whole vocabulary.
+
+The batch names it, so that the same worker serves every method, and each pass computes one: the pass without a gradient
+the measure that is measured, the update the one that is pushed. In bypass mode there is only the update, which then
+measures too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from omegaconf import DictConfig
+from tensordict import TensorDict
+from verl.utils import tensordict_utils as tu
+
+from verl_aer.config.schema import EntropyConfig
+from verl_aer.parts.base import get_part
+from verl_aer.parts.controller import Fixed
+from verl_aer.parts.measure import Measure
+
+MEASURE_KEY = "entropy_measure"
+"""Batch-level text: the measure and its settings."""
+
+DONE_KEY = "entropy_measure_done"
+"""Batch-level mark of the engine that has computed it."""
+
+BACKENDS = ("fsdp", "fsdp2")
+"""Values of ``actor.strategy`` whose engine computes measures of the logits."""
+
+
+def request_of(measure: Measure) -> str | None:
+    """What to put into a batch under ``MEASURE_KEY``; None where veRL's engine computes all that is needed.
+
+    >>> from verl_aer.parts.measure import Clamped, Full
+    >>> request_of(Clamped(p=0.3)), request_of(Full())
+    ('{"kind": "clamped", "p": 0.3}', None)
+    """
+    if measure.kind == "full" or measure.of_sample:
+        return None
+    return json.dumps({"kind": measure.kind, **dataclasses.asdict(measure)})
+
+
+def measured_in_update(entropy: EntropyConfig, bypass: bool) -> Measure:
+    """The measure whose mean the update reports: in bypass mode the measured one, else the pushed one."""
+    return entropy.measure if bypass else entropy.pushed_measure
+
+
+def requested_in_update(entropy: EntropyConfig, bypass: bool) -> Measure:
+    """The measure of the logits that the update computes: the pushed one, or the measured one where it needs it."""
+    pushed = entropy.pushed_measure
+    return measured_in_update(entropy, bypass) if pushed.of_sample else pushed
+
+
+def push_warnings(config: DictConfig, entropy: EntropyConfig) -> list[str]:
+    """A sentence where the bonus would be noise: -log pi of the sampled token, pushed on-policy."""
+    batch, actor = config.data.train_batch_size, config.actor_rollout_ref.actor
+    is_on_policy = batch <= actor.ppo_mini_batch_size and actor.ppo_epochs == 1
+    has_a_bonus = entropy.regularizer.kind == "bonus" and entropy.controller != Fixed(coefficient=0.0)
+    if not (entropy.pushed_measure.of_sample and has_a_bonus and is_on_policy):
+        return []
+    return [
+        f"entropy.pushed: the loss pushes {entropy.pushed_measure.kind!r}, and a step is one mini-batch and one "
+        f"epoch (data.train_batch_size={batch}, ppo_mini_batch_size={actor.ppo_mini_batch_size}, ppo_epochs=1): "
+        "on-policy its expected gradient is zero, and the bonus only adds noise. Set entropy/pushed=full, or a "
+        "smaller ppo_mini_batch_size."
+    ]
+
+
+def requested_measure(data: TensorDict) -> Measure | None:
+    """The measure that the batch asks for instead of the entropy, or None."""
+    request = tu.get_non_tensor_data(data=data, key=MEASURE_KEY, default=None)
+    if request is None:
+        return None
+    settings = json.loads(request)
+    return get_part("measure", settings.pop("kind"))(**settings)
+
+
+def mark_done(data: TensorDict) -> None:
+    """Say that the entropy of this micro-batch is the measure that it asked for."""
+    tu.assign_non_tensor(data, **{DONE_KEY: True})
+
+
+def require_done(data: TensorDict) -> None:
+    """RuntimeError if a measure was asked for and an engine answered with the entropy of the whole vocabulary."""
+    request = tu.get_non_tensor_data(data=data, key=MEASURE_KEY, default=None)
+    if request is not None and not tu.get_non_tensor_data(data=data, key=DONE_KEY, default=False):
+        raise RuntimeError(
+            f"the training engine ignored the measure {request}: it is not veRL's FSDP engine as this package "
+            "extends it. Set entropy/measure=full and entropy/pushed=same, or "
+            "actor_rollout_ref.actor.strategy to fsdp or fsdp2."
+        )

@@ -5,7 +5,7 @@
 A model with a small body and the full vocabulary of Qwen3, so that the logits are what a step pays for. In one process,
 taking turns, on the same rows: veRL's FSDP2 engine with veRL's loss, without an entropy (plain GRPO) and with a fixed
 coefficient; our engine and loss with the share of rows that had a coefficient in the Countdown run
-(`aer/weight/positive_share`, 0.57 in the mean of 220 steps), with all rows, and with none. Ratios of updates are
+(`aer/weight/nonzero_frac`, 0.57 in the mean of 220 steps), with all rows, and with none. Ratios of updates are
 against veRL's fixed coefficient, the pass without gradient against veRL's.
 """
 

@@ -101,7 +101,7 @@ whole log: $ATTEMPT/ray-$node.log"
     done
 }
 
-# What matters of a node's Ray log: which of its processes died, or else its last lines; without colours.
+# What matters of a node's Ray log: which of its processes died, or else its last lines; without colors.
 last_words() {
     local text
     text=$(sed -e 's/\x1b\[[0-9;]*m//g' -e '/^[[:space:]]*$/d' "$ATTEMPT/ray-$1.log" 2>/dev/null || true)

@@ -17,7 +17,7 @@ PR_SET_PDEATHSIG = 1
 GRACE_SECONDS = 10.0
 """What a process gets to end by itself: Ray's daemons notice within seconds that their driver is gone."""
 
-LOOK_SECONDS = 0.05
+POLL_INTERVAL_S = 0.05
 """Between two looks at processes that are about to end."""
 
 
@@ -74,7 +74,7 @@ class ProcessTree:
         while self.watch():
             if time.monotonic() > deadline or hurry():
                 return False
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_INTERVAL_S)
         return True
 
     def end(self, hurry: Callable[[], bool] = lambda: False) -> None:

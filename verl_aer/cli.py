@@ -362,7 +362,7 @@ def _simulate(args: argparse.Namespace) -> int:
         runs = {name: simulate_population(config, population, args.steps) for name, config in configs.items()}
     for name, rows in runs.items():
         print(f"{name} around a synthetic plant, {args.steps} steps: a picture of the control, not of a model")
-        if configs[name].acts_beside_alpha:
+        if configs[name].has_shaping_without_alpha:
             print("  (its shaping of rewards or advantages has no part in it)")
         shown = [("aer/entropy", "entropy, nats/token"), ("aer/alpha", "alpha, loss/nat")]
         if args.generalization is not None:

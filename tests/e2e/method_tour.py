@@ -72,7 +72,7 @@ def register() -> None:
             assert preflight(self.config) == []
             self.config.trainer.v1.trainer_mode = "sync"
             self.entropy_config = read_entropy_config(self.config)
-            self.entropy_control = EntropyControl(self.entropy_config.over(self.total_training_steps))
+            self.entropy_control = EntropyControl(self.entropy_config.resolve(self.total_training_steps))
             self.entropy_memory = RunMemory()
             self._install_loss()
             print(f"[tour] step {self.global_steps}: {method}", flush=True)

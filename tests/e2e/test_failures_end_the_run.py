@@ -59,7 +59,7 @@ def test_generation_that_stands_still_ends_the_run_with_the_last_good_checkpoint
         "run",
         "aer",
         f"reward.custom_reward_function.path={reward}",
-        f"entropy.limits.generation_seconds={GENERATION_SECONDS}",
+        f"entropy.watchdog.rollout_timeout_s={GENERATION_SECONDS}",
         "trainer.save_freq=1",
         f"trainer.default_local_dir={checkpoints}",
         steps=1000,

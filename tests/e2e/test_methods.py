@@ -71,7 +71,7 @@ def test_a_method_trains_three_steps_saves_and_resumes(of_method, request):
     written = parse_entropy_config(saved["config"])
     state, memory, changes = load_run(state_file, written)
     assert changes == []
-    config = written.over(STEPS * len(method_names()))
+    config = written.resolve(STEPS * len(method_names()))
 
     assert [row["aer/updates"] for row in rows] == [1, 2, 3]
     assert (state.step, state.updates) == (before + 2, 2)
@@ -92,10 +92,14 @@ def _assert_parts_act(name: str, rows: list[dict], memory) -> None:
     assert any(value != 0 for value in term) == (name in WITH_A_TERM)
     assert any(row.get("aer/advantage_change", 0) > 0 for row in rows) == method.advantage_shaping.shapes
     assert all(("aer/reward_change" in row) == method.reward_shaping.changes for row in rows)
-    assert all(("aer/questions" in row) == parse_entropy_config({"method": name}).uses_questions for row in rows)
-    if "aer/questions" in rows[0]:
+    assert all(
+        ("aer/question_memory/size" in row) == parse_entropy_config({"method": name}).uses_questions for row in rows
+    )
+    if "aer/question_memory/size" in rows[0]:
         # The memory resumed from the checkpoint: it holds the questions of all steps.
-        assert rows[2]["aer/questions"] > rows[1]["aer/questions"] == len(memory.questions.questions)
+        assert (
+            rows[2]["aer/question_memory/size"] > rows[1]["aer/question_memory/size"] == len(memory.questions.questions)
+        )
     if name == "aent":
         # Without its least likely fifth, an untrained policy's vocabulary of 19 tokens has 16: the engine was asked.
         assert all(math.log(16) - 0.2 < row["aer/entropy"] < math.log(16) for row in rows)
@@ -103,9 +107,9 @@ def _assert_parts_act(name: str, rows: list[dict], memory) -> None:
         assert memory.reward_shaping["threshold"] > 0
         assert any(row["aer/reward_change"] != 0 for row in rows)
     if name == "siren":
-        assert rows[0]["aer/push"] == 0.0
-        assert all(row["aer/push"] != 0 for row in rows[1:])
-        assert rows[1]["aer/push"] == pytest.approx(2 * (rows[0]["aer/entropy"] - rows[1]["aer/entropy"]))
+        assert rows[0]["aer/bonus_slope"] == 0.0
+        assert all(row["aer/bonus_slope"] != 0 for row in rows[1:])
+        assert rows[1]["aer/bonus_slope"] == pytest.approx(2 * (rows[0]["aer/entropy"] - rows[1]["aer/entropy"]))
 
 
 WITH_A_TERM = {

@@ -41,7 +41,7 @@ def test_colocate_async_with_two_ranks_and_filtered_groups(train, reward):
     assert "[verl_aer] training: FSDP2, world size 2" in training.log
     for step in training.steps:
         # What is left after filtering has an accuracy strictly between 0 and 1.
-        assert step["aer/accuracy/all_wrong_share"] == step["aer/accuracy/all_right_share"] == 0
+        assert step["aer/accuracy/zero_frac"] == step["aer/accuracy/one_frac"] == 0
         assert 0 < step["aer/accuracy/mean"] < 1
 
 

@@ -30,8 +30,8 @@ from tests.integration.test_loss_equals_verl import LENGTHS, nested
 from tests.integration.test_loss_equals_verl import make_rows as make_loss_rows
 from verl_aer.integration.batch import WEIGHT_FIELD
 from verl_aer.integration.engine import EntropyEngine, install_entropy_engines
-from verl_aer.integration.measure_request import MEASURE_KEY, request_of
 from verl_aer.integration.loss import ALPHA_KEY, WEIGHTED_ROWS_KEY, entropy_loss
+from verl_aer.integration.measure_request import MEASURE_KEY, encode_measure
 from verl_aer.parts.measure import Clamped, Full, Measure, Nucleus
 
 ALPHA = 0.05
@@ -114,7 +114,7 @@ def rank_batch(case: Case, rank: int) -> TensorDict:
     fields |= {name: torch.stack([row[name] for row in mine]) for name in scalars}
     data = TensorDict(fields, batch_size=len(mine))
     tu.assign_non_tensor(data, temperature=TEMPERATURE, calculate_entropy=True, **{ALPHA_KEY: ALPHA})
-    request = request_of(case.measure)
+    request = encode_measure(case.measure)
     if request is not None:
         tu.assign_non_tensor(data, **{MEASURE_KEY: request})
     return data

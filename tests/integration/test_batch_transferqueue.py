@@ -144,7 +144,7 @@ def test_acc_on_some_rows_only_is_wrong_or_an_error(transfer_queue):
 
 def test_correctness_key_is_the_configured_one(transfer_queue):
     batch = put(["e_0_0"], [row(1.0, 1.0, [0.1, 0.1], extra={"solved": 0.0})])
-    config = parse_entropy_config({"method": "aer", "correctness": {"key": "solved"}})
+    config = parse_entropy_config({"method": "aer", "correctness": {"reward_key": "solved"}})
     assert read_rows(batch, config).acc == [0.0]
 
 
@@ -219,10 +219,10 @@ def test_advantages_come_back_in_the_shape_they_had(transfer_queue):
         fields["advantages"] = torch.ones(len(fields["entropy"]))
         fields["old_log_probs"] = -torch.arange(len(fields["entropy"])).float()
     batch = put(["p_0_0", "p_1_0"], rows)
-    tokens = read_tokens(batch, of_sample=False, with_entropy=True)
+    tokens = read_tokens(batch, from_log_probs=False, with_entropy=True)
     assert tokens.mask.tolist() == [[True, False, False], [True, True, True]]
     assert tokens.entropy[1].tolist() == [0.5, 0.5, 0.5]
-    assert read_tokens(batch, of_sample=True, with_entropy=True).entropy[1].tolist() == [0.0, 1.0, 2.0]
+    assert read_tokens(batch, from_log_probs=True, with_entropy=True).entropy[1].tolist() == [0.0, 1.0, 2.0]
     written = write_advantages(batch, tokens.advantages * torch.tensor([[2.0], [3.0]]))
     data = tq.kv_batch_get(keys=written.keys, partition_id="train", select_fields=["advantages"])["advantages"]
     assert [part.tolist() for part in data.unbind()] == [[2.0], [3.0, 3.0, 3.0]]
@@ -301,7 +301,7 @@ def test_what_is_no_number_is_not_reported(transfer_queue, acc):
 def test_correctness_of_another_name_or_value_is_not_the_reward(transfer_queue):
     batch = put(["w_0_0", "w_1_0"], [row(0.6, reward, [0.1, 0.1], extra={"solved": 0.6}) for reward in (0.6, 1.2)])
     assert read_rows(batch, AER).acc_is_reward.tolist() == [True, False]
-    config = parse_entropy_config({"method": "aer", "correctness": {"key": "solved"}})
+    config = parse_entropy_config({"method": "aer", "correctness": {"reward_key": "solved"}})
     assert read_rows(batch, config).acc_is_reward.tolist() == [False, False]
 
 

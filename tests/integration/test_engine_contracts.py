@@ -37,8 +37,8 @@ def test_every_engine_calls_the_loss_by_the_same_three_names():
             assert not call.args, name
             assert {keyword.arg for keyword in call.keywords} == CONTRACT, name
     # set_loss_fn gets the function with the others bound.
-    bound = inspect.signature(partial(entropy_loss, None, "token-mean", of_sample=True)).parameters
-    assert set(bound) == CONTRACT | {"of_sample", "measured_of_sample", "token_selection", "regularizer"}
+    bound = inspect.signature(partial(entropy_loss, None, "token-mean", from_log_probs=True)).parameters
+    assert set(bound) == CONTRACT | {"from_log_probs", "measured_from_log_probs", "token_selection", "regularizer"}
 
 
 def test_megatrons_scaling_is_undone_by_its_schedule():

@@ -31,8 +31,8 @@ from tests.integration.engine_rank import ALPHA, CASES, TEMPERATURE, VOCABULARY,
 from tests.integration.test_loss_equals_verl import LENGTHS, nested
 from verl_aer.integration import engine as engine_module
 from verl_aer.integration.engine import EntropyEngine, install_entropy_engines
-from verl_aer.integration.measure_request import DONE_KEY, MEASURE_KEY, request_of, require_done
 from verl_aer.integration.loss import UPDATE_ENTROPY_NATS, UPDATE_TOKENS, WEIGHTED_ROWS_KEY
+from verl_aer.integration.measure_request import DONE_KEY, MEASURE_KEY, encode_measure, require_measure_applied
 from verl_aer.parts.measure import Clamped, Full, Measure, Nucleus
 
 RELATIVE = 1e-5
@@ -231,7 +231,7 @@ def outputs(
         data,
         calculate_entropy=True,
         use_remove_padding=packed,
-        **{MEASURE_KEY: request_of(measure)},
+        **{MEASURE_KEY: encode_measure(measure)},
         **(switches or {}),
     )
     temperature = torch.linspace(0.5, 1.5, len(logits))
@@ -304,9 +304,9 @@ def test_padded_columns_of_the_vocabulary_belong_to_no_set(packed):
 
 def test_an_engine_that_ignores_the_request_is_found_out():
     data = TensorDict({}, batch_size=1)
-    tu.assign_non_tensor(data, **{MEASURE_KEY: request_of(Clamped())})
+    tu.assign_non_tensor(data, **{MEASURE_KEY: encode_measure(Clamped())})
     with pytest.raises(RuntimeError, match="ignored the measure"):
-        require_done(data)
+        require_measure_applied(data)
 
 
 # ------------------------------------------------------------------ whose engine it is
@@ -385,4 +385,4 @@ def test_a_batch_that_is_not_for_us_takes_verls_path_bit_for_bit(packed, unlike)
 def test_a_switch_of_another_trainer_changes_nothing():
     logits = random_logits(vocabulary=11)
     _, data = outputs(Clamped(p=0.3), True, logits, switches={"disable_auto_offload": True, "my_own_switch": True})
-    require_done(data)
+    require_measure_applied(data)

@@ -134,7 +134,7 @@ def train(loss_fn, rows, dp_size: int, splits: int) -> tuple[float, torch.Tensor
     return loss_sum.item(), table.grad, metrics
 
 
-def ours(mode: str, aggregation: str = "policy"):
+def ours(mode: str, aggregation: str = "same_as_policy_loss"):
     return partial(entropy_loss, actor_config(mode, entropy_coeff=0.0), aggregation)
 
 
@@ -219,7 +219,7 @@ def test_of_sample_takes_the_log_probs_of_the_sampled_tokens_for_their_entropy()
     rows = make_rows(padding_rows=4)
     for row in rows:
         row["advantages"] = torch.zeros_like(row["advantages"])
-    loss = partial(entropy_loss, actor_config("token-mean", entropy_coeff=0.0), "token-mean", of_sample=True)
+    loss = partial(entropy_loss, actor_config("token-mean", entropy_coeff=0.0), "token-mean", from_log_probs=True)
     _, gradient, metrics = train(loss, rows, dp_size=2, splits=2)
 
     table = initial_table().requires_grad_()
@@ -235,7 +235,7 @@ def test_of_sample_needs_no_entropy_from_the_engine():
     data = micro_batch(make_rows(padding_rows=0), dp_size=1, tokens=30, total=8)
     output = Policy(initial_table().requires_grad_())(data["input_ids"])
     del output["entropy"]
-    loss, _ = entropy_loss(actor_config("token-mean", 0.0), "token-mean", output, data, of_sample=True)
+    loss, _ = entropy_loss(actor_config("token-mean", 0.0), "token-mean", output, data, from_log_probs=True)
     assert loss.isfinite()
 
 

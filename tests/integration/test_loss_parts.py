@@ -102,16 +102,16 @@ def sampled_nats(table: torch.Tensor, rows) -> list[torch.Tensor]:
     return [-log_prob[row["input_ids"][:-1], row["input_ids"][1:]][len(row["prompts"]) - 1 :] for row in rows]
 
 
-@pytest.mark.parametrize("of_sample", [False, True])
-@pytest.mark.parametrize("measured_of_sample", [None, False, True])
-def test_one_measure_is_pushed_and_another_measured(of_sample, measured_of_sample):
+@pytest.mark.parametrize("from_log_probs", [False, True])
+@pytest.mark.parametrize("measured_from_log_probs", [None, False, True])
+def test_one_measure_is_pushed_and_another_measured(from_log_probs, measured_from_log_probs):
     rows = rows_without_advantage()
-    parts = {"of_sample": of_sample, "measured_of_sample": measured_of_sample}
+    parts = {"from_log_probs": from_log_probs, "measured_from_log_probs": measured_from_log_probs}
     _, gradient, metrics = train(loss_of(**parts), rows, dp_size=2, splits=2)
     of = {False: entropies, True: sampled_nats}
-    by_hand = gradient_by_hand(lambda table: torch.cat(of[of_sample](table, rows)).mean())
+    by_hand = gradient_by_hand(lambda table: torch.cat(of[from_log_probs](table, rows)).mean())
     assert (gradient - by_hand).abs().max() <= 1e-5 * by_hand.abs().max()
-    measured = of[of_sample if measured_of_sample is None else measured_of_sample](initial_table(), rows)
+    measured = of[from_log_probs if measured_from_log_probs is None else measured_from_log_probs](initial_table(), rows)
     mean = torch.cat(measured).mean().item()
     assert metrics[UPDATE_ENTROPY_NATS] / metrics[UPDATE_TOKENS] == pytest.approx(mean, rel=1e-6)
 
@@ -140,7 +140,7 @@ def sampled_rows(table: torch.Tensor, generator: torch.Generator) -> list[dict[s
 def entropy_under_the_bonus(method: str, steps: int, **entropy: object) -> list[float]:
     """Mean entropy of a softmax policy, before each step and at the end, with nothing but the method's bonus."""
     pushed = parse_entropy_config({"method": method, **entropy}).pushed_measure
-    loss_fn = loss_of(of_sample=pushed.of_sample)
+    loss_fn = loss_of(from_log_probs=pushed.from_log_probs)
     generator = torch.Generator().manual_seed(0)
     table = (3 * torch.randn(VOCABULARY, VOCABULARY, generator=generator)).requires_grad_()
     optimizer = torch.optim.SGD([table], lr=100.0)
@@ -166,7 +166,7 @@ def test_skyworks_bonus_raises_the_entropy_and_that_of_the_sample_does_not():
 
 def test_each_measure_selects_its_own_tokens():
     rows = rows_without_advantage()
-    parts = {"token_selection": TopQuantile(quantile=0.5), "of_sample": False, "measured_of_sample": True}
+    parts = {"token_selection": TopQuantile(quantile=0.5), "from_log_probs": False, "measured_from_log_probs": True}
     _, _, metrics = train(loss_of(**parts), rows, dp_size=2, splits=2)
     means = []
     for nats in sampled_nats(initial_table(), rows):

@@ -23,7 +23,7 @@ from verl_aer.config.schema import ConfigError, Problem
 from verl_aer.control.state_file import load_run, save_state
 from verl_aer.integration import callback, plugin
 from verl_aer.integration import preflight as module
-from verl_aer.integration.checkpoint import conditions, resume_warnings
+from verl_aer.integration.checkpoint import resume_warnings, sampling_conditions
 from verl_aer.integration.preflight import Note, notes, preflight, stopping
 from verl_aer.integration.reward_trial import Outcome
 
@@ -123,7 +123,7 @@ BAD = [
     (["entropy=ares", "actor_rollout_ref.rollout.n=1"], "actor_rollout_ref.rollout.n", "aer_no_allocation"),
     (["entropy=ares", *BYPASS], "entropy.reward_shaping.kind", "bypass_mode=false"),
     (["entropy=steer", *BYPASS], "entropy.advantage_shaping.kind", "bypass_mode=false"),
-    (["entropy.memory.capacity=0"], "entropy.memory.capacity", ">= 1"),
+    (["entropy.question_memory.max_questions=0"], "entropy.question_memory.max_questions", ">= 1"),
     (["distillation.enabled=true"], "distillation.enabled", "=false"),
     (["trainer.v1.trainer_mode=sync"], "trainer.v1.trainer_mode", "aer_sync"),
     (["algorithm.adv_estimator=remax"], "algorithm.adv_estimator", "greedy baseline"),
@@ -135,7 +135,7 @@ BAD = [
         "actor_rollout_ref.rollout.checkpoint_engine.backend",
         "gloo",
     ),
-    (["entropy.limits.generation_seconds=0"], "entropy.limits.generation_seconds", "> 0"),
+    (["entropy.watchdog.rollout_timeout_s=0"], "entropy.watchdog.rollout_timeout_s", "> 0"),
     (["trainer.use_v1=false"], "trainer.use_v1", "=true"),
     (["trainer.device=cuda"], "trainer.device", "+hardware=cpu"),
     (["data.train_files=/nowhere/train.parquet"], "data.train_files", "/nowhere/train.parquet"),
@@ -240,7 +240,7 @@ def test_group_of_one_is_fine_where_difficulty_is_not_asked(files):
     ("body", "overrides", "is_refused"),
     [
         ('{"score": 0.5}', [], True),
-        ('{"score": 0.5, "solved": 1.0}', ["entropy.correctness.key=solved"], False),
+        ('{"score": 0.5, "solved": 1.0}', ["entropy.correctness.reward_key=solved"], False),
         # veRL itself reports a bare number as `acc`.
         ("0.0", [], False),
     ],
@@ -465,7 +465,7 @@ def test_what_moves_the_entropy_may_change_on_resume_and_is_named(files):
     path = checkpoint(files)
     before = composed(files)
     state = load_run(path, parse_entropy_config({"method": "aer"})).state
-    save_state(path, state, parse_entropy_config({"method": "aer"}), conditions(before))
+    save_state(path, state, parse_entropy_config({"method": "aer"}), sampling_conditions(before))
     assert resume_warnings(before) == []
 
     warnings = resume_warnings(

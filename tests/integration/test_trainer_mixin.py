@@ -22,8 +22,8 @@ from verl_aer.config.schema import ConfigError, Problem
 from verl_aer.control.state_file import save_state
 from verl_aer.integration import trainer as module
 from verl_aer.integration.batch import BatchRows
-from verl_aer.integration.measure_request import MEASURE_KEY
 from verl_aer.integration.loss import ALPHA_KEY, SIGNAL_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS, WEIGHTED_ROWS_KEY
+from verl_aer.integration.measure_request import MEASURE_KEY
 from verl_aer.integration.preflight import Note
 from verl_aer.rollouts.groups import CorrectnessError
 from verl_aer.rollouts.types import Tokens
@@ -206,7 +206,7 @@ def test_in_bypass_mode_the_update_is_asked_for_both(make, measured, pushed, ask
 
 
 @pytest.mark.parametrize(
-    ("method", "overrides", "of_sample"),
+    ("method", "overrides", "from_log_probs"),
     [
         # What is pushed, and what the update measures: the measured one in bypass mode alone.
         ("skywork", [], (False, False)),
@@ -217,14 +217,14 @@ def test_in_bypass_mode_the_update_is_asked_for_both(make, measured, pushed, ask
         ("aent", [BYPASS], (False, False)),
     ],
 )
-def test_the_loss_is_told_what_is_pushed_and_what_is_measured(make, method, overrides, of_sample):
+def test_the_loss_is_told_what_is_pushed_and_what_is_measured(make, method, overrides, from_log_probs):
     micro_batch = "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=1"
     trainer = make(f"entropy={method}", micro_batch, *overrides, queue=[])
     sent = []
     trainer.actor_rollout_wg = SimpleNamespace(set_loss_fn=sent.append)
     trainer.total_training_steps = 9
     trainer._install_loss()
-    assert (sent[0].keywords["of_sample"], sent[0].keywords["measured_of_sample"]) == of_sample
+    assert (sent[0].keywords["from_log_probs"], sent[0].keywords["measured_from_log_probs"]) == from_log_probs
 
 
 @pytest.mark.parametrize(("uses_reference", "expected"), [(False, ["actor"]), (True, ["actor", "reference"])])
@@ -277,9 +277,9 @@ def test_hard_prompts_get_the_weight_and_padding_gets_none(make):
     metrics = run_step(trainer)
     assert trainer.weights[0].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
     assert metrics["aer/weight/mean"] == 0.5
-    assert metrics["aer/weight/positive_share"] == 0.5
+    assert metrics["aer/weight/nonzero_frac"] == 0.5
     assert (metrics["aer/weight/hard"], metrics["aer/weight/easy"]) == (1.0, 0.0)
-    assert (metrics["aer/accuracy/mean"], metrics["aer/accuracy/all_wrong_share"]) == (0.5, 0.5)
+    assert (metrics["aer/accuracy/mean"], metrics["aer/accuracy/zero_frac"]) == (0.5, 0.5)
 
 
 def reporting(acc: list[float | None], filled_in: bool) -> BatchRows:
@@ -320,8 +320,8 @@ def test_a_method_without_accuracy_runs_with_any_reward(make, monkeypatch, caplo
     # The second step's rewards happen to be 1: what was no correctness before is none now.
     for metrics in (run_step(trainer), run_step(trainer)):
         assert metrics["aer/entropy"] == 1.0
-        assert (metrics["aer/weight/mean"], metrics["aer/weight/positive_share"]) == (1.0, 1.0)
-        assert not [name for name in metrics if "accuracy" in name or name.endswith(("/hard", "/middle", "/easy"))]
+        assert (metrics["aer/weight/mean"], metrics["aer/weight/nonzero_frac"]) == (1.0, 1.0)
+        assert not [name for name in metrics if "accuracy" in name or name.endswith(("/hard", "/medium", "/easy"))]
     assert [weights.tolist() for weights in trainer.weights] == [[1.0, 1.0, 1.0, 1.0, 0.0]] * 2
     assert caplog.text.count("left out from now on") == 1
 
@@ -420,7 +420,7 @@ def test_the_penaltys_numbers_are_of_this_steps_entropy(make):
     first, second = run_step(trainer), run_step(trainer)
     # The first step is the anchor; the second is a quarter below it.
     assert [json.loads(signal) for signal in trainer.signals] == [{"pull": 0.0}, {"pull": 0.5}]
-    assert (first["aer/push"], second["aer/push"]) == (0.0, 0.5)
+    assert (first["aer/bonus_slope"], second["aer/bonus_slope"]) == (0.0, 0.5)
 
 
 def test_what_is_pushed_by_response_is_measured_by_response(make):
@@ -438,7 +438,7 @@ def test_questions_are_remembered_between_steps_and_weigh(make):
     metrics = run_step(trainer)
     # x was never solved and is below the mean of the two, y is not; padding is a copy of x and gets nothing.
     assert trainer.weights[0].tolist() == [5.0, 5.0, 1.0, 1.0, 0.0]
-    assert metrics["aer/questions"] == 2
+    assert metrics["aer/question_memory/size"] == 2
     run_step(trainer)
     assert trainer.entropy_memory.questions.questions["x"].step == 2
     assert set(trainer.entropy_memory.questions.questions) == {"x", "y", "z"}

@@ -43,13 +43,13 @@ def write_dump(path: Path, correct: list[bool]) -> Path:
 def test_methods_are_listed_with_their_standing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods"]) == OK
     _title, header, _rule, *lines = capsys.readouterr().out.splitlines()
-    assert header.split()[:3] == ["method", "parts", "standing"]
+    assert header.split()[:3] == ["method", "parts", "provenance"]
     assert [line.split()[0] for line in lines] == method_names()
     for line in lines:
         method = get_method(line.split()[0])
         for part in (method.allocation, method.measure, method.controller):
             assert f" {part.kind} " in line
-        assert method.standing in line
+        assert method.provenance in line
         assert method.summary in line
 
 

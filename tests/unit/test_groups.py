@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from verl_aer.rollouts.groups import CorrectnessError, Verdicts, VerdictsSoFar, _order_by, group_rows, judge
+from verl_aer.rollouts.groups import CorrectnessError, Verdicts, VerdictsSoFar, _order_by, difficulty, group_rows, judge
 
 
 def rows(*entries: tuple[str, int, int, float, bool]) -> dict:
@@ -47,7 +47,7 @@ def test_a_reward_equal_to_the_threshold_is_not_correct():
 
 def test_shaped_rewards_without_acc_and_threshold_are_refused():
     problem = judged([0.7, -0.2], [None] * 2, on_missing="error").problem
-    assert "entropy.correctness.key" in problem
+    assert "entropy.correctness.reward_key" in problem
     assert "entropy.correctness.threshold" in problem
 
 
@@ -184,3 +184,8 @@ def test_rows_are_ordered_by_their_columns(largest):
     order = _order_by(*columns)
     rows = [tuple(column[row] for column in columns) for row in order]
     assert rows == sorted(zip(*columns, strict=True))
+
+
+def test_difficulty_begin_at_thirds():
+    accuracy = np.array([0.0, 0.33, 1 / 3, 0.5, 2 / 3, 1.0])
+    assert difficulty(accuracy).tolist() == ["hard", "hard", "medium", "medium", "easy", "easy"]

@@ -11,7 +11,7 @@ import pytest
 
 from verl_aer.control.metrics import MetricsRow
 from verl_aer.reports.metrics_log import MetricsLogError, MetricsTail, read_metrics_log, series
-from verl_aer.reports.plots import COLOURS, centered_mean, plot_runs, save_figure
+from verl_aer.reports.plots import COLORS, centered_mean, plot_runs, save_figure
 from verl_aer.reports.summary import running_mean
 
 
@@ -77,7 +77,7 @@ def test_one_run_is_drawn_raw_and_smoothed_with_its_target() -> None:
     np.testing.assert_allclose(raw, [0.2, 0.6, 0.4])
     np.testing.assert_allclose(mean, [0.2, 0.4, 0.4])
     np.testing.assert_allclose(target, [0.3, 0.3, 0.3])
-    assert {line.get_color() for line in figure.axes[0].lines} == {COLOURS["aer"]}
+    assert {line.get_color() for line in figure.axes[0].lines} == {COLORS["aer"]}
 
 
 def test_seeds_become_thin_lines_a_band_and_their_mean() -> None:
@@ -129,12 +129,12 @@ def test_a_logarithmic_axis_holds_collapse_and_explosion_and_no_zero() -> None:
     assert high > 20.0
 
 
-def test_every_label_has_its_own_colour_in_all_panels() -> None:
+def test_every_label_has_its_own_color_in_all_panels() -> None:
     figure = plot_runs({"mine": [rows(0.2)], "aer": [rows(0.3)], "other": [rows(0.4)]})
-    colours = [[line.get_color() for line in axes.lines] for axes in figure.axes]
-    assert set(colours[0]) == set(colours[1]) == set(colours[2]) == set(colours[3])
-    assert len(set(colours[0])) == 3
-    assert COLOURS["aer"] in colours[0]
+    colors = [[line.get_color() for line in axes.lines] for axes in figure.axes]
+    assert set(colors[0]) == set(colors[1]) == set(colors[2]) == set(colors[3])
+    assert len(set(colors[0])) == 3
+    assert COLORS["aer"] in colors[0]
 
 
 def test_figure_is_opaque_white_and_captioned(tmp_path: Path) -> None:

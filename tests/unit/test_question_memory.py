@@ -9,9 +9,16 @@ from PIL import Image
 
 from verl_aer import Groups
 from verl_aer.parts.allocation import Historical
-from verl_aer.rollouts.question_memory import MemoryConfig, Observation, Question, QuestionMemory, question_id, remember
+from verl_aer.rollouts.question_memory import (
+    Observation,
+    Question,
+    QuestionMemory,
+    QuestionMemoryConfig,
+    question_id,
+    remember,
+)
 
-CONFIG = MemoryConfig(rise=0.2, fall=0.05)
+CONFIG = QuestionMemoryConfig(ema_up=0.2, ema_down=0.05)
 
 
 def groups_of(accuracy: list[float], size: int = 4) -> Groups:
@@ -47,7 +54,7 @@ def test_a_question_that_comes_up_twice_is_one_of_all_its_rollouts():
 
 
 def test_beyond_its_capacity_the_longest_unseen_are_forgotten():
-    config = MemoryConfig(capacity=2)
+    config = QuestionMemoryConfig(max_questions=2)
     memory = QuestionMemory()
     for step, name in enumerate(["a", "b", "a", "c"], 1):
         memory = memory.after([Observation(name, 0.5, 4, None)], step, config)
@@ -119,6 +126,8 @@ def test_an_image_is_known_after_it_was_sent_to_another_process():
 
 def test_what_has_no_content_asks_for_an_id():
     prompt = [{"role": "user", "content": object()}]
-    with pytest.raises(ValueError, match=r"it holds a object.*Add extra_info\.mine .*entropy\.memory\.question_key"):
+    with pytest.raises(
+        ValueError, match=r"it holds a object.*Add extra_info\.mine .*entropy\.question_memory\.question_key"
+    ):
         question_id({}, "math", prompt, "mine")
     assert question_id({"mine": 3}, "math", prompt, "mine") == "3"

@@ -55,14 +55,14 @@ def test_the_methods_and_parts_that_ship():
 def test_every_method_names_its_formula_source_and_standing(name):
     method = get_method(name)
     build = methods._methods[name]
-    assert method.standing in methods.STANDINGS
+    assert method.provenance in methods.PROVENANCES
     assert method.source
     assert method.summary
     assert "=" in build.__doc__.splitlines()[0]
 
 
 def test_aer_is_labelled_as_a_reading():
-    assert (get_method("aer").standing, get_method("aer").source) == ("our reading", "arXiv 2510.10959")
+    assert (get_method("aer").provenance, get_method("aer").source) == ("reimplementation", "arXiv 2510.10959")
 
 
 def test_each_ablation_changes_one_thing_of_aer():
@@ -177,7 +177,7 @@ def test_a_part_that_lacks_a_method_is_refused_when_it_is_registered(own_registr
 
 def test_an_unknown_standing_is_refused():
     method = get_method("aer")
-    with pytest.raises(ValueError, match="standing must be one of"):
+    with pytest.raises(ValueError, match="provenance must be one of"):
         Method(method.allocation, method.measure, method.target, method.controller, "proven", "x", "y")
 
 

@@ -64,10 +64,13 @@ def test_a_run_says_how_long_it_is():
     config = parse_entropy_config({"method": "epo"})
     with pytest.raises(ValueError, match="total_steps"):
         config.regularizer.signal(None, BAND, step=1)
-    assert config.over(10).regularizer.total_steps == 10
-    assert parse_entropy_config({"method": "epo", "regularizer": {"total_steps": 7}}).over(10).regularizer.total_steps == 7
-    assert parse_entropy_config({"method": "ceeh_me"}).over(10).controller.total_steps == 10
-    assert parse_entropy_config({"method": "aer"}).over(10) == parse_entropy_config({"method": "aer"})
+    assert config.resolve(10).regularizer.total_steps == 10
+    assert (
+        parse_entropy_config({"method": "epo", "regularizer": {"total_steps": 7}}).resolve(10).regularizer.total_steps
+        == 7
+    )
+    assert parse_entropy_config({"method": "ceeh_me"}).resolve(10).controller.total_steps == 10
+    assert parse_entropy_config({"method": "aer"}).resolve(10) == parse_entropy_config({"method": "aer"})
 
 
 def test_siren_is_drawn_to_the_first_step():
@@ -77,13 +80,13 @@ def test_siren_is_drawn_to_the_first_step():
     control.observe(0.75, step=1)
     # In the second it is this step's entropy that counts, and not the first's.
     assert control.signal(0.5, step=2) == {"pull": 0.5}
-    assert control.push(0.5, control.signal(0.5, step=2)) == 0.5
+    assert control.bonus_slope(0.5, control.signal(0.5, step=2)) == 0.5
     # Where it is not measured before the update, the one of the step before.
     assert control.signal(math.nan, step=2) == {"pull": 0.0}
 
 
 def test_epos_band_follows_all_earlier_steps():
-    control = EntropyControl(parse_entropy_config({"method": "epo", "target": {"kappa_low": 0.5}}).over(10))
+    control = EntropyControl(parse_entropy_config({"method": "epo", "target": {"kappa_low": 0.5}}).resolve(10))
     assert control.signal(1.0, step=1)["weight"] == 0.0
     for step, entropy in enumerate([1.0, 0.5, 0.6], 1):
         control.observe(entropy, step)

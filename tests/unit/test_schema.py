@@ -41,7 +41,7 @@ def test_a_method_alone_is_its_defaults():
         reward_shaping=NoRewardShaping(),
         advantage_shaping=NoAdvantageShaping(),
         aggregation="token-mean",
-        correctness=CorrectnessConfig(key="acc", threshold=None),
+        correctness=CorrectnessConfig(reward_key="acc", threshold=None),
         on_missing_state="error",
     )
 
@@ -65,8 +65,8 @@ def test_parts_of_a_users_choice():
             "allocation": {"kind": "uniform"},
             "target": {"kind": "none"},
             "controller": {"kind": "fixed", "coefficient": 1},
-            "aggregation": "policy",
-            "correctness": {"key": "solved", "threshold": 0},
+            "aggregation": "same_as_policy_loss",
+            "correctness": {"reward_key": "solved", "threshold": 0},
             "on_missing_state": "restart",
         }
     )
@@ -74,7 +74,11 @@ def test_parts_of_a_users_choice():
     # A whole number where a number is meant is one, and comes out a float for the state file's sake.
     assert type(config.controller.coefficient) is float
     assert type(config.correctness.threshold) is float
-    assert (config.aggregation, config.correctness.key, config.on_missing_state) == ("policy", "solved", "restart")
+    assert (config.aggregation, config.correctness.reward_key, config.on_missing_state) == (
+        "same_as_policy_loss",
+        "solved",
+        "restart",
+    )
 
 
 def test_two_configs_of_one_method_share_no_parts():
@@ -114,7 +118,7 @@ def test_what_cannot_be_pushed_is_refused():
 @pytest.mark.parametrize("method", ["siren", "epo"])
 def test_a_penalty_towards_a_target_pushes_what_is_measured(method):
     shown = problems_of({"method": method, "pushed": {"kind": "sampled"}})
-    assert "towards a target of what is measured" in shown["entropy.pushed.kind"]
+    assert "towards a target of the measured one" in shown["entropy.pushed.kind"]
     own = to_mapping(parse_entropy_config({"method": method}))["measure"]
     assert parse_entropy_config({"method": method, "pushed": own}).pushed_measure.kind == own["kind"]
 
@@ -137,7 +141,7 @@ def test_every_problem_is_in_one_error():
                 "ema": 1.0,
             },
             "aggregation": "seq-mean",
-            "correctness": {"key": 3, "treshold": 0.5},
+            "correctness": {"reward_key": 3, "treshold": 0.5},
             "on_missing_state": "ignore",
         }
     )
@@ -161,7 +165,7 @@ def test_every_problem_is_in_one_error():
         "entropy.aggregation",
         "entropy.on_missing_state",
         "entropy.correctness.treshold",
-        "entropy.correctness.key",
+        "entropy.correctness.reward_key",
     ]
 
 
@@ -172,7 +176,7 @@ def test_the_error_numbers_its_problems_and_says_what_to_do():
         "the entropy control found 2 problems in the config:",
         "  1. entropy.target.tau: must be in (0, 1], got 1.3. Set entropy.target.tau to a value in (0, 1], "
         "such as 0.4.",
-        "  2. entropy.aggregation: must be token-mean, seq-mean-token-mean or policy, got 'sequence'. "
+        "  2. entropy.aggregation: must be token-mean, seq-mean-token-mean or same_as_policy_loss, got 'sequence'. "
         "Set entropy.aggregation=token-mean.",
     ]
 
@@ -203,7 +207,7 @@ def test_the_error_numbers_its_problems_and_says_what_to_do():
         ("controller", "minimum", -0.1, "must be >= 0, got -0.1"),
         ("controller", "ema", 1.0, "must be in [0, 1), got 1.0"),
         ("correctness", "threshold", math.nan, "must be a finite number, got nan"),
-        ("correctness", "key", None, "must not be null"),
+        ("correctness", "reward_key", None, "must not be null"),
         ("correctness", "on_missing", "skip", "must be one of error, wrong, got 'skip'"),
     ],
 )
@@ -288,7 +292,9 @@ def test_a_penalty_that_draws_needs_a_target_and_gives_it_a_use():
     assert list(shown) == ["entropy.target.kind"]
     assert "entropy/regularizer=bonus" in shown["entropy.target.kind"]
     # A fixed coefficient beside a target: the regularizer reads it.
-    assert parse_entropy_config({"method": "fixed", "regularizer": {"kind": "squared_anchor"}, "target": {"kind": "band"}})
+    assert parse_entropy_config(
+        {"method": "fixed", "regularizer": {"kind": "squared_anchor"}, "target": {"kind": "band"}}
+    )
 
 
 # Of the parts of other methods than AER: method, part, setting, value, what it must be.
@@ -305,8 +311,8 @@ BAD_SETTINGS = [
     ("ceeh_me", "reward_shaping", "beta", -0.1, ">= 0"),
     ("ceeh_ea", "advantage_shaping", "a", -0.1, ">= 0"),
     ("ceeh_ea", "advantage_shaping", "kappa", 0.0, "> 0"),
-    ("ceeh_ea", "memory", "rise", 0.0, "in (0, 1]"),
-    ("ceeh_ea", "memory", "fall", 1.5, "in (0, 1]"),
+    ("ceeh_ea", "question_memory", "ema_up", 0.0, "in (0, 1]"),
+    ("ceeh_ea", "question_memory", "ema_down", 1.5, "in (0, 1]"),
     ("steer", "advantage_shaping", "weighting", "cubic", "one of linear, exponential"),
     ("steer", "advantage_shaping", "highest", 0.5, ">= lowest (0.8)"),
     ("ares", "reward_shaping", "window", 0, ">= 1"),

@@ -17,7 +17,7 @@ from verl_aer.parts.advantage_shaping import (
     Steer,
     shape_advantages,
 )
-from verl_aer.parts.reward_shaping import Ares, Length, RewardShaping, change_rewards, difficulty_buckets, window_means
+from verl_aer.parts.reward_shaping import Ares, Length, RewardShaping, change_rewards, window_means
 from verl_aer.rollouts.types import ShapingError
 
 
@@ -138,11 +138,6 @@ def test_the_shortest_correct_rollout_is_judged_by_its_last_output():
     )
     assert rollouts.shortest_correct()[0] == 9.0
     assert np.isnan(rollouts.shortest_correct()[1])
-
-
-def test_difficulty_buckets_begin_at_thirds():
-    accuracy = np.array([0.0, 0.33, 1 / 3, 0.5, 2 / 3, 1.0])
-    assert difficulty_buckets(accuracy).tolist() == ["hard", "hard", "medium", "medium", "easy", "easy"]
 
 
 @dataclass

@@ -122,7 +122,7 @@ def test_floor_and_ceiling_change_nothing_while_half_of_the_prompts_are_hard(aer
 
 @pytest.mark.parametrize("method", method_names())
 def test_every_method_runs_around_a_population_and_replays(method):
-    config = parse_entropy_config({"method": method}).over(60)
+    config = parse_entropy_config({"method": method}).resolve(60)
     rows = simulate_population(config, Population(Plant(noise=0.02), generalization=0.5, prompts=8), steps=60)
     assert replay(rows, config).largest_difference == 0.0
 
@@ -188,20 +188,20 @@ def test_siren_settles_where_its_pull_equals_the_loss():
     rows = simulate(config, Plant(gain=0.5), steps=400)
     # decay * H = gain * beta * 2 * (H0 - H): H = 0.05 * 0.8 / (0.05 + 0.05).
     assert rows[-1].data["aer/entropy"] == pytest.approx(0.4, abs=1e-6)
-    assert rows[-1].data["aer/push"] == pytest.approx(2 * 0.4, abs=1e-6)
+    assert rows[-1].data["aer/bonus_slope"] == pytest.approx(2 * 0.4, abs=1e-6)
 
 
 def test_entropic_steers_through_its_advantages():
     config = parse_entropy_config({"method": "entropic", "controller": {"damping": 0.1}})
     rows = simulate(config, Plant(), steps=800)
     assert rows[-1].data["aer/entropy"] == pytest.approx(0.1, abs=1e-3)
-    assert not config.acts_beside_alpha
-    assert parse_entropy_config({"method": "steer"}).acts_beside_alpha
+    assert not config.has_shaping_without_alpha
+    assert parse_entropy_config({"method": "steer"}).has_shaping_without_alpha
 
 
 @pytest.mark.parametrize("method", method_names())
 def test_a_replay_of_a_log_has_no_difference(method):
-    config = parse_entropy_config({"method": method}).over(300)
+    config = parse_entropy_config({"method": method}).resolve(300)
     result = replay(simulate(config, Plant(noise=0.02), steps=300), config)
     assert result.largest_difference == 0.0
     # Every step, and the one after the last.

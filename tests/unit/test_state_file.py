@@ -100,7 +100,7 @@ def test_other_weights_and_averages_may_be_resumed_with(saved, state):
             "method": "aer",
             "controller": {"ema": 0.3},
             "allocation": {"rho": 0.75},
-            "aggregation": "policy",
+            "aggregation": "same_as_policy_loss",
             "correctness": {"threshold": 0.0},
             "on_missing_state": "restart",
         }
@@ -116,7 +116,10 @@ def test_unchanged_settings_change_nothing(saved, config):
     ("node", "named"),
     [
         ({"measure": {"kind": "clamped"}}, "entropy.measure was {'kind': 'full'} and is now {'kind': 'clamped'"),
-        ({"token_selection": {"kind": "turns"}}, "entropy.token_selection was {'kind': 'all'} and is now {'kind': 'turns'}"),
+        (
+            {"token_selection": {"kind": "turns"}},
+            "entropy.token_selection was {'kind': 'all'} and is now {'kind': 'turns'}",
+        ),
         (
             {"aggregation": "seq-mean-token-mean"},
             "entropy.aggregation was 'token-mean' and is now 'seq-mean-token-mean'",
@@ -222,7 +225,7 @@ def test_a_changed_coefficient_is_what_the_next_step_trains_with(tmp_path):
 
 def test_a_lower_schedule_starts_at_its_own_bound(tmp_path):
     node = {"method": "ceeh_me"}
-    control = EntropyControl(parse_entropy_config(node).over(40))
+    control = EntropyControl(parse_entropy_config(node).resolve(40))
     control.observe(0.5, 1)
     save_state(tmp_path / "s.json", control.state, parse_entropy_config(node))
     lower = parse_entropy_config({**node, "controller": {"initial": 1e-4}})
@@ -282,7 +285,7 @@ def changed(**state) -> dict:
 
 CORRUPTIONS = {
     "other format": ({"format": "something"}, "format is 'something'"),
-    "newer version": ({"version": 4}, "newer than 3"),
+    "newer version": ({"version": 5}, "newer than 4"),
     "version of other keys": ({"version": 2}, r"unknown keys \['memory'\]"),
     "version zero": ({"version": 0}, "version is 0"),
     "version as text": ({"version": "2"}, "version is '2'"),
@@ -382,7 +385,7 @@ def test_a_part_that_is_newer_than_the_file_is_named(saved, config, state):
     assert loaded.changes == ["entropy.regularizer is newer than the checkpoint and is {'kind': 'bonus'}"]
 
 
-@pytest.mark.parametrize("section", ["allocation", "target", "correctness", "limits"])
+@pytest.mark.parametrize("section", ["allocation", "target", "correctness", "watchdog"])
 def test_a_setting_that_a_newer_package_wrote_is_refused(saved, config, section):
     rewrite(saved, lambda document: document["config"][section].update(momentum=0.5))
     with pytest.raises(

@@ -133,7 +133,9 @@ def test_an_error_of_the_call_is_raised_as_it_is():
 def test_a_call_without_an_end_ends_at_the_limit_and_says_which_key_moves_it():
     never = threading.Event()
     start = time.monotonic()
-    with pytest.raises(WeightUpdateTimeoutError, match=r"within 0\.1 s.*raise entropy\.limits\.weight_update_seconds"):
+    with pytest.raises(
+        WeightUpdateTimeoutError, match=r"within 0\.1 s.*raise entropy\.watchdog\.weight_sync_timeout_s"
+    ):
         call_with_limit(never.wait, 0.1, Watchdog())
     assert time.monotonic() - start < 5
     never.set()
@@ -157,7 +159,7 @@ def test_generation_is_stopped_only_when_nothing_was_finished_for_too_long():
     for _ in range(4):
         limit.check("19 finished")
     with pytest.raises(
-        GenerationTimeoutError, match=r"within 1 s, with 19 finished.*entropy\.limits\.generation_seconds"
+        GenerationTimeoutError, match=r"within 1 s, with 19 finished.*entropy\.watchdog\.rollout_timeout_s"
     ):
         limit.check("19 finished")
 
@@ -240,9 +242,7 @@ class Trainer:
 
     def __init__(self, buffer=None):
         self.config = watched_config()
-        self.entropy_config = SimpleNamespace(
-            limits=SimpleNamespace(generation_seconds=2.0, weight_update_seconds=None)
-        )
+        self.entropy_config = SimpleNamespace(watchdog=SimpleNamespace(rollout_timeout_s=2.0, weight_sync_timeout_s=None))
         self.sent = []
         self.actor_rollout_wg = SimpleNamespace(workers=[FakeActor(None)])
         self.checkpoint_manager = SimpleNamespace(update_weights=self._send)

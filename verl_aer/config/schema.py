@@ -4,11 +4,11 @@ entropy.method                                       a registered method; its pa
 entropy.{allocation,measure,pushed,token_selection,     {kind: <registered part>, <the part's fields>}
   target,controller,regularizer,reward_shaping,
   advantage_shaping}
-entropy.aggregation                                  token-mean | seq-mean-token-mean | policy
-entropy.correctness                                  {key, threshold, on_missing}
-entropy.memory                                       {question_key, capacity, rise, fall}
+entropy.aggregation                                  token-mean | seq-mean-token-mean | same_as_policy_loss
+entropy.correctness                                  {reward_key, threshold, on_missing}
+entropy.question_memory                                       {question_key, max_questions, ema_up, ema_down}
 entropy.on_missing_state                             error | restart
-entropy.limits                                       {weight_update_seconds, generation_seconds}
+entropy.watchdog                                       {weight_sync_timeout_s, rollout_timeout_s}
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from verl_aer.methods.base import Method, get_method, method_names
 from verl_aer.parts.base import ROLES, get_part, part_names, suggestion
 from verl_aer.parts.measure import Measure
 from verl_aer.rollouts.groups import ON_MISSING
-from verl_aer.rollouts.question_memory import MemoryConfig
+from verl_aer.rollouts.question_memory import QuestionMemoryConfig
 
 Settings = TypeVar("Settings")
 
 _NOUNS = {"pushed": "measure"}
 """What a part is called where its key is no noun."""
 
-AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "policy")
+AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "same_as_policy_loss")
 ON_MISSING_STATE = ("error", "restart")
 
 
@@ -67,16 +67,16 @@ class ConfigError(VerlAerError, ValueError):
 
 @dataclass
 class CorrectnessConfig:
-    """Which rollouts are correct: reward > ``threshold`` where that is set, else the reward's own ``key``.
+    """Which rollouts are correct: reward > ``threshold`` where that is set, else the reward's own ``reward_key``.
 
     Args:
-        key: name of the correctness, a value in [0, 1], in what the reward function returns.
+        reward_key: name of the correctness, a value in [0, 1], in what the reward function returns.
         threshold: a rollout is correct if its reward is above this, whatever else is returned; null takes the key.
         on_missing: what happens with a rollout without the key once others had it: ``error``, or it counts as
             ``wrong``, with a warning and a count.
     """
 
-    key: str = "acc"
+    reward_key: str = "acc"
     threshold: float | None = None
     on_missing: str = "wrong"
 
@@ -86,18 +86,18 @@ class CorrectnessConfig:
 
 
 @dataclass
-class LimitsConfig:
+class WatchdogConfig:
     """After how long without progress a run is stopped, instead of waiting for ever.
 
     Args:
-        weight_update_seconds: seconds that a weight update may take, > 0; null takes
+        weight_sync_timeout_s: seconds that a weight update may take, > 0; null takes
             ``actor_rollout_ref.nccl_timeout``.
-        generation_seconds: seconds in which no rollout was finished while the trainer waited for some, > 0; null
+        rollout_timeout_s: seconds in which no rollout was finished while the trainer waited for some, > 0; null
             waits for ever.
     """
 
-    weight_update_seconds: float | None = None
-    generation_seconds: float | None = 3600.0
+    weight_sync_timeout_s: float | None = None
+    rollout_timeout_s: float | None = 3600.0
 
     def problems(self) -> list[tuple[str, str]]:
         return [(name, "> 0") for name, limit in dataclasses.asdict(self).items() if limit is not None and limit <= 0]
@@ -109,13 +109,13 @@ class EntropyConfig:
 
     Args:
         aggregation: what the entropy term is averaged over: ``token-mean``, all response tokens of the mini-batch
-            whatever the policy loss does; ``seq-mean-token-mean``, each response, then the responses; ``policy``, as
-            the policy loss (``loss_agg_mode``).
+            whatever the policy loss does; ``seq-mean-token-mean``, each response, then the responses;
+            ``same_as_policy_loss``, what ``loss_agg_mode`` says.
         correctness: which rollouts are correct, for group accuracy.
-        memory: what is remembered of each question, by methods that need it.
+        question_memory: what is remembered of each question, by methods that need it.
         on_missing_state: what to do on resume without a usable state of the controller: stop with an ``error``, or
             ``restart`` the controller.
-        limits: when a run that makes no progress is stopped, with the cause and the last good checkpoint.
+        watchdog: when a run that makes no progress is stopped, with the cause and the last good checkpoint.
     """
 
     method: str
@@ -130,9 +130,9 @@ class EntropyConfig:
     advantage_shaping: Any
     aggregation: str = "token-mean"
     correctness: CorrectnessConfig = field(default_factory=CorrectnessConfig)
-    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    question_memory: QuestionMemoryConfig = field(default_factory=QuestionMemoryConfig)
     on_missing_state: str = "error"
-    limits: LimitsConfig = field(default_factory=LimitsConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
 
     @property
     def pushed_measure(self) -> Measure:
@@ -152,12 +152,12 @@ class EntropyConfig:
         return self.uses_questions or any(part.uses_accuracy for part in parts)
 
     @property
-    def acts_beside_alpha(self) -> bool:
+    def has_shaping_without_alpha(self) -> bool:
         """Whether rewards or advantages are shaped by something else than alpha."""
         shaping = self.advantage_shaping
-        return self.reward_shaping.changes or (shaping.shapes and not shaping.steers)
+        return self.reward_shaping.changes or (shaping.shapes and not shaping.uses_alpha)
 
-    def over(self, total_steps: int) -> EntropyConfig:
+    def resolve(self, total_steps: int) -> EntropyConfig:
         """These settings for a run of so many global steps: parts that left that to the run are told."""
         told = {
             part: dataclasses.replace(getattr(self, part), total_steps=total_steps)
@@ -204,9 +204,9 @@ def to_mapping(config: EntropyConfig) -> dict[str, Any]:
         **parts,
         "aggregation": config.aggregation,
         "correctness": dataclasses.asdict(config.correctness),
-        "memory": dataclasses.asdict(config.memory),
+        "question_memory": dataclasses.asdict(config.question_memory),
         "on_missing_state": config.on_missing_state,
-        "limits": dataclasses.asdict(config.limits),
+        "watchdog": dataclasses.asdict(config.watchdog),
     }
 
 
@@ -232,8 +232,10 @@ class _Parser:
         on_missing_state = node.get("on_missing_state", "error")
         self._check_choice("entropy.on_missing_state", on_missing_state, ON_MISSING_STATE)
         correctness = self._settings("entropy.correctness", CorrectnessConfig(), node.get("correctness", {}))
-        memory = self._settings("entropy.memory", MemoryConfig(), node.get("memory", {}))
-        limits = self._settings("entropy.limits", LimitsConfig(), node.get("limits", {}))
+        question_memory = self._settings(
+            "entropy.question_memory", QuestionMemoryConfig(), node.get("question_memory", {})
+        )
+        watchdog = self._settings("entropy.watchdog", WatchdogConfig(), node.get("watchdog", {}))
         if self.problems:
             raise ConfigError(self.problems)
         return EntropyConfig(
@@ -241,9 +243,9 @@ class _Parser:
             **parts,
             aggregation=aggregation,
             correctness=correctness,
-            memory=memory,
+            question_memory=question_memory,
             on_missing_state=on_missing_state,
-            limits=limits,
+            watchdog=watchdog,
         )
 
     def _add(self, key: str, message: str, fix: str) -> None:
@@ -398,8 +400,8 @@ class _Parser:
         if regularizer.uses_target and pushed.kind != "same" and pushed != measure:
             self._add(
                 "entropy.pushed.kind",
-                f"the regularizer {regularizer.kind!r} draws what is pushed, {pushed.kind!r}, towards a target of what is "
-                f"measured, {measure.kind!r}",
+                f"the regularizer {regularizer.kind!r} draws the pushed entropy, {pushed.kind!r}, towards a target of "
+                f"the measured one, {measure.kind!r}",
                 "Set entropy/pushed=same, or entropy/regularizer=bonus.",
             )
 

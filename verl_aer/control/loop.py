@@ -120,7 +120,7 @@ class EntropyControl:
         bounds = self._target.bounds(self._state.initial_entropy, self._state.history)
         return self._penalty.signal(known, bounds, step)
 
-    def push(self, entropy: float, signal: Mapping[str, float]) -> float:
+    def bonus_slope(self, entropy: float, signal: Mapping[str, float]) -> float:
         """d value(H) / dH at ``entropy`` (nats per token): what alpha is multiplied by there; 1 for a plain bonus."""
         return float(self._penalty.slope(torch.tensor(entropy, dtype=torch.float64), signal))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from verl_aer.control.loop import ControlState, Decision
-from verl_aer.rollouts.groups import EASY_FROM, HARD_UP_TO
 
 
 class MetricsRow(NamedTuple):
@@ -28,8 +27,7 @@ class MetricSpec(NamedTuple):
     reading: str
 
 
-_HARD, _EASY = f"g <= {HARD_UP_TO}", f"g >= {EASY_FROM}"
-_MIDDLE = f"{HARD_UP_TO} < g < {EASY_FROM}"
+_HARD, _MEDIUM, _EASY = "g < 1/3", "1/3 <= g < 2/3", "g >= 2/3"
 
 METRICS = [
     MetricSpec("aer/alpha", "loss/nat", "alpha_t", "coefficient that this step trained with"),
@@ -59,7 +57,7 @@ METRICS = [
         "mean_i w_i",
         "mean weight of real rows; alpha times it is the mean coefficient; below 0.05 the log warns",
     ),
-    MetricSpec("aer/weight/positive_share", "1", "mean_q 1[w(q) > 0]", "share of prompts that explore"),
+    MetricSpec("aer/weight/nonzero_frac", "1", "mean_q 1[w(q) > 0]", "share of prompts that explore"),
     MetricSpec(
         "aer/accuracy/mean",
         "1",
@@ -67,12 +65,12 @@ METRICS = [
         "mean group accuracy; absent, with all that is by difficulty, where nothing says which rollouts are correct",
     ),
     MetricSpec(
-        "aer/accuracy/all_wrong_share",
+        "aer/accuracy/zero_frac",
         "1",
         "mean_q 1[g(q) = 0]",
         "no advantage there: entropy is the only gradient",
     ),
-    MetricSpec("aer/accuracy/all_right_share", "1", "mean_q 1[g(q) = 1]", "solved prompts, nothing left to learn"),
+    MetricSpec("aer/accuracy/one_frac", "1", "mean_q 1[g(q) = 1]", "solved prompts, nothing left to learn"),
     MetricSpec(
         "aer/accuracy/unreported",
         "rollouts",
@@ -80,7 +78,7 @@ METRICS = [
         "counted as wrong; above 0: see why the reward failed there",
     ),
     MetricSpec("aer/weight/hard", "1", f"mean_q w(q), {_HARD}", "absent in a step without such prompts"),
-    MetricSpec("aer/weight/middle", "1", f"mean_q w(q), {_MIDDLE}", "absent in a step without such prompts"),
+    MetricSpec("aer/weight/medium", "1", f"mean_q w(q), {_MEDIUM}", "absent in a step without such prompts"),
     MetricSpec("aer/weight/easy", "1", f"mean_q w(q), {_EASY}", "absent in a step without such prompts"),
     MetricSpec(
         "aer/entropy/hard",
@@ -89,16 +87,16 @@ METRICS = [
         "do hard prompts keep exploring? above aer/initial_entropy the log warns",
     ),
     MetricSpec(
-        "aer/entropy/middle",
+        "aer/entropy/medium",
         "nats/token",
-        f"token mean of H, {_MIDDLE}",
+        f"token mean of H, {_MEDIUM}",
         "absent in a step without such prompts",
     ),
     MetricSpec(
         "aer/entropy/easy", "nats/token", f"token mean of H, {_EASY}", "may fall: easy prompts get little or no bonus"
     ),
     MetricSpec(
-        "aer/push",
+        "aer/bonus_slope",
         "1",
         "d value(H)/dH at H_t",
         "what a nat more is worth to the regularizer, times alpha to the loss; below 0 the entropy is pushed down",
@@ -110,8 +108,13 @@ METRICS = [
         "mean_{i,t} abs(A' - A)",
         "how far advantage shaping moves a token; compare it with critic/advantages",
     ),
-    MetricSpec("aer/questions", "questions", "questions remembered", "at entropy.memory.capacity: some are forgotten"),
-    MetricSpec("aer/seconds", "s", "wall time", "time this package took in the step, on the driver"),
+    MetricSpec(
+        "aer/question_memory/size",
+        "questions",
+        "questions remembered",
+        "at entropy.question_memory.max_questions: some are forgotten",
+    ),
+    MetricSpec("timing_s/entropy_control", "s", "wall time", "time this package took in the step, on the driver"),
     MetricSpec(
         "actor/aer/entropy",
         "nats/token",

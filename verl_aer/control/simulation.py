@@ -21,7 +21,7 @@ from verl_aer.config.schema import EntropyConfig
 from verl_aer.control.loop import ControlState, EntropyControl
 from verl_aer.control.metrics import MetricsRow, decision_metrics
 from verl_aer.errors import InputError, VerlAerError
-from verl_aer.rollouts.groups import DIFFICULTY_BUCKETS, Groups
+from verl_aer.rollouts.groups import DIFFICULTIES, Groups, difficulty
 
 
 @dataclass(frozen=True)
@@ -89,18 +89,18 @@ def simulate(
     >>> round(rows[-1].data["aer/target"], 4), round(rows[-1].data["aer/entropy"], 4)
     (0.32, 0.32)
     """
-    config = config.over(steps)
+    config = config.resolve(steps)
     control = EntropyControl(config)
     noise = np.random.default_rng(plant.seed)
     entropy, rows = plant.initial, []
     for step in range(1, steps + 1):
         entropy = plant.bounded(entropy + (shocks or {}).get(step, 0.0))
         measured = entropy + plant.noise * noise.standard_normal()
-        push = control.push(measured, control.signal(measured, step)) + config.advantage_shaping.steers
+        slope = control.bonus_slope(measured, control.signal(measured, step)) + config.advantage_shaping.uses_alpha
         decision = control.observe(measured, step)
-        rows.append(MetricsRow(step, {**decision_metrics(decision, control.state), "aer/push": push}))
+        rows.append(MetricsRow(step, {**decision_metrics(decision, control.state), "aer/bonus_slope": slope}))
         # The step trained with the alpha from before its own observation.
-        entropy = plant.next_entropy(entropy, decision.alpha * push)
+        entropy = plant.next_entropy(entropy, decision.alpha * slope)
     return rows
 
 
@@ -156,7 +156,7 @@ def simulate_population(config: EntropyConfig, population: Population, steps: in
     >>> [round(rows[-1].data[name], 2) for name in ("aer/target", "aer/entropy", "aer/entropy/hard")]
     [0.18, 0.18, 0.47]
     """
-    config = config.over(steps)
+    config = config.resolve(steps)
     control, plant = EntropyControl(config), population.plant
     noise = np.random.default_rng(plant.seed)
     entropy, rows = np.full(population.prompts, plant.initial), []
@@ -164,14 +164,15 @@ def simulate_population(config: EntropyConfig, population: Population, steps: in
         groups = _groups(population.accuracy(step, steps), entropy, control.state.initial_entropy)
         weights = config.allocation.weights(groups)
         measured = entropy.mean() + plant.noise * noise.standard_normal()
-        push = control.push(measured, control.signal(measured, step)) + config.advantage_shaping.steers
+        slope = control.bonus_slope(measured, control.signal(measured, step)) + config.advantage_shaping.uses_alpha
         decision = control.observe(measured, step)
-        metrics = {"aer/push": push, "aer/weight/mean": float(weights.mean())}
-        for name, contains in DIFFICULTY_BUCKETS.items():
-            if contains(groups.accuracy).any():
-                metrics[f"aer/entropy/{name}"] = float(entropy[contains(groups.accuracy)].mean())
+        metrics = {"aer/bonus_slope": slope, "aer/weight/mean": float(weights.mean())}
+        bucket = difficulty(groups.accuracy)
+        for name in DIFFICULTIES:
+            if (bucket == name).any():
+                metrics[f"aer/entropy/{name}"] = float(entropy[bucket == name].mean())
         rows.append(MetricsRow(step, {**decision_metrics(decision, control.state), **metrics}))
-        coefficients = population.coefficients(decision.alpha * push, weights)
+        coefficients = population.coefficients(decision.alpha * slope, weights)
         entropy = np.array([plant.next_entropy(*of_prompt) for of_prompt in zip(entropy, coefficients, strict=True)])
     return rows
 

@@ -1,6 +1,6 @@
 """The controller's state as a file beside veRL's checkpoint: versioned, exact, whole or absent.
 
-    {"format": "verl_aer.entropy_control", "version": 3, "config": {...}, "state": {...}, "memory": {...},
+    {"format": "verl_aer.entropy_control", "version": 4, "config": {...}, "state": {...}, "memory": {...},
      "conditions": {...}, "sha256": "..."}
 
 Floats are written so that they read back bit for bit. What H0 means must not change between a save and a load: the
@@ -39,12 +39,12 @@ from verl_aer.parts.base import ROLES, get_part, part_names
 from verl_aer.rollouts.question_memory import Question, QuestionMemory
 
 FORMAT = "verl_aer.entropy_control"
-VERSION = 3
+VERSION = 4
 
 MEASURING_PARTS = ("measure", "token_selection")
 """Parts whose settings decide which entropy H0 is; a state is refused for others."""
 
-_NO_PART_IN_A_RESUME = ("method", "on_missing_state", "limits")
+_NO_PART_IN_A_RESUME = ("method", "on_missing_state", "watchdog")
 """Keys of the config that name nothing, or nothing that a resumed run does differently."""
 
 _SWITCH = "To restart the controller, set entropy.on_missing_state=restart."
@@ -186,24 +186,58 @@ def _from_version_2(document: dict[str, Any]) -> dict[str, Any]:
         "conditions": {},
         **document,
         "config": {
-            "token_selection": {"kind": "all"},
-            "regularizer": {"kind": "bonus"},
+            "selection": {"kind": "all"},
+            "penalty": {"kind": "bonus"},
             "reward_shaping": {"kind": "none"},
             "advantage_shaping": {"kind": "none"},
             **document["config"],
         },
-        "state": {names.get(name, name): value for name, value in document["state"].items()},
+        "state": _renamed(document["state"], names),
         "memory": {"questions": {}, "reward_shaping": {}},
     }
 
 
-_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_version_1, 2: _from_version_2}
+def _from_version_3(document: dict[str, Any]) -> dict[str, Any]:
+    """Version 3 had other names for parts and settings."""
+    sections = {
+        "functional": "measure",
+        "selection": "token_selection",
+        "penalty": "regularizer",
+        "memory": "question_memory",
+        "limits": "watchdog",
+    }
+    settings = {
+        "correctness": {"key": "reward_key"},
+        "memory": {"rise": "ema_up", "fall": "ema_down", "capacity": "max_questions"},
+        "limits": {"weight_update_seconds": "weight_sync_timeout_s", "generation_seconds": "rollout_timeout_s"},
+    }
+    config = {
+        sections.get(section, section): _renamed(value, settings[section]) if section in settings else value
+        for section, value in document["config"].items()
+    }
+    if config["aggregation"] == "policy":
+        config["aggregation"] = "same_as_policy_loss"
+    if config.get("allocation", {}).get("kind") == "historical":
+        config["allocation"] = {**config["allocation"], "kind": "historical_accuracy"}
+    return {**document, "config": config}
+
+
+def _renamed(settings: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(name, name): value for name, value in settings.items()}
+
+
+_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    1: _from_version_1,
+    2: _from_version_2,
+    3: _from_version_3,
+}
 """From a version's document to that of the next one."""
 
 _KEYS = {
     1: {"format", "version", "config", "state", "sha256"},
     2: {"format", "version", "config", "state", "sha256"},
     3: {"format", "version", "config", "state", "memory", "conditions", "sha256"},
+    4: {"format", "version", "config", "state", "memory", "conditions", "sha256"},
 }
 
 

@@ -42,8 +42,8 @@ class BatchRows:
     reward: ``(N,)`` float64, the reward before any KL penalty. acc: what the reward reports as each row's correctness,
     None where it reports no number. acc_is_reward: ``(N,)`` bool, where veRL reports the reward itself as that.
     entropy_nats: ``(N,)`` float64, the measure under the policy of the old log-probs, added up over the
-    response's tokens by the token selection's weights; None where veRL does not compute it (bypass mode). tokens: ``(N,)``
-    float64. question: id of each row's question, None where no part of the method asks for it. entropy, mask:
+    response's tokens by the token selection's weights; None where veRL does not compute it (bypass mode). tokens:
+    ``(N,)`` float64. question: id of each row's question, None where no part of the method asks for it. entropy, mask:
     ``(N, T)`` float32 and bool, None likewise.
     """
 
@@ -109,19 +109,19 @@ def read_rows(batch: KVBatchMeta, config: EntropyConfig, reward_is_colocated: bo
     Call it before veRL computes advantages: rollout correction rewrites ``response_mask`` there, and the controlled
     entropy is that of all response tokens.
     """
-    of_sample = config.measure.of_sample
-    fields = ["rm_scores", "response_mask", "extra_fields", "old_log_probs" if of_sample else "entropy"]
+    from_log_probs = config.measure.from_log_probs
+    fields = ["rm_scores", "response_mask", "extra_fields", "old_log_probs" if from_log_probs else "entropy"]
     fields += ["raw_prompt", "extra_info", "data_source"] if config.uses_questions else []
-    reported = [config.correctness.key, SCORE_KEY] if reward_is_colocated else []
+    reported = [config.correctness.reward_key, SCORE_KEY] if reward_is_colocated else []
     fields += [name for name in reported if name not in fields]
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
     uid, session, index = zip(*(_parse_key(key) for key in batch.keys), strict=True)
     is_padding = np.array([bool(tag.get("is_padding", False)) for tag in batch.tags])
     mask = [row.bool() for row in _rows_of(data["response_mask"])]
-    entropy = _token_entropies(data, of_sample)
+    entropy = _token_entropies(data, from_log_probs)
     reward = np.array([row.double().sum().item() for row in _rows_of(data["rm_scores"])])
     infos = _reward_infos(data, len(batch.keys), reported)
-    acc = [_number(info.get(config.correctness.key)) for info in infos]
+    acc = [_number(info.get(config.correctness.reward_key)) for info in infos]
     return BatchRows(
         uid=list(uid),
         session=np.array(session),
@@ -129,21 +129,26 @@ def read_rows(batch: KVBatchMeta, config: EntropyConfig, reward_is_colocated: bo
         is_padding=is_padding,
         reward=reward,
         acc=acc,
-        acc_is_reward=_are_the_reward(acc, reward, infos, config.correctness.key),
+        acc_is_reward=_are_the_reward(acc, reward, infos, config.correctness.reward_key),
         entropy_nats=None if entropy is None else _selected_sums(entropy, mask, config.token_selection),
         tokens=np.array([float(row.sum()) for row in mask]),
-        question=_read_questions(data, config.memory.question_key) if config.uses_questions else None,
+        question=_read_questions(data, config.question_memory.question_key) if config.uses_questions else None,
         entropy=_padded(entropy) if config.reward_shaping.uses_entropy and entropy is not None else None,
         mask=_padded(mask) if config.reward_shaping.uses_entropy else None,
     )
 
 
-def read_tokens(batch: KVBatchMeta, of_sample: bool, with_entropy: bool) -> Tokens:
+def read_tokens(batch: KVBatchMeta, from_log_probs: bool, with_entropy: bool) -> Tokens:
     """The advantages that veRL has computed, and what is known of the same tokens."""
-    fields = ["advantages", "response_mask", "old_log_probs", *(["entropy"] if with_entropy and not of_sample else [])]
+    fields = [
+        "advantages",
+        "response_mask",
+        "old_log_probs",
+        *(["entropy"] if with_entropy and not from_log_probs else []),
+    ]
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=fields)
     columns = {name: _padded(_rows_of(data[name])) for name in fields}
-    entropy = -columns["old_log_probs"] if of_sample else columns.get("entropy")
+    entropy = -columns["old_log_probs"] if from_log_probs else columns.get("entropy")
     mask = columns["response_mask"].bool()
     return Tokens(columns["advantages"], mask, columns["old_log_probs"], entropy)
 
@@ -202,13 +207,15 @@ def _padded(rows: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
 
 
-def _token_entropies(data: TensorDict, of_sample: bool) -> list[torch.Tensor] | None:
-    if of_sample:
+def _token_entropies(data: TensorDict, from_log_probs: bool) -> list[torch.Tensor] | None:
+    if from_log_probs:
         return [-row for row in _rows_of(data["old_log_probs"])]
     return list(_rows_of(data["entropy"])) if "entropy" in data else None
 
 
-def _selected_sums(entropy: list[torch.Tensor], mask: list[torch.Tensor], token_selection: TokenSelection) -> np.ndarray:
+def _selected_sums(
+    entropy: list[torch.Tensor], mask: list[torch.Tensor], token_selection: TokenSelection
+) -> np.ndarray:
     """Σ s·H of each row."""
     sums = []
     for values, row in zip(entropy, mask, strict=True):

@@ -61,7 +61,7 @@ def data_files(config: DictConfig, key: str) -> list[str]:
     return [name if "://" in name else str(Path(name).expanduser()) for name in names]
 
 
-def conditions(config: DictConfig) -> dict[str, Any]:
+def sampling_conditions(config: DictConfig) -> dict[str, Any]:
     """What moves the entropy beside the policy itself, by config key; data files by name and size."""
     keys = [
         "actor_rollout_ref.rollout.temperature",
@@ -89,7 +89,7 @@ def resume_warnings(config: DictConfig) -> list[str]:
         return []
     return [
         f"{change}: the entropy may move with it, and H0 stays what it was"
-        for change in changed_conditions(folder / STATE_FILE, conditions(config))
+        for change in changed_conditions(folder / STATE_FILE, sampling_conditions(config))
     ]
 
 

@@ -12,8 +12,8 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from verl_aer.integration.measure_request import mark_done, requested_measure
-from verl_aer.integration.loss import rows_with_a_term
+from verl_aer.integration.loss import rows_with_entropy_term
+from verl_aer.integration.measure_request import mark_measure_applied, requested_measure
 from verl_aer.kernels import MEASURES, logprob_and_entropy, recomputed_entropy
 from verl_aer.parts.measure import Full, Measure
 
@@ -62,7 +62,7 @@ class EntropyEngine(FSDPEngineWithLMHead):
 
         if not wanted:
             return {"log_probs": nested(log_probs)}
-        mark_done(micro_batch)
+        mark_measure_applied(micro_batch)
         return {"log_probs": nested(log_probs), "entropy": nested(entropy)}
 
     def _packed(self, output: Any, output_args: dict[str, Any]) -> Rows:
@@ -88,7 +88,7 @@ class EntropyEngine(FSDPEngineWithLMHead):
         # A token's distribution stands at the token before it.
         first, end = prompts - 1, prompts + responses - 1
         counted = (place >= first.repeat_interleave(lengths)) & (place < end.repeat_interleave(lengths))
-        counted &= rows_with_a_term(micro_batch).repeat_interleave(lengths)
+        counted &= rows_with_entropy_term(micro_batch).repeat_interleave(lengths)
         return torch.nn.functional.pad(counted.float(), (0, tokens - len(counted)))
 
     def _log_probs_and_entropy(

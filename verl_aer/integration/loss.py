@@ -23,7 +23,7 @@ from verl.workers.utils.losses import ppo_loss
 from verl.workers.utils.padding import no_padding_2_padding
 
 from verl_aer.integration.batch import WEIGHT_FIELD
-from verl_aer.integration.measure_request import require_done
+from verl_aer.integration.measure_request import require_measure_applied
 from verl_aer.parts.regularizer import Bonus, Regularizer
 from verl_aer.parts.token_selection import All, TokenSelection
 
@@ -51,8 +51,8 @@ def entropy_loss(
     data: TensorDict,
     dp_group: Any = None,
     *,
-    of_sample: bool = False,
-    measured_of_sample: bool | None = None,
+    from_log_probs: bool = False,
+    measured_from_log_probs: bool | None = None,
     token_selection: TokenSelection = ALL,
     regularizer: Regularizer = BONUS,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -66,8 +66,8 @@ def entropy_loss(
         model_output: ``log_probs`` and ``entropy`` of this micro-batch, as the engine returns them.
         data: the micro-batch, with ``entropy_weight`` ``(N,)`` and the number ``entropy_alpha``.
         dp_group: data-parallel group, unused: veRL's ``agg_loss`` normalizes by global counts.
-        of_sample: H is −log π of the sampled token, in place of the entropy of its distribution.
-        measured_of_sample: likewise for what is measured; None measures what is pushed.
+        from_log_probs: H is −log π of the sampled token, in place of the entropy of its distribution.
+        measured_from_log_probs: likewise for what is measured; None measures what is pushed.
         token_selection: which tokens count; s is without a gradient.
         regularizer: how a token's entropy enters the loss.
 
@@ -84,17 +84,17 @@ def entropy_loss(
         config=config, model_output=_for_verl(model_output, data), data=data, dp_group=dp_group
     )
 
-    entropy = _token_entropy(model_output, data, of_sample)  # (N, T)
+    entropy = _token_entropy(model_output, data, from_log_probs)  # (N, T)
     mask = data.select("response_mask").to_padded_tensor()["response_mask"].to(bool)  # (N, T)
-    mode = config.loss_agg_mode if aggregation == "policy" else aggregation
+    mode = config.loss_agg_mode if aggregation == "same_as_policy_loss" else aggregation
     token_weight = token_selection.weights(entropy.detach(), mask)  # s
     signal = _signal(data)
     # ppo_loss has just filled global_batch_info: the same global counts that normalize the policy loss.
     normalizer = config.global_batch_info
     measured = token_weight * entropy.detach()
-    if measured_of_sample not in (None, of_sample):
+    if measured_from_log_probs not in (None, from_log_probs):
         # Each measure selects its own tokens, as it does where it is measured before the update.
-        other = _token_entropy(model_output, data, measured_of_sample).detach()
+        other = _token_entropy(model_output, data, measured_from_log_probs).detach()
         measured = token_selection.weights(other, mask) * other
     term = agg_loss(weight * token_weight * regularizer.value(entropy, signal), mask, mode, **normalizer)
 
@@ -104,7 +104,7 @@ def entropy_loss(
         "actor/aer/entropy_term": alpha * term.detach(),
         "actor/aer/policy_gradient": _gradient_size(policy_loss, model_output["log_probs"]),
         "actor/aer/entropy_gradient": abs(alpha) * agg_loss(weight * token_weight * slope, mask, mode, **normalizer),
-        **_update_entropy(measured, mask & rows_with_a_term(data)[:, None], config),
+        **_update_entropy(measured, mask & rows_with_entropy_term(data)[:, None], config),
     }
     # All of them leave the device at once: a Metric takes its number there and then.
     numbers = torch.stack([value.double() for value in values.values()]).tolist()
@@ -112,7 +112,7 @@ def entropy_loss(
     return policy_loss - alpha * term, metrics
 
 
-def rows_with_a_term(data: TensorDict) -> torch.Tensor:
+def rows_with_entropy_term(data: TensorDict) -> torch.Tensor:
     """``(N,)`` bool: whose entropy is read, all rows but those of α · w = 0 where the batch says that they are not."""
     if not tu.get_non_tensor_data(data=data, key=WEIGHTED_ROWS_KEY, default=False):
         return torch.ones(data.batch_size[0], dtype=torch.bool, device=data["input_ids"].device)
@@ -157,13 +157,13 @@ def _required_weight(data: TensorDict) -> torch.Tensor:
     return weight.reshape(-1, 1)
 
 
-def _token_entropy(model_output: dict[str, torch.Tensor], data: TensorDict, of_sample: bool) -> torch.Tensor:
+def _token_entropy(model_output: dict[str, torch.Tensor], data: TensorDict, from_log_probs: bool) -> torch.Tensor:
     """H of each response token, ``(N, T)`` nats with gradient."""
-    if of_sample:
+    if from_log_probs:
         return -no_padding_2_padding(model_output["log_probs"], data)
     if "entropy" not in model_output:
         raise KeyError("the actor returned no token entropy: set actor_rollout_ref.actor.calculate_entropy=true")
-    require_done(data)
+    require_measure_applied(data)
     return no_padding_2_padding(model_output["entropy"], data)
 
 

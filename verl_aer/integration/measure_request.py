@@ -29,14 +29,14 @@ BACKENDS = ("fsdp", "fsdp2")
 """Values of ``actor.strategy`` whose engine computes measures of the logits."""
 
 
-def request_of(measure: Measure) -> str | None:
+def encode_measure(measure: Measure) -> str | None:
     """What to put into a batch under ``MEASURE_KEY``; None where veRL's engine computes all that is needed.
 
     >>> from verl_aer.parts.measure import Clamped, Full
-    >>> request_of(Clamped(p=0.3)), request_of(Full())
+    >>> encode_measure(Clamped(p=0.3)), encode_measure(Full())
     ('{"kind": "clamped", "p": 0.3}', None)
     """
-    if measure.kind == "full" or measure.of_sample:
+    if measure.kind == "full" or measure.from_log_probs:
         return None
     return json.dumps({"kind": measure.kind, **dataclasses.asdict(measure)})
 
@@ -49,7 +49,7 @@ def measured_in_update(entropy: EntropyConfig, bypass: bool) -> Measure:
 def requested_in_update(entropy: EntropyConfig, bypass: bool) -> Measure:
     """The measure of the logits that the update computes: the pushed one, or the measured one where it needs it."""
     pushed = entropy.pushed_measure
-    return measured_in_update(entropy, bypass) if pushed.of_sample else pushed
+    return measured_in_update(entropy, bypass) if pushed.from_log_probs else pushed
 
 
 def push_warnings(config: DictConfig, entropy: EntropyConfig) -> list[str]:
@@ -57,7 +57,7 @@ def push_warnings(config: DictConfig, entropy: EntropyConfig) -> list[str]:
     batch, actor = config.data.train_batch_size, config.actor_rollout_ref.actor
     is_on_policy = batch <= actor.ppo_mini_batch_size and actor.ppo_epochs == 1
     has_a_bonus = entropy.regularizer.kind == "bonus" and entropy.controller != Fixed(coefficient=0.0)
-    if not (entropy.pushed_measure.of_sample and has_a_bonus and is_on_policy):
+    if not (entropy.pushed_measure.from_log_probs and has_a_bonus and is_on_policy):
         return []
     return [
         f"entropy.pushed: the loss pushes {entropy.pushed_measure.kind!r}, and a step is one mini-batch and one "
@@ -76,12 +76,12 @@ def requested_measure(data: TensorDict) -> Measure | None:
     return get_part("measure", settings.pop("kind"))(**settings)
 
 
-def mark_done(data: TensorDict) -> None:
+def mark_measure_applied(data: TensorDict) -> None:
     """Say that the entropy of this micro-batch is the measure that it asked for."""
     tu.assign_non_tensor(data, **{DONE_KEY: True})
 
 
-def require_done(data: TensorDict) -> None:
+def require_measure_applied(data: TensorDict) -> None:
     """RuntimeError if a measure was asked for and an engine answered with the entropy of the whole vocabulary."""
     request = tu.get_non_tensor_data(data=data, key=MEASURE_KEY, default=None)
     if request is not None and not tu.get_non_tensor_data(data=data, key=DONE_KEY, default=False):

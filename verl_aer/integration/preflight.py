@@ -18,7 +18,7 @@ from verl.trainer.distillation import is_distillation_enabled
 from verl_aer.config.schema import ConfigError, EntropyConfig, Problem, parse_entropy_config
 from verl_aer.control.state_file import StateError
 from verl_aer.integration.checkpoint import STATE_FILE, data_files, read_resumed_state
-from verl_aer.integration.measure_request import BACKENDS, request_of
+from verl_aer.integration.measure_request import BACKENDS, encode_measure
 from verl_aer.integration.modes import TRAINER_MODES, PluginError, require_plugin
 from verl_aer.integration.reward_trial import Outcome, try_reward
 from verl_aer.methods.base import get_method
@@ -308,7 +308,7 @@ def _measure_is_computed(config: DictConfig, entropy: EntropyConfig) -> Iterator
     if entropy.pushed_measure == entropy.measure:
         del asked["entropy.pushed.kind"]
     for key, measure in asked.items():
-        if request_of(measure) is None:
+        if encode_measure(measure) is None:
             continue
         full = f"{key.removesuffix('.kind').replace('.', '/')}=full"
         if actor.strategy not in BACKENDS:
@@ -328,7 +328,7 @@ def _measure_is_computed(config: DictConfig, entropy: EntropyConfig) -> Iterator
 
 def _update_computes_one_measure(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
     measured, pushed = entropy.measure, entropy.pushed_measure
-    if bypasses_old_log_probs(config) and measured != pushed and not (measured.of_sample or pushed.of_sample):
+    if bypasses_old_log_probs(config) and measured != pushed and not (measured.from_log_probs or pushed.from_log_probs):
         yield Problem(
             "entropy.pushed.kind",
             f"in bypass mode {measured.kind!r} is measured in the update, where {pushed.kind!r} is pushed, and one "
@@ -375,7 +375,7 @@ def _reward_reports_correctness(config: DictConfig, entropy: EntropyConfig) -> I
 
 
 def _of_outcome(outcome: Outcome, function: str, entropy: EntropyConfig) -> Iterator[Problem]:
-    key, correctness = "reward.custom_reward_function", entropy.correctness.key
+    key, correctness = "reward.custom_reward_function", entropy.correctness.reward_key
     threshold = "entropy.correctness.threshold: an answer is then correct when its reward is above it."
     if outcome.failure is not None:
         yield Note(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from verl_aer.integration.batch import BatchRows
-from verl_aer.rollouts.groups import DIFFICULTY_BUCKETS, Groups
+from verl_aer.rollouts.groups import DIFFICULTIES, Groups, difficulty
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def group_metrics(updates: Sequence[PromptSummary]) -> dict[str, float]:
     )
     metrics = {
         "aer/weight/mean": (step.weight * step.rows).sum() / step.rows.sum(),
-        "aer/weight/positive_share": (step.weight > 0).mean(),
+        "aer/weight/nonzero_frac": (step.weight > 0).mean(),
     }
     if not np.isnan(step.accuracy).any():
         metrics |= _accuracy_metrics(step)
@@ -93,12 +93,13 @@ def group_metrics(updates: Sequence[PromptSummary]) -> dict[str, float]:
 def _accuracy_metrics(step: PromptSummary) -> dict[str, np.floating]:
     metrics = {
         "aer/accuracy/mean": step.accuracy.mean(),
-        "aer/accuracy/all_wrong_share": (step.accuracy == 0).mean(),
-        "aer/accuracy/all_right_share": (step.accuracy == 1).mean(),
+        "aer/accuracy/zero_frac": (step.accuracy == 0).mean(),
+        "aer/accuracy/one_frac": (step.accuracy == 1).mean(),
         "aer/accuracy/unreported": step.unreported.sum(),
     }
-    for name, contains in DIFFICULTY_BUCKETS.items():
-        prompts = contains(step.accuracy)
+    bucket = difficulty(step.accuracy)
+    for name in DIFFICULTIES:
+        prompts = bucket == name
         if not prompts.any():
             continue
         metrics[f"aer/weight/{name}"] = step.weight[prompts].mean()

@@ -39,15 +39,8 @@ from verl_aer.integration.batch import (
     read_tokens,
     write_advantages,
 )
-from verl_aer.integration.checkpoint import conditions, read_resumed_state, resume_warnings, state_path
+from verl_aer.integration.checkpoint import read_resumed_state, resume_warnings, sampling_conditions, state_path
 from verl_aer.integration.engine import install_entropy_engines
-from verl_aer.integration.measure_request import (
-    MEASURE_KEY,
-    measured_in_update,
-    push_warnings,
-    request_of,
-    requested_in_update,
-)
 from verl_aer.integration.loss import (
     ALPHA_KEY,
     SIGNAL_KEY,
@@ -55,6 +48,13 @@ from verl_aer.integration.loss import (
     UPDATE_TOKENS,
     WEIGHTED_ROWS_KEY,
     entropy_loss,
+)
+from verl_aer.integration.measure_request import (
+    MEASURE_KEY,
+    encode_measure,
+    measured_in_update,
+    push_warnings,
+    requested_in_update,
 )
 from verl_aer.integration.modes import TRAINER_MODES
 from verl_aer.integration.preflight import bypasses_old_log_probs, notes, preflight, read_entropy_config, stopping
@@ -91,7 +91,7 @@ class StepRecord:
     reward_changes: list[np.ndarray] = field(default_factory=list)
     advantage_changes: list[np.ndarray] = field(default_factory=list)
     remembered: int | None = None
-    push: float | None = None
+    bonus_slope: float | None = None
 
     def add_entropy(self, nats: float, tokens: float) -> None:
         self.entropy_nats += nats
@@ -110,9 +110,9 @@ class StepRecord:
         if self.advantage_changes:
             metrics["aer/advantage_change"] = float(np.concatenate(self.advantage_changes).mean())
         if self.remembered is not None:
-            metrics["aer/questions"] = self.remembered
-        if self.push is not None:
-            metrics["aer/push"] = self.push
+            metrics["aer/question_memory/size"] = self.remembered
+        if self.bonus_slope is not None:
+            metrics["aer/bonus_slope"] = self.bonus_slope
         return metrics
 
     @contextmanager
@@ -164,7 +164,7 @@ class EntropyTrainerMixin:
     @property
     def _settings_of_run(self) -> EntropyConfig:
         """What is trained with. Saved and compared is the config as it was written: a run may be resumed for more."""
-        return self.entropy_config.over(self.total_training_steps)
+        return self.entropy_config.resolve(self.total_training_steps)
 
     def _install_loss(self) -> None:
         actor_config = omega_conf_to_dataclass(self.config.actor_rollout_ref.actor)
@@ -173,8 +173,8 @@ class EntropyTrainerMixin:
             entropy_loss,
             actor_config,
             entropy.aggregation,
-            of_sample=entropy.pushed_measure.of_sample,
-            measured_of_sample=measured_in_update(entropy, bypasses_old_log_probs(self.config)).of_sample,
+            from_log_probs=entropy.pushed_measure.from_log_probs,
+            measured_from_log_probs=measured_in_update(entropy, bypasses_old_log_probs(self.config)).from_log_probs,
             token_selection=entropy.token_selection,
             regularizer=entropy.regularizer,
         )
@@ -195,7 +195,7 @@ class EntropyTrainerMixin:
             self._active_alerts, messages = new_alerts(metrics, self._active_alerts)
             for message in messages:
                 logger.warning("step %d: %s", self.global_steps, message)
-        metrics["aer/seconds"] = self._step_record.seconds
+        metrics["timing_s/entropy_control"] = self._step_record.seconds
         return batch
 
     def _observe(self) -> Decision | None:
@@ -218,7 +218,7 @@ class EntropyTrainerMixin:
 
     def _request_measure(self, batch: KVBatchMeta, measure: Measure) -> None:
         """Ask the next pass of the workers for ``measure``, whatever the pass before was asked for."""
-        request = request_of(measure)
+        request = encode_measure(measure)
         if request is None:
             batch.extra_info.pop(MEASURE_KEY, None)
         else:
@@ -270,7 +270,7 @@ class EntropyTrainerMixin:
             rows.question_of_prompt(rollouts.groups),
             rollouts.shortest_correct(),
             self.global_steps,
-            self.entropy_config.memory,
+            self.entropy_config.question_memory,
         )
         self.entropy_memory = replace(self.entropy_memory, questions=questions)
         self._step_record.remembered = len(questions.questions)
@@ -289,7 +289,7 @@ class EntropyTrainerMixin:
         shaping = self.entropy_config.advantage_shaping
         if not shaping.shapes:
             return batch
-        tokens = read_tokens(batch, self.entropy_config.measure.of_sample, shaping.uses_entropy)
+        tokens = read_tokens(batch, self.entropy_config.measure.from_log_probs, shaping.uses_entropy)
         shaped = shape_advantages(shaping, tokens, rollouts, weights, self.entropy_control.alpha)
         self._step_record.advantage_changes.append((shaped - tokens.advantages).abs()[tokens.mask].numpy())
         return write_advantages(batch, shaped)
@@ -313,7 +313,7 @@ class EntropyTrainerMixin:
         batch.extra_info[SIGNAL_KEY] = json.dumps(signal)
         # In bypass mode the controlled entropy is that of the update, and of all rows.
         batch.extra_info[WEIGHTED_ROWS_KEY] = not bypass
-        self._step_record.push = self.entropy_control.push(self._step_record.entropy, signal)
+        self._step_record.bonus_slope = self.entropy_control.bonus_slope(self._step_record.entropy, signal)
         batch = super()._update_actor(batch, metrics=metrics)
         nats, tokens = metrics.pop(UPDATE_ENTROPY_NATS), metrics.pop(UPDATE_TOKENS)
         if tokens:
@@ -329,7 +329,7 @@ class EntropyTrainerMixin:
             state_path(self.config, self.global_steps),
             self.entropy_control.state,
             self.entropy_config,
-            conditions(self.config),
+            sampling_conditions(self.config),
             self.entropy_memory,
         )
         super()._save_checkpoint()

@@ -7,10 +7,10 @@ Two waits of veRL's v1 trainers have no limit:
 * ``ReplayBuffer.sample``: it polls until enough prompts are done. Prompts of an agent worker that died never
   are, and those of a server that died come back without trajectories.
 
-Both waits look after the processes that they depend on here, and have a limit: ``entropy.limits``. A weight update
-may take ``weight_update_seconds``, by default ``actor_rollout_ref.nccl_timeout`` (veRL's key for operations of the
+Both waits look after the processes that they depend on here, and have a limit: ``entropy.watchdog``. A weight update
+may take ``weight_sync_timeout_s``, by default ``actor_rollout_ref.nccl_timeout`` (veRL's key for operations of the
 process group, 600); generation may take as long as rollouts are finished now and then, at least one in
-``generation_seconds``.
+``rollout_timeout_s``.
 
 What cannot be watched, as a custom agent-loop manager or sampler lacks it or another release of veRL names it
 otherwise, is a warning, and the run continues without that watch.
@@ -170,7 +170,7 @@ def call_with_limit(call: Callable[[], Any], seconds: float, watchdog: Watchdog)
             raise WeightUpdateTimeoutError(
                 f"no rollout server acknowledged the actor's weights within {seconds:g} s. A server that could "
                 "not load them has printed its own error above (look for EngineCore). If the model is merely "
-                "large, raise entropy.limits.weight_update_seconds."
+                "large, raise entropy.watchdog.weight_sync_timeout_s."
             )
     if "error" in outcome:
         raise outcome["error"]
@@ -202,7 +202,7 @@ class ProgressLimit:
             raise GenerationTimeoutError(
                 f"no rollout was finished within {self._seconds:g} s, with {progress}. Look in the log for what the "
                 "rollout servers, agent workers and reward workers said last. If single rollouts do take that long, "
-                "raise entropy.limits.generation_seconds."
+                "raise entropy.watchdog.rollout_timeout_s."
             )
 
 
@@ -297,7 +297,7 @@ class WatchdogMixin:
     def _watch_poll(self, buffer: ReplayBuffer) -> None:
         sampler_kwargs = self.config.trainer.v1.sampler.sampler_kwargs
         buffer.poll_interval = sampler_kwargs.get("poll_interval", buffer.poll_interval)
-        limit = ProgressLimit(self.entropy_config.limits.generation_seconds, buffer.poll_interval)
+        limit = ProgressLimit(self.entropy_config.watchdog.rollout_timeout_s, buffer.poll_interval)
         buffer._wait_for_next_poll = watched_poll(
             buffer._wait_for_next_poll, self._watchdog, limit, partial(rollout_counts, buffer)
         )
@@ -324,7 +324,7 @@ class WatchdogMixin:
 
     def _limit_weight_updates(self, manager: Any) -> None:
         update_weights = manager.update_weights
-        seconds = self.entropy_config.limits.weight_update_seconds or self.config.actor_rollout_ref.nccl_timeout
+        seconds = self.entropy_config.watchdog.weight_sync_timeout_s or self.config.actor_rollout_ref.nccl_timeout
 
         def update_weights_in_time(*args: Any, **kwargs: Any) -> Any:
             return call_with_limit(lambda: update_weights(*args, **kwargs), seconds, self._watchdog)

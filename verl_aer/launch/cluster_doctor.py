@@ -40,7 +40,7 @@ from verl_aer.launch.doctor import (
 )
 from verl_aer.launch.ray_node import split_host
 
-LOOK_SECONDS = 1.0
+POLL_INTERVAL_S = 1.0
 """Between two looks at who has joined."""
 CONNECT_SECONDS = 10
 REPORT_SECONDS = 240
@@ -148,7 +148,7 @@ def wait_for_nodes(expected: Sequence[str], gpus_per_node: int, seconds: float) 
         if missing != said:
             print(f"waiting: {missing}", flush=True)
             said = missing
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_INTERVAL_S)
 
 
 def joined_nodes() -> list[Node]:

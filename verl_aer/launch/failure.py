@@ -106,7 +106,7 @@ def root_cause(lines: Sequence[str]) -> list[str]:
 
 
 def strip_prefix(line: str) -> str:
-    """`line` without colour codes and without Ray's `(TaskRunner pid=123) `.
+    """`line` without color codes and without Ray's `(TaskRunner pid=123) `.
 
     >>> strip_prefix("(TaskRunner pid=123, ip=10.0.0.1) [verl_aer] ready")
     '[verl_aer] ready'

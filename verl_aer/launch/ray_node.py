@@ -33,7 +33,7 @@ LEAST_CPUS = 16
 core of a small node they would wait for each other for ever."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 """SIGUSR2 because srun hands it on: at SIGTERM it kills its step at once, which leaves no time to clean up."""
-LOOK_SECONDS = 0.5
+POLL_INTERVAL_S = 0.5
 """Between two looks at Ray's processes."""
 STOP_SECONDS = 5.0
 """What Ray's processes get to end by themselves; a cancelled job as a whole has 30, if Slurm's default stands."""
@@ -191,7 +191,7 @@ def run_node(args: argparse.Namespace) -> int:
             write_text_atomically(args.address_file, host_and_port(address, int(port)) + "\n")
         while process.poll() is None and not received:
             tree.watch()
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_INTERVAL_S)
     finally:
         deadline = time.monotonic() + STOP_SECONDS
         tree.end(hurry=lambda: time.monotonic() > deadline)

@@ -24,7 +24,7 @@ def aent() -> Method:
         measure=Clamped(),
         target=Band(),
         controller=DeadBand(),
-        standing="published",
+        provenance="published",
         source="arXiv 2509.03493",
         summary="AEnt: entropy without the least likely tokens, kept in a band",
         differences=(

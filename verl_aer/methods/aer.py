@@ -30,7 +30,7 @@ def aer() -> Method:
         measure=Full(),
         target=Anchored(),
         controller=Integral(),
-        standing="our reading",
+        provenance="reimplementation",
         source=SOURCE,
         summary="harder prompts get more entropy bonus; alpha holds the entropy at tau * H0",
         differences=(
@@ -38,7 +38,7 @@ def aer() -> Method:
             "and damping are ours, each a named option, and so are the floor of the mean weight and the ceiling of a "
             "prompt's entropy, which act where few prompts are below rho. tau = 0.4 is reported second-hand."
         ),
-        watch="aer/entropy comes down to aer/target and stays; aer/saturated_steps stays 0; aer/weight/positive_share",
+        watch="aer/entropy comes down to aer/target and stays; aer/saturated_steps stays 0; aer/weight/nonzero_frac",
     )
 
 
@@ -50,7 +50,7 @@ def aer_allocation_only() -> Method:
         measure=Full(),
         target=NoTarget(),
         controller=Fixed(),
-        standing="ablation",
+        provenance="ablation",
         source=SOURCE,
         summary="AER's allocation with a fixed alpha: no target, no controller",
         watch="aer/entropy: nothing holds it; aer/entropy/hard against aer/entropy/easy",
@@ -65,7 +65,7 @@ def aer_no_allocation() -> Method:
         measure=Full(),
         target=Anchored(),
         controller=Integral(),
-        standing="ablation",
+        provenance="ablation",
         source=SOURCE,
         summary="AER without its allocation: every trajectory gets alpha",
         watch="aer/entropy comes down to aer/target and stays; aer/saturated_steps stays 0",
@@ -80,7 +80,7 @@ def aer_absolute_target() -> Method:
         measure=Full(),
         target=Absolute(),
         controller=Integral(),
-        standing="ablation",
+        provenance="ablation",
         source=SOURCE,
         summary="AER with a given level of nats in place of tau * H0",
         watch="aer/entropy against aer/target, which does not follow the model; aer/saturated_steps stays 0",

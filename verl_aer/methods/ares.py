@@ -17,7 +17,7 @@ def ares() -> Method:
         none(),
         regularizer=NoRegularizer(),
         reward_shaping=Ares(),
-        standing="published",
+        provenance="published",
         source="arXiv 2510.08457",
         summary="ARES: rewards fewer stretches of high entropy on easy prompts and more on hard ones",
         watch="aer/reward_change; response_length/mean by difficulty",

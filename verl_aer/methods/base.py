@@ -16,8 +16,8 @@ from verl_aer.parts.reward_shaping import NoRewardShaping, RewardShaping
 from verl_aer.parts.target import Target
 from verl_aer.parts.token_selection import All, TokenSelection
 
-STANDINGS = ("published", "our reading", "baseline", "ablation", "own")
-"""How far a method's definition can be traced to its source; "own" is for those of users."""
+PROVENANCES = ("published", "reimplementation", "baseline", "ablation", "custom")
+"""How far a method's definition can be traced to its source; "custom" is for those of users."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Method:
 
     Args:
         allocation: an instance of a registered allocation; likewise the other parts.
-        standing: one of STANDINGS.
+        provenance: one of PROVENANCES.
         source: where the definition comes from.
         summary: one line for listings.
         aggregation: ``token-mean`` divides the entropy term by all response tokens of the global mini-batch
@@ -41,7 +41,7 @@ class Method:
     measure: Measure
     target: Target
     controller: Controller
-    standing: str
+    provenance: str
     source: str
     summary: str
     aggregation: str = "token-mean"
@@ -55,8 +55,8 @@ class Method:
     advantage_shaping: AdvantageShaping = field(default_factory=NoAdvantageShaping)
 
     def __post_init__(self) -> None:
-        if self.standing not in STANDINGS:
-            raise ValueError(f"standing must be one of {', '.join(STANDINGS)}, got {self.standing!r}")
+        if self.provenance not in PROVENANCES:
+            raise ValueError(f"provenance must be one of {', '.join(PROVENANCES)}, got {self.provenance!r}")
 
 
 _methods: dict[str, Callable[[], Method]] = {}

@@ -17,10 +17,10 @@ def fixed() -> Method:
         measure=Full(),
         target=NoTarget(),
         controller=Fixed(),
-        standing="baseline",
+        provenance="baseline",
         source="veRL 0.9.1, actor.entropy_coeff",
         summary="a constant entropy bonus for every trajectory, equal to veRL's entropy_coeff",
-        aggregation="policy",
+        aggregation="same_as_policy_loss",
         watch="aer/entropy: it collapses or explodes where the coefficient does not fit",
     )
 
@@ -33,7 +33,7 @@ def none() -> Method:
         measure=Full(),
         target=NoTarget(),
         controller=Fixed(coefficient=0.0),
-        standing="baseline",
+        provenance="baseline",
         source="veRL 0.9.1",
         summary="no entropy bonus: plain veRL with this package's metrics",
         watch="aer/entropy: how fast it falls without any help",

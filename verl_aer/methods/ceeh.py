@@ -33,7 +33,7 @@ def ceeh_me() -> Method:
         target=NoTarget(),
         controller=Schedule(),
         reward_shaping=Length(),
-        standing="published",
+        provenance="published",
         source="arXiv 2602.22642",
         summary="CEEH-ME: five times the entropy for questions below the average, shorter answers to solved ones",
         verl=_VERL,
@@ -62,7 +62,7 @@ def ceeh_ea() -> Method:
         regularizer=NoRegularizer(),
         advantage_shaping=EntropyBonus(),
         summary="CEEH-EA: a bonus on the advantage of uncertain tokens of questions below the average",
-        watch="aer/advantage_change above 0; aer/weight/positive_share: the questions that are shaped",
+        watch="aer/advantage_change above 0; aer/weight/nonzero_frac: the questions that are shaped",
         differences=(
             "As ceeh_me. a and kappa are those of other projects. H is of the policy of the old log-probs, and the sum "
             "is taken once a step: ports add it in every epoch, to advantages that already have it."

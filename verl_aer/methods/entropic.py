@@ -21,7 +21,7 @@ def entropic() -> Method:
         controller=ProportionalIntegral(),
         regularizer=NoRegularizer(),
         advantage_shaping=Signed(),
-        standing="published",
+        provenance="published",
         source="arXiv 2511.15248",
         summary="EntroPIC: a PI controller weighs good against bad tokens among those that the policy was sure of",
         watch="aer/entropy comes to aer/target; aer/alpha above 0 while it is below; aer/saturated_steps stays 0",

@@ -26,11 +26,11 @@ def epo() -> Method:
         target=History(),
         controller=Fixed(coefficient=0.001),
         regularizer=HistoryHinge(),
-        standing="published",
+        provenance="published",
         source="arXiv 2509.22576",
         summary="EPO: a small bonus, and a hinge that draws each token back into a band around past entropies",
         aggregation="seq-mean-token-mean",
-        watch="aer/push: the bonus less the hinge; aer/target moves with the run's mean entropy",
+        watch="aer/bonus_slope: the bonus less the hinge; aer/target moves with the run's mean entropy",
         differences=(
             "The paper's hinge. The authors' code adds a constant where a token is outside the band, which has no "
             "gradient; keeps its history by turn, filled up with zeros; and has another phase weight. A rollout of "

@@ -25,11 +25,11 @@ def siren() -> Method:
         target=Anchored(tau=1.0),
         controller=Fixed(coefficient=0.005),
         regularizer=SquaredAnchor(),
-        standing="published",
+        provenance="published",
         source="arXiv 2509.25133",
         summary="SIREN: the nucleus entropy of uncertain tokens, drawn to its value in the first step",
         aggregation="seq-mean-token-mean",
-        watch="aer/entropy stays near aer/initial_entropy; aer/push is above 0 while it is below",
+        watch="aer/entropy stays near aer/initial_entropy; aer/bonus_slope is above 0 while it is below",
         differences=(
             "The square is of the step's mean entropy and not of each micro-batch's: its gradient does not depend on "
             "how a batch is cut. The nucleus holds the token that crosses p, as the paper says; the authors' code "

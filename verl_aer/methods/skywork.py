@@ -24,7 +24,7 @@ def skywork() -> Method:
         pushed=Full(),
         target=Absolute(),
         controller=SignGated(),
-        standing="published",
+        provenance="published",
         source="arXiv 2505.22312",
         summary="Skywork-OR1: the coefficient steps up below a level of nats, and is withheld above it",
         differences="The coefficient is saved with each checkpoint; the authors' code does not save it.",

@@ -17,7 +17,7 @@ def steer() -> Method:
         none(),
         regularizer=NoRegularizer(),
         advantage_shaping=Steer(),
-        standing="published",
+        provenance="published",
         source="arXiv 2510.10150",
         summary="STEER: tokens whose update would change the entropy much count for less",
         watch="aer/advantage_change; aer/entropy falls more slowly than with none",

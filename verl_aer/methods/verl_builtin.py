@@ -16,7 +16,7 @@ ACTOR = "actor_rollout_ref.actor"
 def _without_a_term(source: str, summary: str, verl: dict[str, float | str]) -> Method:
     return replace(
         none(),
-        standing="published",
+        provenance="published",
         source=source,
         summary=summary,
         verl=verl,

@@ -32,7 +32,7 @@ class AdvantageShaping(Part, role="advantage_shaping"):
     uses_entropy: ClassVar[bool] = False
     """Whether it needs the tokens' entropies, which veRL does not have in bypass mode."""
 
-    steers: ClassVar[bool] = False
+    uses_alpha: ClassVar[bool] = False
     """Whether alpha steers the entropy through it: the synthetic plant then takes it for what a bonus does."""
 
     @abstractmethod
@@ -154,7 +154,7 @@ class Signed(AdvantageShaping):
     """
 
     uses_accuracy: ClassVar[bool] = False
-    steers: ClassVar[bool] = True
+    uses_alpha: ClassVar[bool] = True
 
     probability: float = 0.95
 

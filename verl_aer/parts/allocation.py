@@ -160,13 +160,14 @@ class Difficulty(Allocation):
         return weights + min(1.0, missing / room.mean()) * room
 
 
-@register_part("historical")
+@register_part("historical_accuracy")
 @dataclass
 class Historical(Allocation):
     """w(q) = hard_weight if Acc_h(q) < mean of Acc_h over all questions else easy_weight (CEEH, arXiv 2602.22642).
 
     Acc_h is the question's accuracy in the steps in which it came up, an average that rises faster than it falls
-    (entropy.memory.rise and fall); the threshold moves with the policy. Both include this step: that is our reading.
+    (entropy.question_memory.ema_up and ema_down); the threshold moves with the policy. Both include this step: that is
+    our reading.
 
     With the weights 5 and 1 alpha is CEEH-ME's lambda_0.
 

@@ -3,12 +3,12 @@
 A *part* plays one role. It is a dataclass whose fields are its settings:
 
     allocation         which trajectory gets how much exploration?     weights(groups) -> (P,), >= 0
-    measure         which entropy of a distribution is measured?    entropy(logits (T, V)) -> (T,) nats
+    measure            which entropy of a distribution is measured?    entropy(logits (T, V)) -> (T,) nats
     pushed             and which one does the loss push?               a measure, or ``same``
-    token_selection          which tokens of a response count?               weights(entropy, mask) -> (N, T), >= 0
+    token_selection    which tokens of a response count?               weights(entropy, mask) -> (N, T), >= 0
     target             which level is wanted?                          bounds(initial_entropy, history) -> nats or None
     controller         how does the global coefficient alpha move?     next_alpha(alpha, entropy, target, step)
-    regularizer            how does a token's entropy enter the loss?      value(entropy, signal) -> (N, T)
+    regularizer        how does a token's entropy enter the loss?      value(entropy, signal) -> (N, T)
     reward_shaping     what is added to a rollout's reward?            change(rollouts) -> (N,)
     advantage_shaping  what becomes of a token's advantage?            shape(tokens, ...) -> (N, T)
 

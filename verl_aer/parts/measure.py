@@ -30,7 +30,7 @@ class Same(Pushed):
 class Measure(Pushed, role="measure"):
     """Base of measures: from logits to one entropy per token."""
 
-    of_sample: ClassVar[bool] = False
+    from_log_probs: ClassVar[bool] = False
     """Whether it depends on the sampled token's probability alone: the log-probs that veRL has are then enough."""
 
     @abstractmethod
@@ -137,7 +137,7 @@ class Sampled(Measure):
     it is noise, and it acts off-policy only, from the second mini-batch of a step on. Measured it is always usable.
     """
 
-    of_sample: ClassVar[bool] = True
+    from_log_probs: ClassVar[bool] = True
 
     def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """H^ >= 0.

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from verl_aer.parts.base import Part, register_part
+from verl_aer.rollouts.groups import DIFFICULTIES, difficulty
 from verl_aer.rollouts.types import Rollouts, ShapingError
 
 Memory = Mapping[str, float]
@@ -102,7 +103,6 @@ def change_rewards(shaping: RewardShaping, rollouts: Rollouts, memory: Memory) -
     return change, memory
 
 
-BUCKETS = ("easy", "medium", "hard")
 _MARGIN = {"easy": 0.15, "medium": 0.25, "hard": 0.35}
 _HUBER = {"easy": 2.0, "medium": 3.0, "hard": 4.0}
 _TEMPERATURE = {"easy": 2.0, "medium": 2.5, "hard": 3.0}
@@ -165,9 +165,9 @@ class Ares(RewardShaping):
         ]
         memory = {**memory, **self._threshold(means, rollouts, memory)}
         counts = np.array([float((mean >= memory.get("threshold", np.inf)).sum()) for mean in means])
-        bucket = difficulty_buckets(rollouts.groups.accuracy)
+        bucket = difficulty(rollouts.groups.accuracy)
         change = np.zeros(len(counts))
-        for name in BUCKETS:
+        for name in DIFFICULTIES:
             rows = rollouts.is_last & np.append(bucket == name, False)[rollouts.groups.prompt_of_row]
             if rows.any():
                 memory = {**memory, **self._control(name, counts[rows].mean(), memory)}
@@ -226,15 +226,6 @@ def window_means(entropy: torch.Tensor, window: int) -> torch.Tensor:
     tensor([2., 4.])
     """
     return entropy[1:].unfold(0, window, 1).mean(dim=-1) if len(entropy) > window else entropy[:0]
-
-
-def difficulty_buckets(accuracy: np.ndarray) -> np.ndarray:
-    """easy from 2/3 on, medium from 1/3 on, else hard.
-
-    >>> difficulty_buckets(np.array([1.0, 2 / 3, 0.5, 1 / 3, 0.25])).tolist()
-    ['easy', 'easy', 'medium', 'medium', 'hard']
-    """
-    return np.where(accuracy >= 2 / 3, "easy", np.where(accuracy >= 1 / 3, "medium", "hard"))
 
 
 def _huber(x: np.ndarray, kappa: float) -> np.ndarray:

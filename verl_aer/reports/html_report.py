@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from verl_aer._tables import as_html
-from verl_aer.reports.plots import arm_colours, arm_name, plot_panels
+from verl_aer.reports.plots import arm_colors, arm_name, plot_panels
 from verl_aer.reports.summary import Seed, advice_on_bounds, summarize, summary_table
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def html_report(
 
 
 def _legend(arms: Mapping[str, Sequence[Seed]]) -> str:
-    colours = arm_colours(arms)
+    colors = arm_colors(arms)
     names = {label: html.escape(arm_name(label, len(seeds))) for label, seeds in arms.items()}
-    marks = [f'<span style="color:{colours[label]}">■</span> {names[label]}' for label in arms]
+    marks = [f'<span style="color:{colors[label]}">■</span> {names[label]}' for label in arms]
     return f"<p>{' &nbsp; '.join(marks)}</p>"
 
 

@@ -24,7 +24,7 @@ NEUTRAL = {
 
 HEADER = """# The methods
 
-Written by `verl-aer methods --markdown`. *standing* says how far a definition can be traced: *published* is what the
+Written by `verl-aer methods --markdown`. *provenance* says how far a definition can be traced: *published* is what the
 paper or the authors' code says, with the differences named; *our reading* is a method whose body we did not have.
 Choose one with `+entropy=NAME`, see [the README](../README.md#your-own-run). A part that a row does not name is
 `pushed: same`, `token_selection: all`, `regularizer: bonus`, and no shaping of rewards or advantages.
@@ -80,13 +80,13 @@ LEFT_OUT = Table(
 
 
 def method_table() -> Table:
-    """One row a method: its parts, standing, source and what it does."""
+    """One row a method: its parts, provenance, source and what it does."""
     methods = {name: get_method(name) for name in method_names()}
     rows = [
-        [name, " × ".join(_named_parts(method)), method.standing, method.source, method.summary]
+        [name, " × ".join(_named_parts(method)), method.provenance, method.source, method.summary]
         for name, method in methods.items()
     ]
-    return Table("methods, each a composition of parts", ["method", "parts", "standing", "source", "in short"], rows)
+    return Table("methods, each a composition of parts", ["method", "parts", "provenance", "source", "in short"], rows)
 
 
 def source_table() -> Table:
@@ -94,7 +94,7 @@ def source_table() -> Table:
     rows = []
     for name in method_names():
         method = get_method(name)
-        if method.standing in ("published", "our reading"):
+        if method.provenance in ("published", "reimplementation"):
             agrees = "differs" if method.differences else "agrees"
             rows.append([name, method.source, agrees, method.differences or "As published."])
     return Table("Ours against the source", ["method", "source", "", "where and why"], rows)
@@ -137,7 +137,7 @@ def _joined(lines: Iterable[str]) -> str:
 
 def _method_lines(name: str) -> list[str]:
     method = get_method(name)
-    lines = [f"{name}: {method.summary}", f"standing: {method.standing}", f"source: {method.source}", ""]
+    lines = [f"{name}: {method.summary}", f"provenance: {method.provenance}", f"source: {method.source}", ""]
     lines += (inspect.getdoc(method_builder(name)) or "").splitlines()
     for kind in ROLES:
         lines += ["", *_part_lines(kind, getattr(method, kind))]

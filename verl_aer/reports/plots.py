@@ -3,7 +3,7 @@ the coefficient by difficulty bucket, and training accuracy.
 
 A log is bold in its running mean, which is centered on its step, and light in its raw trace. Several logs under
 one label are the seeds of one arm: the bold line is the mean of their running means, the band goes from the
-lowest to the highest of them, and each seed is a thin line. A label has one colour in every panel and in every figure.
+lowest to the highest of them, and each seed is a thin line. A label has one color in every panel and in every figure.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {
+COLORS = {
     "aer": "#0072B2",
     "fixed": "#D55E00",
     "none": "#555555",
@@ -35,15 +35,15 @@ COLOURS = {
     "aer_no_allocation": "#CC79A7",
     "aer_absolute_target": "#8C6BB1",
 }
-"""Okabe and Ito's colours, apart for colour-blind readers too; other labels take the spare ones in turn."""
-SPARE_COLOURS = (
+"""Okabe and Ito's colors, apart for color-blind readers too; other labels take the spare ones in turn."""
+SPARE_COLORS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8C6BB1", "#8B5A2B", "#B2B200",
 )  # fmt: skip
 
 BUCKETS = {
-    "hard": ("solid", "hard ≤ ¼"),
-    "middle": ((0, (5, 2)), "middle"),
-    "easy": ((0, (1, 1.6)), "easy ≥ ¾"),
+    "hard": ("solid", "hard < ⅓"),
+    "medium": ((0, (5, 2)), "medium"),
+    "easy": ((0, (1, 1.6)), "easy ≥ ⅔"),
 }
 """Line style and legend text (group accuracy) of the difficulty buckets of the metrics `aer/weight/...`."""
 
@@ -76,14 +76,14 @@ def plot_runs(
         InputError: no arm, or an arm's seeds have no step in common.
     """
     with _style() as plt:
-        colours = arm_colours(arms)
+        colors = arm_colors(arms)
         rows = 2 if _of_rollouts(arms) else 1
         figure, axes = plt.subplots(rows, 2, figsize=(9.2, 0.7 + 2.7 * rows), dpi=DPI, facecolor="white")
         for panel, panel_axes in zip(PANELS[: 2 * rows], axes.flat, strict=True):
-            panel(panel_axes, arms, colours)
+            panel(panel_axes, arms, colors)
         if log_entropy:
             _logarithmic(axes.flat[0])
-        _caption(figure, command, title, _legend(figure, arms, colours))
+        _caption(figure, command, title, _legend(figure, arms, colors))
     return figure
 
 
@@ -100,10 +100,10 @@ def plot_panels(arms: Mapping[str, Sequence[Seed]]) -> list[Figure]:
     """
     figures = []
     with _style() as plt:
-        colours = arm_colours(arms)
+        colors = arm_colors(arms)
         for panel in PANELS:
             figure, axes = plt.subplots(figsize=(4.6, 3.1), dpi=DPI, facecolor="white")
-            panel(axes, arms, colours)
+            panel(axes, arms, colors)
             figure.tight_layout()
             figures.append(figure)
     return figures
@@ -118,8 +118,8 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     plt.close(figure)
 
 
-def arm_colours(arms: Iterable[str]) -> dict[str, str]:
-    """The colour of each label.
+def arm_colors(arms: Iterable[str]) -> dict[str, str]:
+    """The color of each label.
 
     Raises:
         InputError: no label.
@@ -127,10 +127,10 @@ def arm_colours(arms: Iterable[str]) -> dict[str, str]:
     labels = list(arms)
     if not labels:
         raise InputError("no metrics log to plot")
-    taken = [COLOURS[label] for label in labels if label in COLOURS]
-    spare = [colour for colour in SPARE_COLOURS if colour not in taken]
-    others = [label for label in labels if label not in COLOURS]
-    return {label: COLOURS[label] for label in labels if label in COLOURS} | {
+    taken = [COLORS[label] for label in labels if label in COLORS]
+    spare = [color for color in SPARE_COLORS if color not in taken]
+    others = [label for label in labels if label not in COLORS]
+    return {label: COLORS[label] for label in labels if label in COLORS} | {
         label: spare[index % len(spare)] for index, label in enumerate(others)
     }
 
@@ -149,10 +149,10 @@ def _style() -> Iterator[ModuleType]:
         yield plt
 
 
-def _draw_entropy(axes: Axes, arms: Mapping[str, Sequence[Seed]], colours: Mapping[str, str]) -> None:
+def _draw_entropy(axes: Axes, arms: Mapping[str, Sequence[Seed]], colors: Mapping[str, str]) -> None:
     for label, seeds in arms.items():
-        _draw(axes, _first_trace(seeds, "aer/entropy", "actor/entropy"), colours[label])
-        _draw_target(axes, _first_trace(seeds, "aer/target"), colours[label])
+        _draw(axes, _first_trace(seeds, "aer/entropy", "actor/entropy"), colors[label])
+        _draw_target(axes, _first_trace(seeds, "aer/target"), colors[label])
     if axes.has_data():
         # Entropy has a floor that matters, collapse to 0; accuracy is read by its changes.
         axes.set_ylim(bottom=0.0)
@@ -172,27 +172,27 @@ def _logarithmic(axes: Axes) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _draw_alpha(axes: Axes, arms: Mapping[str, Sequence[Seed]], colours: Mapping[str, str]) -> None:
+def _draw_alpha(axes: Axes, arms: Mapping[str, Sequence[Seed]], colors: Mapping[str, str]) -> None:
     for label, seeds in arms.items():
-        _draw(axes, _first_trace(seeds, "aer/alpha"), colours[label])
+        _draw(axes, _first_trace(seeds, "aer/alpha"), colors[label])
     _label_axes(axes, "Coefficient α", "loss units per nat")
 
 
-def _draw_buckets(axes: Axes, arms: Mapping[str, Sequence[Seed]], colours: Mapping[str, str]) -> None:
+def _draw_buckets(axes: Axes, arms: Mapping[str, Sequence[Seed]], colors: Mapping[str, str]) -> None:
     for label, seeds in arms.items():
         for bucket, (line_style, _) in BUCKETS.items():
-            _draw_bucket(axes, _coefficient(seeds, bucket), colours[label], line_style)
+            _draw_bucket(axes, _coefficient(seeds, bucket), colors[label], line_style)
     _label_axes(axes, "α · weight", "loss units per nat")
     if axes.lines:
         _bucket_legend(axes)
 
 
-def _draw_accuracy(axes: Axes, arms: Mapping[str, Sequence[Seed]], colours: Mapping[str, str]) -> None:
+def _draw_accuracy(axes: Axes, arms: Mapping[str, Sequence[Seed]], colors: Mapping[str, str]) -> None:
     for label, seeds in arms.items():
         # A log of ours without accuracy is of rewards that do not say what is correct: their mean is no share.
         ours = any("aer/alpha" in row.data for rows in seeds for row in rows)
         names = ["aer/accuracy/mean", *([] if ours else ["critic/score/mean"])]
-        _draw(axes, _first_trace(seeds, *names), colours[label])
+        _draw(axes, _first_trace(seeds, *names), colors[label])
     _label_axes(axes, "Training accuracy", "share of rollouts right")
 
 
@@ -251,30 +251,28 @@ def centered_mean(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
     return first + (summed[..., ends] - summed[..., starts]) / (ends - starts)
 
 
-def _draw(axes: Axes, trace: Trace | None, colour: str) -> None:
+def _draw(axes: Axes, trace: Trace | None, color: str) -> None:
     """Raw trace light and running mean bold for one seed; thin lines, band and mean for several."""
     if trace is None:
         return
     smoothed = centered_mean(trace.values)
     if len(trace.values) == 1:
-        axes.plot(trace.steps, trace.values[0], color=colour, linewidth=0.7, alpha=0.3)
+        axes.plot(trace.steps, trace.values[0], color=color, linewidth=0.7, alpha=0.3)
     else:
-        axes.fill_between(
-            trace.steps, smoothed.min(axis=0), smoothed.max(axis=0), color=colour, alpha=0.13, linewidth=0
-        )
-        axes.plot(trace.steps, smoothed.T, color=colour, linewidth=0.6, alpha=0.45)
-    axes.plot(trace.steps, smoothed.mean(axis=0), color=colour, linewidth=2.0, solid_capstyle="round")
+        axes.fill_between(trace.steps, smoothed.min(axis=0), smoothed.max(axis=0), color=color, alpha=0.13, linewidth=0)
+        axes.plot(trace.steps, smoothed.T, color=color, linewidth=0.6, alpha=0.45)
+    axes.plot(trace.steps, smoothed.mean(axis=0), color=color, linewidth=2.0, solid_capstyle="round")
 
 
-def _draw_bucket(axes: Axes, trace: Trace | None, colour: str, line_style: object) -> None:
+def _draw_bucket(axes: Axes, trace: Trace | None, color: str, line_style: object) -> None:
     if trace is not None:
         mean = centered_mean(trace.values).mean(axis=0)
-        axes.plot(trace.steps, mean, color=colour, linewidth=1.6, linestyle=line_style)
+        axes.plot(trace.steps, mean, color=color, linewidth=1.6, linestyle=line_style)
 
 
-def _draw_target(axes: Axes, trace: Trace | None, colour: str) -> None:
+def _draw_target(axes: Axes, trace: Trace | None, color: str) -> None:
     if trace is not None:
-        axes.plot(trace.steps, trace.values.mean(axis=0), color=colour, linewidth=1.3, linestyle=(0, (4, 2.5)))
+        axes.plot(trace.steps, trace.values.mean(axis=0), color=color, linewidth=1.3, linestyle=(0, (4, 2.5)))
 
 
 def _label_axes(axes: Axes, title: str, unit: str) -> None:
@@ -292,12 +290,12 @@ def _label_axes(axes: Axes, title: str, unit: str) -> None:
         axes.text(0.5, 0.5, "not in these logs", transform=axes.transAxes, ha="center", color=FAINT_INK)
 
 
-def _legend(figure: Figure, arms: Mapping[str, Sequence[object]], colours: Mapping[str, str]) -> int:
+def _legend(figure: Figure, arms: Mapping[str, Sequence[object]], colors: Mapping[str, str]) -> int:
     """Names of the arms below the heading; how many rows they take."""
     from matplotlib.lines import Line2D
 
     names = [arm_name(label, len(seeds)) for label, seeds in arms.items()]
-    handles = [Line2D([], [], color=colours[label], linewidth=2.6) for label in arms]
+    handles = [Line2D([], [], color=colors[label], linewidth=2.6) for label in arms]
     figure.legend(
         handles,
         names,

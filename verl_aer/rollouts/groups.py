@@ -9,25 +9,27 @@ says nothing about how often the policy solves the prompt.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from verl_aer.errors import VerlAerError
 
-HARD_UP_TO = 0.25
-"""Prompts of at most this accuracy are reported as hard; not tied to rho, so that runs can be compared."""
+DIFFICULTIES = ("easy", "medium", "hard")
+"""The buckets of prompts, by group accuracy. They do not depend on rho, so that runs can be compared."""
 
-EASY_FROM = 0.75
-"""Prompts of at least this accuracy are reported as easy; what lies between is middle."""
+EASY_FROM, MEDIUM_FROM = 2 / 3, 1 / 3
+"""Bounds of the buckets: those of ARES (arXiv 2510.08457)."""
 
-DIFFICULTY_BUCKETS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "hard": lambda accuracy: accuracy <= HARD_UP_TO,
-    "middle": lambda accuracy: (accuracy > HARD_UP_TO) & (accuracy < EASY_FROM),
-    "easy": lambda accuracy: accuracy >= EASY_FROM,
-}
-"""Where metrics report a prompt, from group accuracy ``(P,)``; weights never depend on it."""
+
+def difficulty(accuracy: np.ndarray) -> np.ndarray:
+    """Name the bucket of each prompt: easy from 2/3 on, medium from 1/3 on, else hard.
+
+    >>> difficulty(np.array([1.0, 2 / 3, 0.5, 1 / 3, 0.25])).tolist()
+    ['easy', 'easy', 'medium', 'medium', 'hard']
+    """
+    return np.where(accuracy >= EASY_FROM, "easy", np.where(accuracy >= MEDIUM_FROM, "medium", "hard"))
 
 
 ON_MISSING = ("error", "wrong")
@@ -146,7 +148,7 @@ def judge(
 
 
 _NOTHING_SAYS = (
-    "nothing says which rollouts are correct: the reward reports no number under entropy.correctness.key, and "
+    "nothing says which rollouts are correct: the reward reports no number under entropy.correctness.reward_key, and "
     "entropy.correctness.threshold is not set. Let the reward return that key (0 or 1), or set the threshold above "
     "which a reward means a correct answer (0 for rewards of +-1)."
 )
@@ -158,9 +160,9 @@ def _verdicts(correct: np.ndarray, unreported: np.ndarray, problem: str) -> Verd
 
 def _only_some(row: int) -> str:
     return (
-        f"the reward reports a number under entropy.correctness.key for some rollouts only (not for row {row}). Let it "
-        "return that key for every rollout, a wrong or empty answer included, or count such rollouts as wrong with "
-        "entropy.correctness.on_missing=wrong."
+        f"the reward reports a number under entropy.correctness.reward_key for some rollouts only (not for row {row}). "
+        "Let it return that key for every rollout, a wrong or empty answer included, or count such rollouts as wrong "
+        "with entropy.correctness.on_missing=wrong."
     )
 
 
@@ -187,8 +189,8 @@ def _not_in_unit_interval(correct: np.ndarray) -> str:
         return ""
     return (
         f"row {bad[0]} reports correctness {correct[bad[0]]}, which is not in [0, 1]. Let the reward return 0 or 1 "
-        "under entropy.correctness.key, or set entropy.correctness.threshold: an answer is then correct when its "
-        "reward is above it, whatever the reward reports."
+        "under entropy.correctness.reward_key, or set entropy.correctness.threshold: an answer is then correct when "
+        "its reward is above it, whatever the reward reports."
     )
 
 

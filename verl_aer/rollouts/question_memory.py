@@ -1,6 +1,6 @@
 """What is remembered of each question between the steps in which it comes up.
 
-    Acc_h(x) <- (1 - eta) * Acc_h(x) + eta * Acc(x),   eta = rise if Acc_h(x) < Acc(x) else fall
+    Acc_h(x) <- (1 - eta) * Acc_h(x) + eta * Acc(x),   eta = ema_up if Acc_h(x) < Acc(x) else ema_down
     L_x      <- min(L_x, shortest correct response of the step)
 
 Acc(x) is the mean correctness of all rollouts of x in the step, and Acc_h(x) = Acc(x) where x comes up for the first
@@ -43,25 +43,25 @@ class Observation(NamedTuple):
 
 
 @dataclass
-class MemoryConfig:
+class QuestionMemoryConfig:
     """How questions are recognised and remembered.
 
     Args:
         question_key: name of a stable id in the data set's ``extra_info``; where a row has none, data source and
             prompt are its id.
-        capacity: most questions that are remembered, >= 1; those that came up longest ago are forgotten first.
-        rise: weight of a new accuracy in the remembered one where it is above it, in (0, 1].
-        fall: weight of a new accuracy elsewhere, in (0, 1].
+        max_questions: most questions that are remembered, >= 1; those that came up longest ago are forgotten first.
+        ema_up: weight of a new accuracy in the remembered one where it is above it, in (0, 1].
+        ema_down: weight of a new accuracy elsewhere, in (0, 1].
     """
 
     question_key: str = "question_id"
-    capacity: int = 100_000
-    rise: float = 0.2
-    fall: float = 0.05
+    max_questions: int = 100_000
+    ema_up: float = 0.2
+    ema_down: float = 0.05
 
     def problems(self) -> list[tuple[str, str]]:
-        found = [("capacity", ">= 1")] if self.capacity < 1 else []
-        return found + [(name, "in (0, 1]") for name in ("rise", "fall") if not 0 < getattr(self, name) <= 1]
+        found = [("max_questions", ">= 1")] if self.max_questions < 1 else []
+        return found + [(name, "in (0, 1]") for name in ("ema_up", "ema_down") if not 0 < getattr(self, name) <= 1]
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,10 @@ class QuestionMemory:
             return None
         return sum(question.accuracy for question in self.questions.values()) / len(self.questions)
 
-    def after(self, observations: Sequence[Observation], step: int, config: MemoryConfig) -> QuestionMemory:
+    def after(self, observations: Sequence[Observation], step: int, config: QuestionMemoryConfig) -> QuestionMemory:
         """The memory after a step's groups; several groups of one question count as one of all their rollouts.
 
-        >>> config = MemoryConfig(rise=0.5, fall=0.1)
+        >>> config = QuestionMemoryConfig(ema_up=0.5, ema_down=0.1)
         >>> memory = QuestionMemory().after([Observation("x", 0.5, 4, shortest=9)], step=1, config=config)
         >>> memory.after([Observation("x", 1.0, 4, 7), Observation("x", 0.5, 4, 8)], 2, config).questions["x"]
         Question(accuracy=0.625, shortest=7, step=2)
@@ -91,7 +91,7 @@ class QuestionMemory:
             accuracy = observed.accuracy if known is None else _moved(known.accuracy, observed.accuracy, config)
             lengths = [length for length in (known and known.shortest, observed.shortest) if length is not None]
             questions[observed.question] = Question(accuracy, min(lengths, default=None), step)
-        return QuestionMemory(_newest(questions, config.capacity))
+        return QuestionMemory(_newest(questions, config.max_questions))
 
 
 def remember(
@@ -100,7 +100,7 @@ def remember(
     questions: Sequence[str],
     shortest: np.ndarray,
     step: int,
-    config: MemoryConfig,
+    config: QuestionMemoryConfig,
 ) -> tuple[QuestionMemory, Groups]:
     """The memory after a step, and its groups with what is remembered of their questions.
 
@@ -149,7 +149,8 @@ def question_id(extra_info: Any, data_source: Any, prompt: Any, key: str) -> str
     except TypeError as error:
         raise InputError(
             f"a question has no {key!r} in the data set's extra_info, and its prompt gives no stable id ({error}). Add "
-            f"extra_info.{key} to every row, or name another column of extra_info in entropy.memory.question_key."
+            f"extra_info.{key} to every row, or name another column of extra_info in "
+            "entropy.question_memory.question_key."
         ) from error
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -185,14 +186,14 @@ def _as_one(question: str, groups: list[Observation]) -> Observation:
     return Observation(question, solved / size, size, min(lengths, default=None))
 
 
-def _moved(accuracy: float, observed: float, config: MemoryConfig) -> float:
-    eta = config.rise if accuracy < observed else config.fall
+def _moved(accuracy: float, observed: float, config: QuestionMemoryConfig) -> float:
+    eta = config.ema_up if accuracy < observed else config.ema_down
     return (1 - eta) * accuracy + eta * observed
 
 
-def _newest(questions: dict[str, Question], capacity: int) -> dict[str, Question]:
-    if len(questions) <= capacity:
+def _newest(questions: dict[str, Question], max_questions: int) -> dict[str, Question]:
+    if len(questions) <= max_questions:
         return questions
     # By id where steps are equal: what is forgotten does not depend on the order in which rows came.
-    newest = sorted(questions, key=lambda name: (-questions[name].step, name))[:capacity]
+    newest = sorted(questions, key=lambda name: (-questions[name].step, name))[:max_questions]
     return {name: questions[name] for name in newest}

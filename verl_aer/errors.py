@@ -18,7 +18,7 @@
     ├── VerifierError (RuntimeError)        rewards.verifier: the answer checker's process cannot be used
     ├── NodeError (ValueError)              ray_node: a node of a Slurm job cannot start its Ray
     ├── ClusterError (ValueError)           integration.ray_cluster: no cluster, or not the whole one
-    ├── PluginError (RuntimeError)          integration.plugin: veRL could not load this package
+    ├── PluginError (RuntimeError)          integration.availability: veRL could not load this package
     ├── RunStoppedError (RuntimeError)      integration.watchdog: a run that would not end on its own
     │   ├── WorkerDiedError
     │   ├── WeightUpdateTimeoutError

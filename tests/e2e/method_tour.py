@@ -9,10 +9,10 @@ from __future__ import annotations
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
 
-from verl_aer import EntropyControl, get_method, method_names
+from verl_aer import get_method, method_names
 from verl_aer._import_hooks import after_import
-from verl_aer.control.state_file import RunMemory
-from verl_aer.integration.modes import TRAINER_MODES
+from verl_aer.control.step import StepControl
+from verl_aer.integration.availability import TRAINER_MODES
 
 STEPS = 3
 """Of each method; the state is saved before the last of them."""
@@ -40,7 +40,7 @@ def register() -> None:
     from transfer_queue import KVBatchMeta
     from verl.trainer.ppo.v1.trainer_base import register_trainer
 
-    from verl_aer.integration.preflight import preflight, read_entropy_config
+    from verl_aer.integration.preflight import check_config
     from verl_aer.integration.trainer import EntropyTrainerSync
 
     @register_trainer("aer_tour")
@@ -69,25 +69,25 @@ def register() -> None:
                 for key in ("policy_loss", "clip_ratio_low", "clip_ratio_high"):
                     OmegaConf.update(actor, key, preset.actor_rollout_ref.actor[key])
                 self.config.trainer.v1.trainer_mode = "aer_tour"
-            assert preflight(self.config) == []
+            checked = check_config(self.config)
+            assert (checked.problems, checked.notes) == ([], [])
             self.config.trainer.v1.trainer_mode = "sync"
-            self.entropy_config = read_entropy_config(self.config)
-            self.entropy_control = EntropyControl(self.entropy_config.resolve(self.total_training_steps))
-            self.entropy_memory = RunMemory()
+            self.entropy_config = checked.entropy
+            self.step_control = StepControl(self.entropy_config.resolve(self.total_training_steps), self.entropy_source)
             self._install_loss()
             print(f"[tour] step {self.global_steps}: {method}", flush=True)
 
         def _resume(self) -> None:
-            step, before = self.global_steps, (self.entropy_control.state, self.entropy_memory)
+            step, before = self.global_steps, (self.step_control.control.state, self.step_control.memory)
             with open_dict(self.config):
                 self.config.trainer.resume_mode = "resume_path"
                 self.config.trainer.resume_from_path = f"{self.config.trainer.default_local_dir}/global_step_{step - 1}"
-            self.entropy_control, self.entropy_memory = None, None
+            self.step_control = None
             self._load_checkpoint()
             self.config.trainer.resume_mode = "disable"
             assert self.global_steps == step - 1
             self.global_steps = step
-            assert (self.entropy_control.state, self.entropy_memory) == before
+            assert (self.step_control.control.state, self.step_control.memory) == before
             self._install_loss()
 
 

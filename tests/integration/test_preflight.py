@@ -21,10 +21,10 @@ import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer import EntropyControl, method_names, parse_entropy_config
 from verl_aer.config.schema import ConfigError, Problem
 from verl_aer.control.state_file import load_run, save_state
-from verl_aer.integration import callback, plugin
+from verl_aer.integration import availability, callback
 from verl_aer.integration import preflight as module
 from verl_aer.integration.checkpoint import resume_warnings, sampling_conditions
-from verl_aer.integration.preflight import Note, notes, preflight, stopping
+from verl_aer.integration.preflight import CheckedConfig, Note, check_config
 from verl_aer.integration.reward_trial import Outcome
 
 REWARD = """
@@ -66,9 +66,15 @@ def composed(files: dict[str, Path], *overrides: str) -> DictConfig:
         return compose("aer_trainer", overrides=[*good_overrides(files), *overrides])
 
 
+def everything(config: DictConfig, on_driver: bool = False) -> list[Problem]:
+    """Problems and notes."""
+    checked = check_config(config, on_driver=on_driver)
+    return [*checked.problems, *checked.notes]
+
+
 def problems_of(files: dict[str, Path], *overrides: str) -> dict[str, str]:
     """Key → message and fix of every problem; the reward function is not called."""
-    return by_key(preflight(composed(files, *overrides)))
+    return by_key(everything(composed(files, *overrides)))
 
 
 def by_key(problems: list[Problem]) -> dict[str, str]:
@@ -161,8 +167,8 @@ def test_a_bad_setting_is_named_with_its_fix(files, overrides, key, said):
 
 
 def test_a_plug_in_that_failed_stops_a_run_that_asks_for_it(files, monkeypatch):
-    monkeypatch.setattr(plugin, "failures", ["a part failed: ImportError: no such name"])
-    (problem,) = stopping(preflight(composed(files)))
+    monkeypatch.setattr(availability, "failures", ["a part failed: ImportError: no such name"])
+    (problem,) = check_config(composed(files)).problems
     assert problem.key == "verl_aer"
     assert "no such name" in problem.message
     assert "verl-aer doctor" in problem.fix
@@ -225,11 +231,11 @@ def test_in_bypass_mode_one_pass_computes_one_measure_of_the_logits(files):
 
 def test_a_target_that_nothing_uses_is_a_note(files):
     fixed = ["entropy/controller=fixed", "entropy/target=absolute", "entropy.target.entropy=0.3"]
-    (note,) = preflight(composed(files, *fixed))
+    (note,) = everything(composed(files, *fixed))
     assert isinstance(note, Note)
     assert "'fixed' does not use the target 'absolute'" in note.message
-    assert preflight(composed(files, "entropy/controller=fixed", "entropy/target=none")) == []
-    assert preflight(composed(files, *fixed, "entropy/regularizer=squared_anchor")) == []
+    assert everything(composed(files, "entropy/controller=fixed", "entropy/target=none")) == []
+    assert everything(composed(files, *fixed, "entropy/regularizer=squared_anchor")) == []
 
 
 def test_group_of_one_is_fine_where_difficulty_is_not_asked(files):
@@ -247,7 +253,7 @@ def test_group_of_one_is_fine_where_difficulty_is_not_asked(files):
 )
 def test_a_reward_without_correctness_needs_a_threshold(files, body, overrides, is_refused):
     files["reward"].write_text(REWARD.format(body=body))
-    found = by_key(preflight(composed(files, *overrides), on_driver=True))
+    found = by_key(everything(composed(files, *overrides), on_driver=True))
     assert ("reward.custom_reward_function" in found) == is_refused
     if is_refused:
         assert "entropy.correctness.threshold" in found["reward.custom_reward_function"]
@@ -268,9 +274,9 @@ def calls(monkeypatch) -> list[tuple]:
 
 def test_the_reward_is_called_once_and_on_the_driver_only(files, calls):
     config = composed(files, "+reward.custom_reward_function.reward_kwargs.scale=2")
-    assert preflight(config) == []
+    assert everything(config) == []
     assert calls == []
-    assert preflight(config, on_driver=True) == []
+    assert everything(config, on_driver=True) == []
     ((path, name, kwargs, answer),) = calls
     assert (path, name, kwargs) == (str(files["reward"]), "compute_score", {"scale": 2})
     assert answer == {"data_source": "test", "solution_str": "", "ground_truth": "2", "extra_info": {"index": 0}}
@@ -286,7 +292,7 @@ def test_the_reward_is_called_once_and_on_the_driver_only(files, calls):
     ],
 )
 def test_the_reward_is_not_called_where_it_cannot_or_need_not(files, calls, override):
-    preflight(composed(files, override), on_driver=True)
+    check_config(composed(files, override), on_driver=True)
     assert calls == []
 
 
@@ -300,9 +306,9 @@ def test_the_reward_is_not_called_where_it_cannot_or_need_not(files, calls, over
 )
 def test_what_a_reward_says_of_an_empty_answer_stops_no_run(files, monkeypatch, outcome, said):
     monkeypatch.setattr(module, "try_reward", lambda *call: outcome)
-    found = preflight(composed(files), on_driver=True)
-    assert stopping(found) == []
-    (note,) = notes(found)
+    found = check_config(composed(files), on_driver=True)
+    assert found.problems == []
+    (note,) = found.notes
     assert note.key == "reward.custom_reward_function"
     assert said in note.message
 
@@ -310,7 +316,7 @@ def test_what_a_reward_says_of_an_empty_answer_stops_no_run(files, monkeypatch, 
 @pytest.mark.parametrize("outcome", [Outcome(), Outcome(number=0.0), Outcome(number=1.0), Outcome(keys=["acc"])])
 def test_a_reward_that_may_be_right_is_not_mentioned(files, monkeypatch, outcome):
     monkeypatch.setattr(module, "try_reward", lambda *call: outcome)
-    assert preflight(composed(files), on_driver=True) == []
+    assert everything(composed(files), on_driver=True) == []
 
 
 def fail(*args):
@@ -326,24 +332,24 @@ def fail_late(*args):
 def test_a_check_that_fails_itself_is_a_note_and_the_others_are_made(files, monkeypatch, checks):
     monkeypatch.setattr(module, checks, [fail, *getattr(module, checks)])
     config = composed(files, "trainer.device=cuda")
-    found = preflight(config, on_driver=True)
-    assert [problem.key for problem in stopping(found)] == ["trainer.device"]
-    assert notes(found) == [
+    found = check_config(config, on_driver=True)
+    assert [problem.key for problem in found.problems] == ["trainer.device"]
+    assert found.notes == [
         Note("preflight (fail)", "the check itself failed: RuntimeError: two lines", "The run does not need it.")
     ]
 
 
 def test_what_a_check_has_found_before_it_fails_is_kept(files, monkeypatch):
     monkeypatch.setattr(module, "CONFIG_CHECKS", [fail_late])
-    found = preflight(composed(files))
-    assert [problem.key for problem in found] == ["a.key", "preflight (fail late)"]
-    assert [problem.key for problem in stopping(found)] == ["a.key"]
+    found = check_config(composed(files))
+    assert [problem.key for problem in found.problems] == ["a.key"]
+    assert [note.key for note in found.notes] == ["preflight (fail late)"]
 
 
 def test_every_check_survives_a_config_that_is_not_verls(files):
-    found = preflight(OmegaConf.create({"entropy": {"method": "aer"}}), elsewhere=True, on_driver=True)
-    assert stopping(found) == []
-    failed = {note.key for note in notes(found)}
+    found = check_config(OmegaConf.create({"entropy": {"method": "aer"}}), elsewhere=True, on_driver=True)
+    assert found.problems == []
+    failed = {note.key for note in found.notes}
     assert {"preflight (trainer mode)", "preflight (groups are groups)", "preflight (state can be resumed)"} <= failed
 
 
@@ -353,17 +359,17 @@ def test_an_entropy_node_that_cannot_be_read_is_one_problem(files):
 
 
 def test_the_driver_prints_notes_and_goes_on_and_ends_with_problems(files, monkeypatch, capsys):
-    found = [Note("a.key", "may be wrong", "Look at it.")]
+    found = CheckedConfig(None, [], [Note("a.key", "may be wrong", "Look at it.")])
     seen = []
 
     def fake(config, on_driver=False):
         seen.append(on_driver)
         return found
 
-    monkeypatch.setattr(callback, "preflight", fake)
+    monkeypatch.setattr(callback, "check_config", fake)
     callback.RunCallback().on_job_start(composed(files))
     assert capsys.readouterr().err == "[verl_aer] note: a.key: may be wrong. Look at it.\n"
-    found.append(Problem("another.key", "is wrong", "Change it."))
+    found.problems.append(Problem("another.key", "is wrong", "Change it."))
     with pytest.raises(SystemExit):
         callback.RunCallback().on_job_start(composed(files))
     said = capsys.readouterr().err
@@ -448,7 +454,7 @@ def test_a_damaged_state_is_refused_with_its_path_and_the_switch(files, damage):
     damaged = {
         "truncated": text[: len(text) // 2],
         "corrupted": text.replace('"step": 3', '"step": 4'),
-        "newer": text.replace('"version": 3', '"version": 4'),
+        "newer": text.replace('"version": 4', '"version": 5'),
     }
     if damage == "missing":
         path.unlink()

@@ -21,12 +21,11 @@ from verl_aer import method_names, parse_entropy_config
 from verl_aer.config.schema import ConfigError, Problem
 from verl_aer.control.state_file import save_state
 from verl_aer.integration import trainer as module
-from verl_aer.integration.batch import BatchRows
 from verl_aer.integration.loss import ALPHA_KEY, SIGNAL_KEY, UPDATE_ENTROPY_NATS, UPDATE_TOKENS, WEIGHTED_ROWS_KEY
 from verl_aer.integration.measure_request import MEASURE_KEY
-from verl_aer.integration.preflight import Note
+from verl_aer.integration.preflight import CheckedConfig, Note, read_entropy_config
 from verl_aer.rollouts.groups import CorrectnessError
-from verl_aer.rollouts.types import Tokens
+from verl_aer.rollouts.types import BatchRows, Tokens
 
 
 def composed(*overrides: str):
@@ -63,6 +62,7 @@ class Base:
     update_actor = True
     total_training_steps = 100
     hands_the_batch_on = False
+    resumed_step = 0
 
     def __init__(self, config) -> None:
         self.config = config
@@ -111,13 +111,18 @@ class Trainer(module.EntropyTrainerMixin, Base):
     pass
 
 
+def without_problems(config) -> CheckedConfig:
+    return CheckedConfig(read_entropy_config(config), [], [])
+
+
 @pytest.fixture
 def make(monkeypatch):
     """A trainer whose batches hold ``queue``'s rows; ``weights`` collects what is sent."""
-    monkeypatch.setattr(module, "preflight", lambda config: [])
+    monkeypatch.setattr(module, "check_config", without_problems)
 
     def build(*overrides: str, queue: list[BatchRows]):
         trainer = Trainer(composed(*overrides))
+        trainer._load_checkpoint()
         trainer.weights = []
         monkeypatch.setattr(module, "read_rows", lambda batch, config, reward_is_colocated: queue.pop(0))
 
@@ -402,7 +407,7 @@ def test_several_local_updates_are_one_controller_update(make):
     trainer.local_updates = 2
     metrics = run_step(trainer)
     assert metrics["aer/entropy"] == pytest.approx(0.625, abs=1e-15)
-    assert trainer.entropy_control.state.updates == 1
+    assert trainer.step_control.control.state.updates == 1
     assert trainer.sent == [0.0, 0.0]
 
 
@@ -440,8 +445,8 @@ def test_questions_are_remembered_between_steps_and_weigh(make):
     assert trainer.weights[0].tolist() == [5.0, 5.0, 1.0, 1.0, 0.0]
     assert metrics["aer/question_memory/size"] == 2
     run_step(trainer)
-    assert trainer.entropy_memory.questions.questions["x"].step == 2
-    assert set(trainer.entropy_memory.questions.questions) == {"x", "y", "z"}
+    assert trainer.step_control.memory.questions.questions["x"].step == 2
+    assert set(trainer.step_control.memory.questions.questions) == {"x", "y", "z"}
 
 
 def test_rewards_are_shaped_before_and_advantages_after_verls_estimator(make, monkeypatch):
@@ -486,16 +491,16 @@ def test_without_an_actor_update_nothing_is_observed(make):
     metrics = run_step(trainer)
     assert "aer/entropy" not in metrics
     assert (metrics["aer/alpha"], metrics["aer/alpha_next"]) == (0.0, 0.0)
-    assert trainer.entropy_control.state.step == 0
+    assert trainer.step_control.control.state.step == 0
 
 
 @pytest.mark.guards("bug 4")
 def test_evaluation_leaves_the_control_alone(make):
     trainer = make(*HALF, queue=[rows(1.0), rows(0.25), rows(0.25)])
     run_step(trainer)
-    before = trainer.entropy_control.state
+    before = trainer.step_control.control.state
     trainer._validate()
-    assert trainer.entropy_control.state is before
+    assert trainer.step_control.control.state is before
     run_step(trainer)
     trainer._validate()
     assert run_step(trainer)["aer/updates"] == 3
@@ -549,7 +554,7 @@ def test_a_resumed_run_says_which_settings_changed_and_keeps_its_h0(make, tmp_pa
     folder = f"trainer.default_local_dir={tmp_path}"
     first = make(*HALF, folder, queue=[rows(1.0), rows(0.25)])
     run_step(first), run_step(first)
-    save_state(tmp_path / "global_step_2" / "aer_state.json", first.entropy_control.state, first.entropy_config)
+    save_state(tmp_path / "global_step_2" / "aer_state.json", first.step_control.control.state, first.entropy_config)
     resume = ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={tmp_path / 'global_step_2'}"]
     second = make("entropy.target.tau=0.5", "entropy.controller.maximum=0.01", folder, *resume, queue=[rows(0.25)])
     second.resumed_step = 2
@@ -583,7 +588,7 @@ def test_where_responses_count_alike_a_prompts_entropy_is_their_mean(make):
     flat = replace(rows(1.0), entropy_nats=np.array([4.4, 4.4, 4.4, 4.4, 1e9]))
     trainer = make(*HALF, *by_response, queue=[flat, of_prompts(1.0, 0.0)])
     run_step(trainer), run_step(trainer)
-    assert trainer.entropy_control.state.initial_entropy == pytest.approx(1.1)
+    assert trainer.step_control.control.state.initial_entropy == pytest.approx(1.1)
     assert trainer.weights[1].tolist() == [0.0] * 5
 
 
@@ -604,19 +609,22 @@ def test_hard_prompts_above_h0_are_warned_of_once(make, caplog):
 
 
 def test_notes_are_logged_and_problems_stop_the_trainer_which_calls_no_reward(make, monkeypatch, caplog):
-    found = [Note("a.key", "may be wrong", "Look at it.")]
+    problems: list[Problem] = []
+    found = CheckedConfig(
+        parse_entropy_config({"method": "aer"}), problems, [Note("a.key", "may be wrong", "Look at it.")]
+    )
     trainer = make(queue=[])
     # Of the config only: the driver has called the reward function.
-    monkeypatch.setattr(module, "preflight", lambda config: found)
+    monkeypatch.setattr(module, "check_config", lambda config: found)
     type(trainer)(composed())
     assert "a.key: may be wrong. Look at it." in caplog.text
-    found.append(Problem("another.key", "is wrong", "Change it."))
+    problems.append(Problem("another.key", "is wrong", "Change it."))
     with pytest.raises(ConfigError, match=r"1 problem[^\0]*another\.key"):
         type(trainer)(composed())
 
 
 def test_our_name_gets_verls_own_buffer_for_the_mode(monkeypatch):
-    monkeypatch.setattr(module, "preflight", lambda config: [])
+    monkeypatch.setattr(module, "check_config", without_problems)
     config = composed("trainer.v1.sampler.sampler_kwargs.poll_interval=0.125")
     trainer = get_trainer_cls("aer_sync")(config=config)
     # Under the name aer_sync veRL would take the asynchronous buffer and refuse a generation batch size.
@@ -628,7 +636,7 @@ def test_our_name_gets_verls_own_buffer_for_the_mode(monkeypatch):
 @pytest.mark.parametrize(("mode", "updates"), MODES, ids=str)
 @pytest.mark.guards("T3")
 def test_every_mode_keeps_verls_own_switches_under_our_name(monkeypatch, mode, updates):
-    monkeypatch.setattr(module, "preflight", lambda config: [])
+    monkeypatch.setattr(module, "check_config", without_problems)
     config = composed(
         f"trainer.v1.trainer_mode=aer_{mode}",
         "trainer.v1.separate_async.parameter_sync_step=3",

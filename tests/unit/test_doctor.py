@@ -12,7 +12,7 @@ import pytest
 from verl_aer.launch import doctor
 from verl_aer.launch.doctor import FAIL, OK, WARN, Check, Probe
 
-ROOT = Path(doctor.__file__).resolve().parents[1]
+ROOT = Path(doctor.__file__).resolve().parents[2]
 
 
 def fake_package(folder: Path, name: str, code: str, version: str = "1.0") -> None:
@@ -191,12 +191,12 @@ def test_notes_are_marked_and_fail_nothing(monkeypatch: pytest.MonkeyPatch, caps
 
     seen = []
 
-    def preflight(config: object, elsewhere: bool, on_driver: bool) -> list[module.Problem]:
+    def check_config(config: object, elsewhere: bool, on_driver: bool) -> module.CheckedConfig:
         seen.append(on_driver)
-        return [module.Note("a.key", "may be wrong", "Look at it."), *problems]
+        return module.CheckedConfig(None, problems, [module.Note("a.key", "may be wrong", "Look at it.")])
 
     problems: list[module.Problem] = []
-    monkeypatch.setattr(module, "preflight", preflight)
+    monkeypatch.setattr(module, "check_config", check_config)
     assert doctor.doctor(["+entropy=aer"], config_only=True) == 0
     output = capsys.readouterr().out
     assert "note  config  a.key: may be wrong\n" in output

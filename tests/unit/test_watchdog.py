@@ -242,7 +242,9 @@ class Trainer:
 
     def __init__(self, buffer=None):
         self.config = watched_config()
-        self.entropy_config = SimpleNamespace(watchdog=SimpleNamespace(rollout_timeout_s=2.0, weight_sync_timeout_s=None))
+        self.entropy_config = SimpleNamespace(
+            watchdog=SimpleNamespace(rollout_timeout_s=2.0, weight_sync_timeout_s=None)
+        )
         self.sent = []
         self.actor_rollout_wg = SimpleNamespace(workers=[FakeActor(None)])
         self.checkpoint_manager = SimpleNamespace(update_weights=self._send)

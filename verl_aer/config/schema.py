@@ -27,7 +27,7 @@ from verl_aer.errors import VerlAerError
 from verl_aer.methods.base import Method, get_method, method_names
 from verl_aer.parts.base import ROLES, get_part, part_names, suggestion
 from verl_aer.parts.measure import Measure
-from verl_aer.rollouts.groups import ON_MISSING
+from verl_aer.rollouts.groups import CorrectnessConfig
 from verl_aer.rollouts.question_memory import QuestionMemoryConfig
 
 Settings = TypeVar("Settings")
@@ -63,26 +63,6 @@ class ConfigError(VerlAerError, ValueError):
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = [f"  {number}. {problem}" for number, problem in enumerate(problems, start=1)]
         super().__init__("\n".join([f"the entropy control found {count} in the config:", *lines]))
-
-
-@dataclass
-class CorrectnessConfig:
-    """Which rollouts are correct: reward > ``threshold`` where that is set, else the reward's own ``reward_key``.
-
-    Args:
-        reward_key: name of the correctness, a value in [0, 1], in what the reward function returns.
-        threshold: a rollout is correct if its reward is above this, whatever else is returned; null takes the key.
-        on_missing: what happens with a rollout without the key once others had it: ``error``, or it counts as
-            ``wrong``, with a warning and a count.
-    """
-
-    reward_key: str = "acc"
-    threshold: float | None = None
-    on_missing: str = "wrong"
-
-    def problems(self) -> list[tuple[str, str]]:
-        """Any name and any threshold may be right."""
-        return [] if self.on_missing in ON_MISSING else [("on_missing", f"one of {', '.join(ON_MISSING)}")]
 
 
 @dataclass

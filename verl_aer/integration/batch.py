@@ -8,7 +8,6 @@ tag ``is_padding`` and a copy of a real row's reward fields; they belong to no p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
@@ -18,11 +17,10 @@ import transfer_queue as tq
 from tensordict import TensorDict, is_non_tensor
 from transfer_queue import KVBatchMeta
 
-from verl_aer.config.schema import CorrectnessConfig, EntropyConfig
+from verl_aer.config.schema import EntropyConfig
 from verl_aer.parts.token_selection import TokenSelection
-from verl_aer.rollouts.groups import Groups, Verdicts, VerdictsSoFar, group_rows, judge
 from verl_aer.rollouts.question_memory import question_id
-from verl_aer.rollouts.types import Rollouts, Tokens
+from verl_aer.rollouts.types import BatchRows, Tokens
 
 WEIGHT_FIELD = "entropy_weight"
 """TransferQueue field, ``(N,)`` float32: each trajectory's share of the global coefficient."""
@@ -32,70 +30,6 @@ FILLED_IN_KEY = "acc"
 
 SCORE_KEY = "score"
 """What every dict has that a reward function returns to veRL's reward managers, which report all of it."""
-
-
-@dataclass(frozen=True)
-class BatchRows:
-    """A training batch as the entropy control sees it; N rows in the order of the batch's keys.
-
-    uid: prompt of each row, ``(N,)``; session, index: ``(N,)`` int; is_padding: ``(N,)`` bool.
-    reward: ``(N,)`` float64, the reward before any KL penalty. acc: what the reward reports as each row's correctness,
-    None where it reports no number. acc_is_reward: ``(N,)`` bool, where veRL reports the reward itself as that.
-    entropy_nats: ``(N,)`` float64, the measure under the policy of the old log-probs, added up over the
-    response's tokens by the token selection's weights; None where veRL does not compute it (bypass mode). tokens:
-    ``(N,)`` float64. question: id of each row's question, None where no part of the method asks for it. entropy, mask:
-    ``(N, T)`` float32 and bool, None likewise.
-    """
-
-    uid: list[str]
-    session: np.ndarray
-    index: np.ndarray
-    is_padding: np.ndarray
-    reward: np.ndarray
-    acc: Sequence[float | None]
-    acc_is_reward: np.ndarray
-    entropy_nats: np.ndarray | None
-    tokens: np.ndarray
-    question: list[str] | None = None
-    entropy: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
-
-    def judge(self, correctness: CorrectnessConfig, so_far: VerdictsSoFar) -> Verdicts:
-        """Which rows are correct; on padding 0, and not unreported."""
-        real = np.flatnonzero(~self.is_padding)
-        verdicts = judge(
-            self.reward[real],
-            [self.acc[row] for row in real],
-            self.acc_is_reward[real],
-            correctness.threshold,
-            correctness.on_missing,
-            so_far,
-        )
-        correct, unreported = np.zeros(len(self.uid)), np.zeros(len(self.uid), dtype=bool)
-        unreported[real] = verdicts.unreported
-        if verdicts.correct is None:
-            return replace(verdicts, unreported=unreported)
-        correct[real] = verdicts.correct
-        return replace(verdicts, correct=correct, unreported=unreported)
-
-    def rollouts(self, correct: np.ndarray | None) -> Rollouts:
-        """The rows as the method's parts see them, without any memory of their questions.
-
-        correct: ``(N,)`` in [0, 1], 0 on padding; None where nothing says it.
-        """
-        groups = group_rows(self.uid, self.session, self.index, correct, self.is_padding)
-        real = ~self.is_padding
-        rollout = groups.rollout_of_row[real]
-        tokens = self.tokens.copy()
-        tokens[real] = np.bincount(rollout, weights=self.tokens[real])[rollout]
-        if correct is None:
-            correct = np.where(self.is_padding, 0.0, np.nan)
-        return Rollouts(groups, correct, tokens, groups.is_last, self.entropy, self.mask)
-
-    def question_of_prompt(self, groups: Groups) -> list[str]:
-        """The id of each prompt's question, P of them."""
-        named = dict(zip(groups.prompt_of_row.tolist(), self.question, strict=True))
-        return [named[prompt] for prompt in range(len(groups.accuracy))]
 
 
 def read_rows(batch: KVBatchMeta, config: EntropyConfig, reward_is_colocated: bool) -> BatchRows:

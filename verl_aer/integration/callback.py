@@ -11,7 +11,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from verl_aer.config.schema import ConfigError
-from verl_aer.integration.preflight import notes, preflight, stopping
+from verl_aer.integration.preflight import check_config
 
 BAD_CONFIG_EXIT_CODE = 2
 
@@ -21,11 +21,11 @@ class RunCallback(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """End the process with every problem of the config listed, before any Ray actor exists; notes end nothing."""
-        found = preflight(config, on_driver=True)
-        for note in notes(found):
+        checked = check_config(config, on_driver=True)
+        for note in checked.notes:
             print(f"[verl_aer] note: {note}", file=sys.stderr, flush=True)
-        if problems := stopping(found):
-            print(ConfigError(problems), file=sys.stderr, flush=True)
+        if checked.problems:
+            print(ConfigError(checked.problems), file=sys.stderr, flush=True)
             # Hydra turns a callback's exceptions into warnings; only SystemExit ends the run.
             raise SystemExit(BAD_CONFIG_EXIT_CODE)
 

@@ -15,6 +15,7 @@ from tensordict import TensorDict
 from verl.utils import tensordict_utils as tu
 
 from verl_aer.config.schema import EntropyConfig
+from verl_aer.control.step import EntropySource
 from verl_aer.parts.base import get_part
 from verl_aer.parts.controller import Fixed
 from verl_aer.parts.measure import Measure
@@ -41,15 +42,15 @@ def encode_measure(measure: Measure) -> str | None:
     return json.dumps({"kind": measure.kind, **dataclasses.asdict(measure)})
 
 
-def measured_in_update(entropy: EntropyConfig, bypass: bool) -> Measure:
-    """The measure whose mean the update reports: in bypass mode the measured one, else the pushed one."""
-    return entropy.measure if bypass else entropy.pushed_measure
+def measured_in_update(entropy: EntropyConfig, source: EntropySource) -> Measure:
+    """Return the measure whose mean the update reports: the controlled one where the update measures it."""
+    return entropy.measure if source is EntropySource.UPDATE else entropy.pushed_measure
 
 
-def requested_in_update(entropy: EntropyConfig, bypass: bool) -> Measure:
+def requested_in_update(entropy: EntropyConfig, source: EntropySource) -> Measure:
     """The measure of the logits that the update computes: the pushed one, or the measured one where it needs it."""
     pushed = entropy.pushed_measure
-    return measured_in_update(entropy, bypass) if pushed.from_log_probs else pushed
+    return measured_in_update(entropy, source) if pushed.from_log_probs else pushed
 
 
 def push_warnings(config: DictConfig, entropy: EntropyConfig) -> list[str]:

@@ -12,38 +12,8 @@ from __future__ import annotations
 
 from typing import Any, NoReturn
 
-import verl
-from packaging.version import Version
-
 from verl_aer._import_hooks import after_import, attempt, failures
-from verl_aer.errors import VerlAerError
-from verl_aer.integration.modes import TRAINER_MODES
-
-VERL_FROM, VERL_BELOW = "0.9.1", "0.10"
-"""Supported versions of veRL. A development version of the upper one comes before it and is let in."""
-
-
-class PluginError(VerlAerError, RuntimeError):
-    """verl_aer cannot work in this process; the message says why and what to do."""
-
-
-def require_supported_verl() -> None:
-    """Raise PluginError for a version of veRL that this package was not written for."""
-    if not Version(VERL_FROM) <= Version(verl.__version__) < Version(VERL_BELOW):
-        raise PluginError(
-            f"verl_aer works with veRL from {VERL_FROM} to below {VERL_BELOW}, and {verl.__version__} is installed: "
-            f"pip install 'verl>={VERL_FROM},<{VERL_BELOW}', or a verl_aer for this veRL"
-        )
-
-
-def require_plugin() -> None:
-    """Raise PluginError with everything that failed in this process; call it after importing veRL's trainers."""
-    if failures:
-        raise _plugin_error()
-
-
-def _plugin_error() -> PluginError:
-    return PluginError(f"verl_aer is not available: {'; '.join(failures)}")
+from verl_aer.integration.availability import TRAINER_MODES, plugin_error, require_supported_verl
 
 
 def register_trainers() -> None:
@@ -64,7 +34,7 @@ def _register_unavailable_trainers() -> None:
 
     class UnavailableTrainer(PPOTrainer):
         def __new__(cls, *args: Any, **kwargs: Any) -> NoReturn:
-            raise _plugin_error()
+            raise plugin_error()
 
     for name in sorted(TRAINER_MODES.keys() - TRAINER_REGISTRY.keys()):
         register_trainer(name)(UnavailableTrainer)

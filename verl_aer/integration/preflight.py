@@ -1,6 +1,6 @@
 """Checks of the composed config, made before any Ray actor or GPU is used.
 
-Each check is one function from the config to its problems; ``preflight`` runs them all, so that one attempt shows
+Each check is one function from the config to its problems; ``check_config`` runs them all, so that one attempt shows
 everything that has to be fixed. A problem stops the run; a note does not, as the run may work all the same.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 from omegaconf import DictConfig, OmegaConf
@@ -17,9 +17,10 @@ from verl.trainer.distillation import is_distillation_enabled
 
 from verl_aer.config.schema import ConfigError, EntropyConfig, Problem, parse_entropy_config
 from verl_aer.control.state_file import StateError
+from verl_aer.control.step import EntropySource
+from verl_aer.integration.availability import TRAINER_MODES, PluginError, require_plugin
 from verl_aer.integration.checkpoint import STATE_FILE, data_files, read_resumed_state
 from verl_aer.integration.measure_request import BACKENDS, encode_measure
-from verl_aer.integration.modes import TRAINER_MODES, PluginError, require_plugin
 from verl_aer.integration.reward_trial import Outcome, try_reward
 from verl_aer.methods.base import get_method
 
@@ -30,8 +31,21 @@ class Note(Problem):
     """Something that may be wrong, and does not stop the run."""
 
 
-def preflight(config: DictConfig, elsewhere: bool = False, on_driver: bool = False) -> list[Problem]:
-    """Every problem of ``config`` that the entropy control can see, and notes among them; it never raises.
+class CheckedConfig(NamedTuple):
+    """What ``check_config`` found.
+
+    entropy: the parsed node ``entropy``, None where it cannot be parsed. problems: stop a run. notes: do not.
+    """
+
+    entropy: EntropyConfig | None
+    problems: list[Problem]
+    notes: list[Problem]
+
+
+def check_config(config: DictConfig, elsewhere: bool = False, on_driver: bool = False) -> CheckedConfig:
+    """Parse the node ``entropy`` and find every problem of ``config`` that the entropy control can see.
+
+    It never raises.
 
     Args:
         config: the composed config of a run.
@@ -39,26 +53,20 @@ def preflight(config: DictConfig, elsewhere: bool = False, on_driver: bool = Fal
         on_driver: the run has not begun: the user's reward function may be called once.
     """
     checks = CONFIG_CHECKS if elsewhere else [*CONFIG_CHECKS, *MACHINE_CHECKS]
+    entropy, found = None, []
     try:
         entropy = read_entropy_config(config)
     except ConfigError as error:
-        return [*error.problems, *_problems(checks, config)]
+        found += error.problems
     except Exception as error:
         # The trainer would read it in the same way, and raise the same.
-        unread = Problem("entropy", f"cannot be read: {_in_one_line(error)}", "Correct this part of the config.")
-        return [unread, *_problems(checks, config)]
-    entropy_checks = [*ENTROPY_CHECKS, *DRIVER_CHECKS] if on_driver else ENTROPY_CHECKS
-    return [*_problems(checks, config), *_problems(entropy_checks, config, entropy)]
-
-
-def stopping(problems: list[Problem]) -> list[Problem]:
-    """The problems that stop a run."""
-    return [problem for problem in problems if not isinstance(problem, Note)]
-
-
-def notes(problems: list[Problem]) -> list[Note]:
-    """The problems that are only notes."""
-    return [problem for problem in problems if isinstance(problem, Note)]
+        fix = "Correct this part of the config."
+        found.append(Problem("entropy", f"cannot be read: {_in_one_line(error)}", fix))
+    found += _problems(checks, config)
+    if entropy is not None:
+        found += _problems([*ENTROPY_CHECKS, *(DRIVER_CHECKS if on_driver else [])], config, entropy)
+    problems = [problem for problem in found if not isinstance(problem, Note)]
+    return CheckedConfig(entropy, problems, [problem for problem in found if isinstance(problem, Note)])
 
 
 def read_entropy_config(config: DictConfig) -> EntropyConfig:
@@ -77,10 +85,10 @@ def read_entropy_config(config: DictConfig) -> EntropyConfig:
     return parse_entropy_config(OmegaConf.to_container(node, resolve=True))
 
 
-def bypasses_old_log_probs(config: DictConfig) -> bool:
-    """Whether veRL takes the rollout's log-probs for the old ones, and so has no entropy before the update."""
+def entropy_source(config: DictConfig) -> EntropySource:
+    """In bypass mode veRL takes the rollout's log-probs for the old ones, and has no entropy before the update."""
     correction = config.algorithm.get("rollout_correction") or {}
-    return bool(correction.get("bypass_mode", False))
+    return EntropySource.UPDATE if correction.get("bypass_mode", False) else EntropySource.OLD_LOG_PROBS
 
 
 def _problems(checks: list[Callable[..., Iterator[Problem]]], *args: Any) -> list[Problem]:
@@ -328,7 +336,8 @@ def _measure_is_computed(config: DictConfig, entropy: EntropyConfig) -> Iterator
 
 def _update_computes_one_measure(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
     measured, pushed = entropy.measure, entropy.pushed_measure
-    if bypasses_old_log_probs(config) and measured != pushed and not (measured.from_log_probs or pushed.from_log_probs):
+    of_logits = measured != pushed and not (measured.from_log_probs or pushed.from_log_probs)
+    if entropy_source(config) is EntropySource.UPDATE and of_logits:
         yield Problem(
             "entropy.pushed.kind",
             f"in bypass mode {measured.kind!r} is measured in the update, where {pushed.kind!r} is pushed, and one "
@@ -338,7 +347,7 @@ def _update_computes_one_measure(config: DictConfig, entropy: EntropyConfig) -> 
 
 
 def _shaping_has_entropies(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
-    if not bypasses_old_log_probs(config):
+    if entropy_source(config) is EntropySource.OLD_LOG_PROBS:
         return
     for part in ("reward_shaping", "advantage_shaping"):
         shaping = getattr(entropy, part)

@@ -57,7 +57,7 @@ print(json.dumps([torch.__version__, torch.version.cuda or torch.version.hip, na
 """
 PLUGIN_PROBE = """
 import verl.trainer.ppo.v1
-from verl_aer.integration.plugin import require_plugin
+from verl_aer.integration.availability import require_plugin
 require_plugin()
 """
 COMPOSE_PROBE = "from verl_aer.launch.doctor import compose; compose(['+entropy=aer'])"
@@ -250,16 +250,16 @@ def config_checks(overrides: Sequence[str], config_name: str, config_path: str, 
     with warnings.catch_warnings():
         # veRL warns of every optional training engine that is not installed.
         warnings.simplefilter("ignore")
-        from verl_aer.integration.preflight import notes, preflight, stopping
+        from verl_aer.integration.preflight import check_config
 
     try:
         config = compose(overrides, config_name, config_path)
-        found = preflight(config, elsewhere, on_driver=True)
+        checked = check_config(config, elsewhere, on_driver=True)
     except (HydraException, OmegaConfBaseException) as error:
         return [Check("config", FAIL, str(error), "correct the overrides")]
-    checks = [Check("config", NOTE, f"{note.key}: {note.message}", note.fix) for note in notes(found)]
-    checks += [Check("config", FAIL, f"{problem.key}: {problem.message}", problem.fix) for problem in stopping(found)]
-    if not stopping(found):
+    checks = [Check("config", NOTE, f"{note.key}: {note.message}", note.fix) for note in checked.notes]
+    checks += [Check("config", FAIL, f"{problem.key}: {problem.message}", problem.fix) for problem in checked.problems]
+    if not checked.problems:
         checks.append(Check("config", OK, f"{config_name} with these overrides has no problem"))
     return checks
 

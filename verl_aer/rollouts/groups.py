@@ -40,6 +40,26 @@ class CorrectnessError(VerlAerError, ValueError):
     """Nothing says, or something contradicts, which rollouts are correct."""
 
 
+@dataclass
+class CorrectnessConfig:
+    """Which rollouts are correct: reward > ``threshold`` where that is set, else the reward's own ``reward_key``.
+
+    Args:
+        reward_key: name of the correctness, a value in [0, 1], in what the reward function returns.
+        threshold: a rollout is correct if its reward is above this, whatever else is returned; null takes the key.
+        on_missing: what happens with a rollout without the key once others had it: ``error``, or it counts as
+            ``wrong``, with a warning and a count.
+    """
+
+    reward_key: str = "acc"
+    threshold: float | None = None
+    on_missing: str = "wrong"
+
+    def problems(self) -> list[tuple[str, str]]:
+        """Any name and any threshold may be right."""
+        return [] if self.on_missing in ON_MISSING else [("on_missing", f"one of {', '.join(ON_MISSING)}")]
+
+
 @dataclass(frozen=True)
 class Groups:
     """The prompts of one step.

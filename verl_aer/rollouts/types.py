@@ -1,14 +1,15 @@
-"""A step's rollouts as the shapings of rewards and advantages see them: on the driver, before the update."""
+"""The rollouts of a step as the driver sees them, before the update: rows of a batch, rollouts, tokens."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from verl_aer.errors import VerlAerError
-from verl_aer.rollouts.groups import Groups
+from verl_aer.rollouts.groups import CorrectnessConfig, Groups, Verdicts, VerdictsSoFar, group_rows, judge
 
 
 class ShapingError(VerlAerError, ValueError):
@@ -53,3 +54,67 @@ class Tokens:
     mask: torch.Tensor
     log_probs: torch.Tensor
     entropy: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class BatchRows:
+    """A training batch as the entropy control sees it; N rows in the order of the batch's keys.
+
+    uid: prompt of each row, ``(N,)``; session, index: ``(N,)`` int; is_padding: ``(N,)`` bool.
+    reward: ``(N,)`` float64, the reward before any KL penalty. acc: what the reward reports as each row's correctness,
+    None where it reports no number. acc_is_reward: ``(N,)`` bool, where veRL reports the reward itself as that.
+    entropy_nats: ``(N,)`` float64, the measure under the policy of the old log-probs, added up over the
+    response's tokens by the token selection's weights; None where veRL does not compute it (bypass mode). tokens:
+    ``(N,)`` float64. question: id of each row's question, None where no part of the method asks for it. entropy, mask:
+    ``(N, T)`` float32 and bool, None likewise.
+    """
+
+    uid: list[str]
+    session: np.ndarray
+    index: np.ndarray
+    is_padding: np.ndarray
+    reward: np.ndarray
+    acc: Sequence[float | None]
+    acc_is_reward: np.ndarray
+    entropy_nats: np.ndarray | None
+    tokens: np.ndarray
+    question: list[str] | None = None
+    entropy: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+
+    def judge(self, correctness: CorrectnessConfig, so_far: VerdictsSoFar) -> Verdicts:
+        """Which rows are correct; on padding 0, and not unreported."""
+        real = np.flatnonzero(~self.is_padding)
+        verdicts = judge(
+            self.reward[real],
+            [self.acc[row] for row in real],
+            self.acc_is_reward[real],
+            correctness.threshold,
+            correctness.on_missing,
+            so_far,
+        )
+        correct, unreported = np.zeros(len(self.uid)), np.zeros(len(self.uid), dtype=bool)
+        unreported[real] = verdicts.unreported
+        if verdicts.correct is None:
+            return replace(verdicts, unreported=unreported)
+        correct[real] = verdicts.correct
+        return replace(verdicts, correct=correct, unreported=unreported)
+
+    def rollouts(self, correct: np.ndarray | None) -> Rollouts:
+        """The rows as the method's parts see them, without any memory of their questions.
+
+        correct: ``(N,)`` in [0, 1], 0 on padding; None where nothing says it.
+        """
+        groups = group_rows(self.uid, self.session, self.index, correct, self.is_padding)
+        real = ~self.is_padding
+        rollout = groups.rollout_of_row[real]
+        tokens = self.tokens.copy()
+        tokens[real] = np.bincount(rollout, weights=self.tokens[real])[rollout]
+        if correct is None:
+            correct = np.where(self.is_padding, 0.0, np.nan)
+        return Rollouts(groups, correct, tokens, groups.is_last, self.entropy, self.mask)
+
+    def question_of_prompt(self, groups: Groups) -> list[str]:
+        """The id of each prompt's question, P of them."""
+        named = dict(zip(groups.prompt_of_row.tolist(), self.question, strict=True))
+        return [named[prompt] for prompt in range(len(groups.accuracy))]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from verl_aer.integration.batch import BatchRows
 from verl_aer.rollouts.groups import DIFFICULTIES, Groups, difficulty
+from verl_aer.rollouts.types import BatchRows
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from verl_aer._tables import Table, as_text
 from verl_aer.config.schema import EntropyConfig
 from verl_aer.control.simulation import Plant, Population, simulate_population
 from verl_aer.parts.allocation import Difficulty
-from verl_aer.parts.controller import Integral
+from verl_aer.parts.controller import PI, ControllerState, Observation, Output
 from verl_aer.rollouts.groups import Groups
 
 STEPS = 2000
@@ -43,7 +43,7 @@ PLANTS = {
 }
 CONTROLLERS = {
     "the preset's controller": {},
-    "eta 0.005, damping 0.1": {"eta": 0.005, "damping": 0.1},
+    "ki 0.005, kp 0.1": {"ki": 0.005, "kp": 0.1},
 }
 
 
@@ -60,30 +60,32 @@ class Watched(Difficulty):
 
 
 @dataclass
-class Frozen(Integral):
-    """``integral`` that does not rise while the mean weight is small."""
+class Frozen(PI):
+    """``pi`` whose integral does not rise while the mean weight is small."""
 
     last: dict[str, float] = field(default_factory=dict)
 
-    def next_alpha(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
-        wanted = super().next_alpha(alpha, entropy, target, step)
-        return min(wanted, alpha) if self.last["mean"] < SMALL else wanted
+    def update(self, state: ControllerState, seen: Observation) -> tuple[ControllerState, Output]:
+        rests = self.last["mean"] < SMALL and seen.error > 0
+        return PI.update(replace(self, ki=0.0) if rests else self, state, seen)
 
 
 @dataclass
-class Bounded(Integral):
-    """``integral`` whose alpha, and so each prompt's coefficient, is at most twice that at a normal mean weight."""
+class Bounded(PI):
+    """``pi`` whose alpha, and so each prompt's coefficient, is at most twice that at a normal mean weight."""
 
     last: dict[str, float] = field(default_factory=dict)
 
-    def applied(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
-        wanted = super().applied(alpha, entropy, target, step)
-        if self.last["mean"] >= NORMAL:
-            self.last["alpha"] = wanted
-        return min(wanted, 2 * self.last.get("alpha", wanted))
+    def init(self, alpha: float) -> ControllerState:
+        return {**super().init(alpha), "normal": alpha}
+
+    def update(self, state: ControllerState, seen: Observation) -> tuple[ControllerState, Output]:
+        after, output = super().update(state, seen)
+        normal = output.alpha if self.last["mean"] >= NORMAL else state["normal"]
+        return {**after, "normal": normal}, output._replace(alpha=min(output.alpha, 2 * normal))
 
 
-def watched(config: EntropyConfig, controller: type[Integral]) -> EntropyConfig:
+def watched(config: EntropyConfig, controller: type[PI]) -> EntropyConfig:
     allocation = Watched(mean_floor=0.0, entropy_ceiling=None)
     return replace(
         config, allocation=allocation, controller=controller(**vars(config.controller), last=allocation.last)

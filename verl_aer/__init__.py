@@ -31,7 +31,7 @@ _PUBLIC = {
     "parts.advantage_shaping": ("AdvantageShaping",),
     "parts.allocation": ("Allocation",),
     "parts.base": ("UnknownNameError", "get_part", "part_names", "register_part"),
-    "parts.controller": ("Controller",),
+    "parts.controller": ("Controller", "Observation", "Output"),
     "parts.measure": ("Measure",),
     "parts.regularizer": ("Regularizer",),
     "parts.reward_shaping": ("RewardShaping",),

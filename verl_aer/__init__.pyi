@@ -20,6 +20,8 @@ from .parts.base import get_part as get_part
 from .parts.base import part_names as part_names
 from .parts.base import register_part as register_part
 from .parts.controller import Controller as Controller
+from .parts.controller import Observation as Observation
+from .parts.controller import Output as Output
 from .parts.measure import Measure as Measure
 from .parts.regularizer import Regularizer as Regularizer
 from .parts.reward_shaping import RewardShaping as RewardShaping

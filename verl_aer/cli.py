@@ -107,9 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         "the control around a synthetic entropy plant, or replayed from a run's log",
         _simulate,
         "simulate",
-        "simulate --method aer --set controller.eta=0.1 --steps 300 --out plant.png",
+        "simulate --method aer --set controller.ki=0.1 --steps 300 --out plant.png",
         "simulate --method none fixed aer aer_absolute_target --steps 400 --out methods.png",
-        "simulate --generalization 0.5 --multiplicative --steps 2000 --set controller.eta=0.005",
+        "simulate --generalization 0.5 --multiplicative --steps 2000 --set controller.ki=0.005",
         "simulate --replay runs/aer/metrics.jsonl",
     )
     simulate.add_argument(
@@ -575,8 +575,8 @@ def _entropy_config(method: str, settings: Sequence[str]) -> EntropyConfig:
 def _settings_for(method: str, settings: Sequence[str]) -> list[str]:
     """Those for all methods, and those of the form ``method:key=value`` for this one.
 
-    >>> _settings_for("aer", ["target.tau=0.6", "aer:controller.eta=0.1", "aent:measure.p=0.3"])
-    ['target.tau=0.6', 'controller.eta=0.1']
+    >>> _settings_for("aer", ["target.tau=0.6", "aer:controller.ki=0.1", "aent:measure.p=0.3"])
+    ['target.tau=0.6', 'controller.ki=0.1']
     """
     found = []
     for setting in settings:

@@ -20,15 +20,15 @@ TEST_SAMPLES = 8
 """Rollouts a held-out prompt, at the temperature of training."""
 AER_OVERRIDES = [
     "entropy.target.tau=0.6",
-    "entropy.controller.eta=0.04",
-    "entropy.controller.damping=2.0",
+    "entropy.controller.ki=0.04",
+    "entropy.controller.kp=2.0",
     "entropy.controller.ema=0.5",
-    "entropy.controller.maximum=0.5",
+    "entropy.controller.alpha_max=0.5",
 ]
 """For `entropy=aer`. tau: the steps are too few to fall to the default target, 0.4 of the start, and stay there.
-damping: at this learning rate entropy moves fast, and an integral alone would swing far around the target.
-eta, ema: 15 prompts a step are few; the coefficient should follow the entropy and not the noise of its measurement.
-maximum: room for the damping's pushes."""
+kp: at this learning rate entropy moves fast, and an integral alone would swing far around the target.
+ki, ema: 15 prompts a step are few; the coefficient should follow the entropy and not the noise of its measurement.
+alpha_max: room for the pushes of kp."""
 
 WITHOUT_FLASH_ATTENTION = [
     "actor_rollout_ref.model.use_remove_padding=false",

@@ -28,8 +28,8 @@ OF_METHOD = {
     # An untrained policy is sure of no token.
     "entropic": ["entropy.advantage_shaping.probability=0.01"],
     # Whether its entropy falls within two steps is chance.
-    "aer": ["entropy.controller.initial=0.01"],
-    "aer_no_allocation": ["entropy.controller.initial=0.01"],
+    "aer": ["entropy.controller.alpha_init=0.01"],
+    "aer_no_allocation": ["entropy.controller.alpha_init=0.01"],
 }
 
 TRAINER_MODES["aer_tour"] = "sync"

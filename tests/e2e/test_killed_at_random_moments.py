@@ -33,7 +33,7 @@ def test_killed_at_random_moments_and_resumed_from_whole_checkpoints(train, tmp_
         "trainer.resume_mode=auto",
         "trainer.save_freq=1",
         "entropy.target.tau=1.0",
-        "entropy.controller.initial=0.01",
+        "entropy.controller.alpha_init=0.01",
     ]
     step, state = 0, None
     for kill in range(KILLS):

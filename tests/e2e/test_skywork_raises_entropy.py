@@ -35,9 +35,9 @@ def test_the_entropy_rises_under_the_bonus_alone(train, constant_reward):
         "actor_rollout_ref.rollout.temperature=0.2",
         "actor_rollout_ref.actor.optim.lr=1e-3",
         "entropy.target.entropy=10.0",
-        "entropy.controller.delta=0.05",
-        "entropy.controller.initial=0.05",
-        "entropy.controller.maximum=1.0",
+        "entropy.controller.step_size=0.05",
+        "entropy.controller.alpha_init=0.05",
+        "entropy.controller.alpha_max=1.0",
         steps=STEPS,
     )
     assert_clean(training, steps=STEPS)

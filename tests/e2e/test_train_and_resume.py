@@ -32,14 +32,14 @@ pytestmark = pytest.mark.e2e
 TWO_RANKS = [
     "trainer.n_gpus_per_node=2",
     "entropy.target.tau=1.0",
-    "entropy.controller.initial=0.01",
-    "entropy.controller.eta=0.05",
-    "entropy.controller.damping=0.02",
+    "entropy.controller.alpha_init=0.01",
+    "entropy.controller.ki=0.05",
+    "entropy.controller.kp=0.02",
     "entropy.controller.ema=0.5",
-    "entropy.controller.maximum=0.2",
+    "entropy.controller.alpha_max=0.2",
     "trainer.save_freq=3",
 ]
-ETA, DAMPING, EMA, LARGEST_ALPHA = 0.05, 0.02, 0.5, 0.2
+KI, KP, EMA, LARGEST_ALPHA = 0.05, 0.02, 0.5, 0.2
 
 PROBLEMS = {
     "train": list({problem.prompt: problem for problem in train_problems(64, seed=0)}.values()),
@@ -61,10 +61,10 @@ def smooth(previous: float | None, entropy: float) -> float:
     return entropy if previous is None else EMA * previous + (1 - EMA) * entropy
 
 
-def next_alpha(undamped: float, error: float) -> tuple[float, float]:
+def next_alpha(integral: float, error: float) -> tuple[float, float]:
     """The controller's rule, written a second time: what it resumes from, and what the next step trains with."""
-    undamped = min(max(undamped + ETA * error, 0.0), LARGEST_ALPHA)
-    return undamped, min(max(undamped + DAMPING * error, 0.0), LARGEST_ALPHA)
+    integral = min(max(integral + KI * error, 0.0), LARGEST_ALPHA)
+    return integral, min(max(integral + KP * error, 0.0), LARGEST_ALPHA)
 
 
 def latest_step(checkpoints: Path) -> int:
@@ -100,18 +100,18 @@ def test_killed_run_resumes_bit_for_bit_and_leaves_nothing_behind(train, inputs,
     steps = first.steps[:3]
     h0 = steps[0]["aer/entropy"]
     assert [step["aer/initial_entropy"] for step in steps] == [h0] * 3
-    undamped = alpha = 0.01
+    integral = alpha = 0.01
     smoothed = None
     for step in steps:
         assert step["aer/alpha"] == alpha
         smoothed = smooth(smoothed, step["aer/entropy"])
-        undamped, alpha = next_alpha(undamped, h0 - smoothed)
+        integral, alpha = next_alpha(integral, h0 - smoothed)
     saved = saved_state(checkpoints, 3)
-    assert saved["entropy_ema"] == smoothed
-    assert (saved["alpha"], saved["undamped_alpha"]) == (alpha, undamped)
+    assert saved["last_entropy"] == smoothed
+    assert (saved["alpha"], saved["controller"]) == (alpha, {"integral": integral, "entropy_ema": smoothed})
     assert (saved["initial_entropy"], saved["step"]) == (h0, 3)
-    assert not {alpha, undamped} & {0.0, 0.01, LARGEST_ALPHA}
-    assert alpha != undamped
+    assert not {alpha, integral} & {0.0, 0.01, LARGEST_ALPHA}
+    assert alpha != integral
     assert verl_aer(["simulate", "--replay", str(first.run.metrics)]) == 0
 
     validated = ["trainer.test_freq=4", reward]
@@ -120,7 +120,7 @@ def test_killed_run_resumes_bit_for_bit_and_leaves_nothing_behind(train, inputs,
     assert f"[verl_aer] resumed after step 3: alpha {alpha!r}, initial entropy {h0!r}" in second.log
     (step,) = second.steps
     assert (step["training/global_step"], step["aer/alpha"], step["aer/initial_entropy"]) == (4, alpha, h0)
-    _, following = next_alpha(undamped, h0 - smooth(smoothed, step["aer/entropy"]))
+    _, following = next_alpha(integral, h0 - smooth(smoothed, step["aer/entropy"]))
     assert step["aer/alpha_next"] == following
     resumed = saved_state(checkpoints, 4)
     assert (resumed["alpha"], resumed["step"], resumed["updates"]) == (following, 4, 4)

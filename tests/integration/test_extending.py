@@ -43,12 +43,12 @@ def test_the_example_is_under_thirty_lines():
 
 def test_the_example_runs_from_outside_the_package(outside):
     found = run(outside, "-c", COMPOSE, "+entropy=aer_quadratic", "entropy.allocation.scale=0.5")
-    assert found.stdout.split("\n")[-2] == "aer_sync Quadratic(scale=0.5) anchored integral", found.stderr
+    assert found.stdout.split("\n")[-2] == "aer_sync Quadratic(scale=0.5) anchored pi", found.stderr
 
 
 def test_its_part_goes_into_another_method(outside):
     found = run(outside, "-c", COMPOSE, "+entropy=aent", "entropy/allocation=quadratic")
-    assert found.stdout.split("\n")[-2] == "aer_sync Quadratic(scale=1.0) band dead_band", found.stderr
+    assert found.stdout.split("\n")[-2] == "aer_sync Quadratic(scale=1.0) band pi", found.stderr
 
 
 def test_its_settings_are_checked(outside):

@@ -117,8 +117,8 @@ BAD = [
     (["entropy.target.tau=1.3"], "entropy.target.tau", "(0, 1]"),
     (["entropy.target.tau=0"], "entropy.target.tau", "(0, 1]"),
     (["entropy.allocation.rho=0"], "entropy.allocation.rho", "> 0"),
-    (["entropy.controller.eta=-1"], "entropy.controller.eta", ">= 0"),
-    (["entropy.controller.minimum=0.3"], "entropy.controller.maximum", "minimum (0.3)"),
+    (["entropy.controller.ki=-1"], "entropy.controller.ki", ">= 0"),
+    (["entropy.controller.alpha_min=0.3"], "entropy.controller.alpha_max", "alpha_min (0.3)"),
     (["entropy.method=ear"], "entropy.method", "aer"),
     (["entropy.allocation.kind=dificulty"], "entropy.allocation.kind", "difficulty"),
     (["+entropy.target.taw=0.5"], "entropy.target.taw", "tau"),
@@ -354,7 +354,7 @@ def test_every_check_survives_a_config_that_is_not_verls(files):
 
 
 def test_an_entropy_node_that_cannot_be_read_is_one_problem(files):
-    found = problems_of(files, "entropy.controller.eta=${trainer.no_such_key}")
+    found = problems_of(files, "entropy.controller.ki=${trainer.no_such_key}")
     assert "InterpolationKeyError" in found["entropy"]
 
 
@@ -434,7 +434,7 @@ def checkpoint(files: dict[str, Path]) -> Path:
     folder = files["checkpoints"] / "global_step_3"
     folder.mkdir(parents=True)
     (files["checkpoints"] / "latest_checkpointed_iteration.txt").write_text("3")
-    config = parse_entropy_config({"method": "aer", "controller": {"initial": 0.01}})
+    config = parse_entropy_config({"method": "aer", "controller": {"alpha_init": 0.01}})
     control = EntropyControl(config)
     for step, entropy in enumerate([1.0, 0.4, 0.4], start=1):
         control.observe(entropy, step)

@@ -16,7 +16,7 @@ from verl.utils.tracking import Tracking
 from verl_aer import EntropyControl, parse_entropy_config
 from verl_aer.control.metrics import decision_metrics
 
-control = EntropyControl(parse_entropy_config({"method": "aer", "controller": {"initial": 0.0123}}))
+control = EntropyControl(parse_entropy_config({"method": "aer", "controller": {"alpha_init": 0.0123}}))
 logger = Tracking("project", "run", ["console", "file", "tensorboard", "wandb"], config={"trainer": {}})
 seen = []
 for step, entropy in enumerate([0.7, 0.2], start=1):

@@ -146,7 +146,7 @@ def run_step(trainer) -> dict[str, float]:
 MODES = [("sync", 1), ("colocate_async", 1), ("separate_async", 3)]
 """veRL's trainer modes, each with the local updates of a step that it is tried with."""
 PLAIN_REWARD = ["entropy/reward_shaping=none"]
-HALF = ["entropy.target.tau=0.5", "entropy.controller.eta=0.1"]
+HALF = ["entropy.target.tau=0.5", "entropy.controller.ki=0.1"]
 
 
 def test_alpha_goes_out_before_it_moves(make):
@@ -556,10 +556,10 @@ def test_a_resumed_run_says_which_settings_changed_and_keeps_its_h0(make, tmp_pa
     run_step(first), run_step(first)
     save_state(tmp_path / "global_step_2" / "aer_state.json", first.step_control.control.state, first.entropy_config)
     resume = ["trainer.resume_mode=resume_path", f"trainer.resume_from_path={tmp_path / 'global_step_2'}"]
-    second = make("entropy.target.tau=0.5", "entropy.controller.maximum=0.01", folder, *resume, queue=[rows(0.25)])
+    second = make("entropy.target.tau=0.5", "entropy.controller.alpha_max=0.01", folder, *resume, queue=[rows(0.25)])
     second.resumed_step = 2
     second._load_checkpoint()
-    assert "entropy.controller.eta was 0.1 and is now 0.05" in caplog.text
+    assert "entropy.controller.ki was 0.1 and is now 0.05" in caplog.text
     assert "alpha was 0.025 and is now 0.01" in caplog.text
     metrics = run_step(second)
     assert (metrics["aer/alpha"], metrics["aer/initial_entropy"], metrics["aer/updates"]) == (0.01, 1.0, 3)

@@ -13,27 +13,25 @@ from hypothesis import strategies as st
 from verl_aer import ControlState, EntropyControl, StateError, parse_entropy_config
 from verl_aer.control.simulation import Plant, replay, simulate
 from verl_aer.control.state_file import load_run, save_state
-from verl_aer.parts.controller import UPDATE_RULES
 
 entropies = st.lists(st.one_of(st.floats(0, 12), st.sampled_from([math.nan, math.inf, -math.inf])), max_size=30)
 
 
 @st.composite
 def configs(draw):
-    minimum, initial, maximum = sorted(draw(st.lists(st.floats(0, 1), min_size=3, max_size=3)))
+    alpha_min, alpha_init, alpha_max = sorted(draw(st.lists(st.floats(-1, 1), min_size=3, max_size=3)))
     return parse_entropy_config(
         {
             "method": draw(st.sampled_from(["aer", "aer_absolute_target"])),
             "controller": {
-                "update_rule": draw(st.sampled_from(UPDATE_RULES)),
-                "eta": draw(st.floats(0, 1)),
-                "initial": initial,
-                "minimum": minimum,
-                "maximum": maximum,
+                "ki": draw(st.floats(0, 1)),
+                "kp": draw(st.sampled_from([0.0, 0.5, 20.0])),
+                "alpha_init": alpha_init,
+                "alpha_min": alpha_min,
+                "alpha_max": alpha_max,
                 "warmup_steps": draw(st.integers(0, 5)),
                 "dead_band": draw(st.floats(0, 0.5)),
                 "ema": draw(st.floats(0, 0.99)),
-                "damping": draw(st.sampled_from([0.0, 0.5, 20.0])),
             },
         }
     )
@@ -44,8 +42,7 @@ def test_alpha_stays_within_its_bounds_and_finite(config, observed):
     control = EntropyControl(config)
     for step, entropy in enumerate(observed, start=1):
         decision = control.observe(entropy, step)
-        assert config.controller.minimum <= decision.next_alpha <= config.controller.maximum
-        assert control.alpha >= 0
+        assert config.controller.alpha_min <= decision.next_alpha <= config.controller.alpha_max
     assert control.state.skipped_updates == sum(not math.isfinite(entropy) for entropy in observed)
 
 
@@ -53,10 +50,10 @@ def test_alpha_stays_within_its_bounds_and_finite(config, observed):
 def test_alpha_never_moves_away_from_the_target(config, observed):
     control = EntropyControl(config)
     for step, entropy in enumerate(observed, start=1):
-        before = control.state.undamped_alpha
+        before = control.state.controller["integral"]
         decision = control.observe(entropy, step)
-        moved = control.state.undamped_alpha - before
-        pushed = control.alpha - control.state.undamped_alpha
+        moved = control.state.controller["integral"] - before
+        pushed = control.alpha - control.state.controller["integral"]
         assert decision.error is not None or moved == 0
         assert moved == 0 or (moved > 0) == (decision.error > 0)
         # A skipped entropy leaves the last push as it is.
@@ -73,7 +70,7 @@ def test_entropies_that_are_not_finite_might_as_well_not_have_been(config, obser
             without.observe(entropy, step)
     assert with_them.alpha == without.alpha
     assert with_them.state.initial_entropy == without.state.initial_entropy
-    assert with_them.state.entropy_ema == without.state.entropy_ema
+    assert with_them.state.controller == without.state.controller
 
 
 @given(configs(), entropies, st.integers(0, 30))
@@ -95,20 +92,24 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 @given(st.floats(0, 0.2), finite, finite, finite)
 def test_a_saved_state_comes_back_bit_for_bit(alpha, initial_entropy, entropy_sum, entropy_ema):
     config = parse_entropy_config({"method": "aer"})
-    state = ControlState(alpha, alpha, initial_entropy, entropy_sum, 3, entropy_ema, step=9, updates=4)
+    remembered = {"integral": alpha, "entropy_ema": entropy_ema}
+    state = ControlState(alpha, remembered, initial_entropy, entropy_sum, 3, entropy_ema, step=9, updates=4)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "aer_state.json"
         save_state(path, state, config)
         loaded = load_run(path, config).state
-    for name in ("alpha", "undamped_alpha", "initial_entropy", "entropy_sum", "entropy_ema"):
+    for name in ("alpha", "initial_entropy", "entropy_sum", "last_entropy"):
         assert struct.pack("<d", getattr(loaded, name)) == struct.pack("<d", getattr(state, name))
+    for name, value in remembered.items():
+        assert struct.pack("<d", loaded.controller[name]) == struct.pack("<d", value)
 
 
 @settings(max_examples=200)
 @given(st.data())
 def test_a_state_file_with_a_changed_byte_is_refused_or_says_the_same(data):
     config = parse_entropy_config({"method": "aer"})
-    state = ControlState(0.0123, 0.0123, 1.25, 1.25, 1, 0.375, step=9, updates=9)
+    remembered = {"integral": 0.0123, "entropy_ema": 0.375}
+    state = ControlState(0.0123, remembered, 1.25, 1.25, 1, 0.375, step=9, updates=9)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "aer_state.json"
         save_state(path, state, config)
@@ -134,10 +135,10 @@ def test_a_replay_of_a_simulated_log_has_no_difference(config, steps, seed):
     shock=st.one_of(st.none(), st.floats(-3.0, 3.0)),
 )
 def test_the_loop_settles_on_the_target_of_any_reachable_plant(initial, decay, gain, shock):
-    # The linear loop has the characteristic z^2 - (2 - decay) z + (1 - decay) + eta * gain, stable for
-    # eta * gain < decay; half of that leaves it well damped. maximum is above decay * H* / gain.
-    eta = 0.25 * decay**2 / gain
-    config = parse_entropy_config({"method": "aer", "controller": {"eta": eta, "maximum": 1.0}})
+    # The linear loop has the characteristic z^2 - (2 - decay) z + (1 - decay) + ki * gain, stable for
+    # ki * gain < decay; half of that leaves it well damped. alpha_max is above decay * H* / gain.
+    ki = 0.25 * decay**2 / gain
+    config = parse_entropy_config({"method": "aer", "controller": {"ki": ki, "alpha_max": 1.0}})
     shocks = {} if shock is None else {500: shock}
     rows = simulate(config, Plant(initial, decay, gain), steps=2500, shocks=shocks)
     tail = np.array([row.data["aer/entropy"] for row in rows[-50:]])

@@ -47,8 +47,8 @@ def countdown_overrides(inputs: Path, steps: int) -> list[str]:
         "trainer.save_freq=1",
         # α moves at every step: one that sits at a bound would hide a lost state.
         "entropy.target.tau=1.0",
-        "entropy.controller.initial=0.01",
-        "entropy.controller.eta=0.05",
+        "entropy.controller.alpha_init=0.01",
+        "entropy.controller.ki=0.05",
     ]
 
 

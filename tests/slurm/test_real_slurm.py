@@ -140,11 +140,11 @@ def test_a_bad_config_ends_an_array_task_before_ray_is_started(jobs: Jobs):
     grid = {"METHODS": "none aer", "SWEEP": "grid"}
     (jobs.out / "grid" / "none-seed0").mkdir(parents=True)
     (jobs.out / "grid" / "none-seed0" / "finished.txt").write_text("job 1\n")
-    submitted = jobs.run_script("sweep.sbatch", *jobs.overrides(steps=1)[1:], "entropy.controller.eta=-1", **grid)
+    submitted = jobs.run_script("sweep.sbatch", *jobs.overrides(steps=1)[1:], "entropy.controller.ki=-1", **grid)
     number = re.search(r"Submitted batch job (\d+)", submitted).group(1)
     job = Job(jobs.slurm, number, jobs.out / "grid" / "aer-seed0", jobs.out / "slurm" / f"grid-{number}.out")
     assert job.wait(END_SECONDS) == "FAILED"
-    assert "entropy.controller.eta" in job.last_words
+    assert "entropy.controller.ki" in job.last_words
     assert not list(job.latest.glob("ray-*"))
     assert jobs.left_behind() == []
 

@@ -135,7 +135,7 @@ def test_replay_agrees_exactly_or_names_the_step(tmp_path: Path, capsys: pytest.
 def test_replay_finds_a_setting_that_differs(tmp_path: Path) -> None:
     log = write_log(tmp_path / "metrics.jsonl")
     other = tmp_path / "other.json"
-    other.write_text(json.dumps({"method": "aer", "controller": {"kind": "integral", "eta": 0.021}}))
+    other.write_text(json.dumps({"method": "aer", "controller": {"kind": "pi", "ki": 0.021}}))
     assert main(["simulate", "--replay", str(log), "--config", str(other)]) == PROBLEM
 
 

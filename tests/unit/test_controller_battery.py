@@ -29,15 +29,15 @@ class Row(NamedTuple):
 
 ABSOLUTE = {"kind": "absolute", "entropy": TARGET}
 BATTERY = {
-    "integral": Row({"kind": "integral", "eta": 0.005, "maximum": 0.5}, ABSOLUTE, 0.01),
-    "integral, damped": Row({"kind": "integral", "eta": 0.02, "damping": 0.5, "maximum": 0.5}, ABSOLUTE, 0.01),
-    "integral, smoothed": Row({"kind": "integral", "eta": 0.005, "ema": 0.5, "maximum": 0.5}, ABSOLUTE, 0.01),
-    "integral, by sign": Row({"kind": "integral", "update_rule": "sign", "eta": 0.001, "maximum": 0.5}, ABSOLUTE, 0.1),
-    "proportional_integral": Row({"kind": "proportional_integral", "maximum": 1.0}, ABSOLUTE, 0.01),
-    "dead_band": Row(
-        {"kind": "dead_band", "eta": 0.005, "maximum": 0.5}, {"kind": "band", "low": 0.3, "high": 0.5}, 0.11
+    "integral": Row({"kind": "pi", "ki": 0.005, "alpha_max": 0.5}, ABSOLUTE, 0.01),
+    "integral, damped": Row({"kind": "pi", "ki": 0.02, "kp": 0.5, "alpha_max": 0.5}, ABSOLUTE, 0.01),
+    "integral, smoothed": Row({"kind": "pi", "ki": 0.005, "ema": 0.5, "alpha_max": 0.5}, ABSOLUTE, 0.01),
+    "on both sides of 0": Row(
+        {"kind": "pi", "ki": 0.01, "kp": 1.0, "alpha_min": -1.0, "alpha_max": 1.0}, ABSOLUTE, 0.01
     ),
-    "sign_gated": Row({"kind": "sign_gated", "delta": 0.001, "maximum": 0.5}, ABSOLUTE, 0.1),
+    "in a band": Row({"kind": "pi", "ki": 0.005, "alpha_max": 0.5}, {"kind": "band", "low": 0.3, "high": 0.5}, 0.11),
+    "sign": Row({"kind": "sign", "step_size": 0.001, "alpha_max": 0.5, "gate": False}, ABSOLUTE, 0.1),
+    "sign, gated": Row({"kind": "sign", "step_size": 0.001, "alpha_max": 0.5}, ABSOLUTE, 0.1),
 }
 WITHOUT_TARGET = {"fixed", "schedule"}
 
@@ -67,8 +67,8 @@ def test_settles_recovers_and_stays_in_its_bounds(name, shock):
         assert np.abs(entropy[end - 100 : end] - TARGET).max() <= row.within
     # The shock was one: it is not the noise of a loop that never settled.
     assert np.abs(entropy[SHOCK - 1] - TARGET) > 2 * row.within
-    assert alpha.min() >= config_of(row).controller.minimum
-    assert alpha.max() <= row.controller["maximum"]
+    assert alpha.min() >= config_of(row).controller.alpha_min
+    assert alpha.max() <= row.controller["alpha_max"]
 
 
 def test_without_control_the_plant_collapses():

@@ -82,4 +82,4 @@ def test_aer_overrides_are_valid_settings_of_the_method():
         node.setdefault(part, {})[field] = float(value)
     config = parse_entropy_config(node)
     assert config.target.tau == 0.6
-    assert (config.controller.eta, config.controller.damping, config.controller.ema) == (0.04, 2.0, 0.5)
+    assert (config.controller.ki, config.controller.kp, config.controller.ema) == (0.04, 2.0, 0.5)

@@ -108,7 +108,7 @@ def test_saturation_and_skipped_updates_are_pointed_out():
     assert "Look at" not in quiet
     held_back = run([1.0, 0.5], aer__saturated=1, aer__error=0.1, aer__skipped_updates=2)
     loud = html_report({"aer": [held_back]}, {})
-    assert "aer: alpha sat at its bound in 1 of 2 steps: raise entropy.controller.maximum" in loud
+    assert "aer: alpha sat at its bound in 1 of 2 steps: raise entropy.controller.alpha_max" in loud
     assert "2 entropies were not finite" in loud
 
 

@@ -39,7 +39,7 @@ def test_the_table_has_one_row_of_four_cells_for_each_metric():
 
 
 def test_the_metrics_of_a_decision_are_in_the_contract_and_its_values():
-    node = {"method": "aer", "target": {"tau": 0.5}, "controller": {"eta": 0.02}}
+    node = {"method": "aer", "target": {"tau": 0.5}, "controller": {"ki": 0.02}}
     control = EntropyControl(parse_entropy_config(node))
     control.observe(1.0, 1)
     decision = control.observe(0.25, 2)

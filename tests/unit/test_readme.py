@@ -28,7 +28,7 @@ def test_the_config_table_is_the_presets():
     rows = dict(re.findall(r"^\| `([a-z_.]+)` \| `([^`]*)` \|", README, flags=re.MULTILINE))
     table = {key: yaml.safe_load(value) for key, value in rows.items()}
     assert table == leaves(preset)
-    assert len(table) == 40
+    assert len(table) == 39
 
 
 def test_the_metrics_table_is_generated():

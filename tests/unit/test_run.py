@@ -90,8 +90,8 @@ def test_progress_proof_lines_and_saturation_of_a_run_that_succeeds(run: Run) ->
     assert [line for line in run.shown if line.startswith("[verl_aer]")] == ["[verl_aer] training: FSDP2"]
     # Steps 9 to 12 are saturated: 9 with too much entropy, at the lower bound, the others with too little.
     assert run.shown[-2:] == [
-        "alpha sat at its bound in 3 of 12 steps: raise entropy.controller.maximum",
-        "alpha sat at its bound in 1 of 12 steps: lower entropy.controller.minimum",
+        "alpha sat at its bound in 3 of 12 steps: raise entropy.controller.alpha_max",
+        "alpha sat at its bound in 1 of 12 steps: lower entropy.controller.alpha_min",
     ]
     assert run.shown[-3].startswith("finished 12 of 12 steps in 0:0")
     # A log that was there before is not this run's, and is kept.

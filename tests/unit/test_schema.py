@@ -11,7 +11,7 @@ from verl_aer import ConfigError, method_names, parse_entropy_config, part_names
 from verl_aer.config.schema import CorrectnessConfig, EntropyConfig
 from verl_aer.parts.advantage_shaping import NoAdvantageShaping
 from verl_aer.parts.allocation import Difficulty, Uniform
-from verl_aer.parts.controller import Fixed, Integral
+from verl_aer.parts.controller import PI, Fixed
 from verl_aer.parts.measure import Clamped, Full, Same, Sampled
 from verl_aer.parts.regularizer import Bonus
 from verl_aer.parts.reward_shaping import NoRewardShaping
@@ -36,7 +36,7 @@ def test_a_method_alone_is_its_defaults():
         pushed=Same(),
         token_selection=All(),
         target=Anchored(tau=0.4, initial_entropy=None, anchor_steps=1),
-        controller=Integral(update_rule="proportional", initial=0.0, minimum=0.0),
+        controller=PI(alpha_init=0.0, alpha_min=0.0),
         regularizer=Bonus(),
         reward_shaping=NoRewardShaping(),
         advantage_shaping=NoAdvantageShaping(),
@@ -132,10 +132,9 @@ def test_every_problem_is_in_one_error():
             "measure": {"kind": "ful"},
             "target": {"tau": 1.3, "anchor_steps": 0, "initial_entropy": -1.0, "level": 2},
             "controller": {
-                "update_rule": "bang",
-                "eta": -0.1,
-                "minimum": 0.3,
-                "maximum": 0.2,
+                "ki": -0.1,
+                "alpha_min": 0.3,
+                "alpha_max": 0.2,
                 "warmup_steps": -1,
                 "dead_band": -0.1,
                 "ema": 1.0,
@@ -156,12 +155,11 @@ def test_every_problem_is_in_one_error():
         "entropy.target.tau",
         "entropy.target.initial_entropy",
         "entropy.target.anchor_steps",
-        "entropy.controller.update_rule",
-        "entropy.controller.eta",
+        "entropy.controller.ki",
         "entropy.controller.warmup_steps",
         "entropy.controller.dead_band",
         "entropy.controller.ema",
-        "entropy.controller.maximum",
+        "entropy.controller.alpha_max",
         "entropy.aggregation",
         "entropy.on_missing_state",
         "entropy.correctness.treshold",
@@ -201,10 +199,9 @@ def test_the_error_numbers_its_problems_and_says_what_to_do():
         ("allocation", "rho", math.inf, "must be a finite number, got inf"),
         ("allocation", "mean_normalize", 1, "must be true or false, got 1 (int)"),
         ("allocation", "shape", 2, "must be a name, got 2 (int)"),
-        ("controller", "eta", -1e-3, "must be >= 0, got -0.001"),
-        ("controller", "maximum", -0.1, "must be >= minimum (0), got -0.1"),
-        ("controller", "initial", 0.3, "must be between minimum (0) and maximum (0.2), got 0.3"),
-        ("controller", "minimum", -0.1, "must be >= 0, got -0.1"),
+        ("controller", "ki", -1e-3, "must be >= 0, got -0.001"),
+        ("controller", "alpha_max", -0.1, "must be >= alpha_min (0), got -0.1"),
+        ("controller", "alpha_init", 0.3, "must be between alpha_min (0) and alpha_max (0.2), got 0.3"),
         ("controller", "ema", 1.0, "must be in [0, 1), got 1.0"),
         ("correctness", "threshold", math.nan, "must be a finite number, got nan"),
         ("correctness", "reward_key", None, "must not be null"),
@@ -223,8 +220,8 @@ def test_a_bad_value_is_named_with_its_bound(part, field, value, message):
         ("target", {"tau": 1.0}),
         ("target", {"tau": 1}),
         ("allocation", {"rho": 1.5}),
-        ("controller", {"eta": 0.0}),
-        ("controller", {"ema": 0.0, "minimum": 0.1, "initial": 0.1, "maximum": 0.1}),
+        ("controller", {"ki": 0.0}),
+        ("controller", {"ema": 0.0, "alpha_min": 0.1, "alpha_init": 0.1, "alpha_max": 0.1}),
         ("target", {"initial_entropy": 0.7, "anchor_steps": 5}),
     ],
 )
@@ -234,8 +231,8 @@ def test_values_on_the_edge_are_accepted(part, settings):
 
 
 def test_a_bound_against_a_value_of_a_wrong_type_is_not_a_second_problem():
-    shown = problems_of({"method": "aer", "controller": {"maximum": "high", "initial": 0.5, "eta": -1.0}})
-    assert list(shown) == ["entropy.controller.maximum", "entropy.controller.eta"]
+    shown = problems_of({"method": "aer", "controller": {"alpha_max": "high", "alpha_init": 0.5, "ki": -1.0}})
+    assert list(shown) == ["entropy.controller.alpha_max", "entropy.controller.ki"]
 
 
 def test_unknown_names_list_the_known_ones_and_suggest():
@@ -281,7 +278,7 @@ def test_a_kind_that_is_no_name_is_a_problem(kind):
     assert list(problems_of({"method": "aer", "controller": {"kind": kind}})) == ["entropy.controller.kind"]
 
 
-def test_an_integral_controller_needs_a_target():
+def test_a_controller_that_steers_needs_a_target():
     shown = problems_of({"method": "aer", "target": {"kind": "none"}})
     assert list(shown) == ["entropy.target.kind"]
     assert "entropy/controller=fixed" in shown["entropy.target.kind"]
@@ -320,7 +317,8 @@ BAD_SETTINGS = [
     ("ares", "reward_shaping", "threshold_ema", 1.0, "in [0, 1)"),
     ("ares", "reward_shaping", "rate", -0.1, ">= 0"),
     ("entropic", "advantage_shaping", "probability", 1.0, "in [0, 1)"),
-    ("entropic", "controller", "minimum", 2.0, ">= minimum (2)"),
+    ("entropic", "controller", "alpha_min", 2.0, ">= alpha_min (2)"),
+    ("skywork", "controller", "alpha_min", -0.1, ">= 0"),
 ]
 
 
@@ -333,18 +331,18 @@ def test_a_bad_value_of_any_methods_part_is_named(method, part, field, value, bo
 
 def test_yaml_scientific_notation_is_a_number():
     # PyYAML alone reads 1e-3 as text; OmegaConf, which Hydra uses, reads a number.
-    node = OmegaConf.create("method: aer\ncontroller: {eta: 1e-3}\n")
-    assert parse_entropy_config(node).controller.eta == 1e-3
+    node = OmegaConf.create("method: aer\ncontroller: {ki: 1e-3}\n")
+    assert parse_entropy_config(node).controller.ki == 1e-3
 
 
 def test_a_missing_mandatory_value_is_a_problem():
-    node = OmegaConf.create({"method": "aer", "controller": {"eta": "???"}})
-    assert list(problems_of(node)) == ["entropy.controller.eta"]
+    node = OmegaConf.create({"method": "aer", "controller": {"ki": "???"}})
+    assert list(problems_of(node)) == ["entropy.controller.ki"]
 
 
 def test_interpolations_are_resolved():
-    node = OmegaConf.create({"method": "aer", "controller": {"maximum": 0.1, "initial": "${.maximum}"}})
-    assert parse_entropy_config(node).controller.initial == 0.1
+    node = OmegaConf.create({"method": "aer", "controller": {"alpha_max": 0.1, "alpha_init": "${.alpha_max}"}})
+    assert parse_entropy_config(node).controller.alpha_init == 0.1
 
 
 @dataclass

@@ -128,7 +128,9 @@ def test_every_method_runs_around_a_population_and_replays(method):
 
 
 def test_the_loop_by_hand():
-    config = parse_entropy_config({"method": "aer", "target": {"tau": 0.5}, "controller": {"eta": 0.1, "maximum": 1.0}})
+    config = parse_entropy_config(
+        {"method": "aer", "target": {"tau": 0.5}, "controller": {"ki": 0.1, "alpha_max": 1.0}}
+    )
     rows = simulate(config, Plant(initial=1.0, decay=0.5, gain=1.0), steps=5)
     # H: 1, 0.5, 0.25, 0.125 + alpha_3 ...; alpha_4 = 0.1 * (0.5 - 0.25) = 0.025 is first trained with in step 4.
     assert entropies(rows) == pytest.approx([1.0, 0.5, 0.25, 0.125, 0.0875])
@@ -160,7 +162,9 @@ def test_the_loop_recovers_from_collapse_and_from_explosion(aer, shock):
 
 
 def test_the_sign_rule_ends_in_a_small_cycle_around_the_target():
-    config = parse_entropy_config({"method": "aer", "controller": {"update_rule": "sign", "eta": 0.001}})
+    config = parse_entropy_config(
+        {"method": "aer", "controller": {"kind": "sign", "step_size": 0.001, "alpha_max": 0.2, "gate": False}}
+    )
     tail = entropies(simulate(config, Plant(), steps=900))[-200:]
     assert max(abs(entropy - TARGET) for entropy in tail) < 0.1 * TARGET
     assert len({row > TARGET for row in tail}) == 2
@@ -192,7 +196,7 @@ def test_siren_settles_where_its_pull_equals_the_loss():
 
 
 def test_entropic_steers_through_its_advantages():
-    config = parse_entropy_config({"method": "entropic", "controller": {"damping": 0.1}})
+    config = parse_entropy_config({"method": "entropic", "controller": {"kp": 0.1}})
     rows = simulate(config, Plant(), steps=800)
     assert rows[-1].data["aer/entropy"] == pytest.approx(0.1, abs=1e-3)
     assert not config.has_shaping_without_alpha
@@ -253,7 +257,7 @@ def test_a_replay_checks_the_last_update_too(aer):
 
 
 def test_a_replay_under_other_settings_differs(aer):
-    other = parse_entropy_config({"method": "aer", "controller": {"eta": 0.03}})
+    other = parse_entropy_config({"method": "aer", "controller": {"ki": 0.03}})
     assert replay(simulate(aer, Plant(), steps=60), other).largest_difference > 1e-3
 
 
@@ -278,9 +282,8 @@ def test_a_logged_alpha_that_is_no_number_is_no_agreement():
 
 
 def test_a_replay_starts_from_the_given_state(aer):
-    state = ControlState(
-        alpha=0.05, undamped_alpha=0.05, initial_entropy=1.0, entropy_sum=1.0, entropy_count=1, step=4, updates=4
-    )
+    remembered = {"integral": 0.05, "entropy_ema": 0.5}
+    state = ControlState(0.05, remembered, initial_entropy=1.0, entropy_sum=1.0, entropy_count=1, step=4, updates=4)
     control = EntropyControl(aer, state)
     decision = control.observe(0.2, 5)
     row = MetricsRow(5, {"aer/alpha": decision.alpha, "aer/alpha_next": decision.next_alpha, "aer/entropy": 0.2})

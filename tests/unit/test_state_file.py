@@ -23,7 +23,7 @@ FILES = Path(__file__).parent / "state_files"
 
 
 def rewrite(path: Path, change: Callable[[dict], None]) -> None:
-    """Change the document and give it the digest of version 3, as another release would have written it."""
+    """Change the document and give it the digest of version 4, as another release would have written it."""
     document = json.loads(path.read_text())
     change(document)
     parts = [document[part] for part in ("config", "state", "memory", "conditions")]
@@ -45,11 +45,11 @@ def state():
     # 0.15 + 0.02 and 1/3 have no short decimal form; 5e-324 is the smallest float there is.
     return ControlState(
         alpha=0.15 + 0.02,
-        undamped_alpha=0.1 + 0.02,
+        controller={"integral": 0.1 + 0.02, "entropy_ema": 5e-324},
         initial_entropy=1 / 3,
         entropy_sum=1 / 3,
         entropy_count=1,
-        entropy_ema=5e-324,
+        last_entropy=5e-324,
         step=7,
         updates=5,
         skipped_updates=2,
@@ -69,7 +69,9 @@ def test_state_comes_back_bit_for_bit(saved, state, config):
     assert loaded == state
     assert bits(loaded.alpha) == bits(state.alpha)
     assert bits(loaded.initial_entropy) == bits(state.initial_entropy)
-    assert bits(loaded.entropy_ema) == bits(state.entropy_ema)
+    assert bits(loaded.last_entropy) == bits(state.last_entropy)
+    assert bits(loaded.controller["integral"]) == bits(state.controller["integral"])
+    assert bits(loaded.controller["entropy_ema"]) == bits(state.controller["entropy_ema"])
 
 
 def test_a_fresh_state_comes_back(tmp_path, config):
@@ -148,37 +150,44 @@ def test_clamping_by_another_share_measures_another_entropy(tmp_path, state):
 
 
 CHANGES = {
-    "eta": ({"controller": {"ema": 0.3, "eta": 0.5}}, {}, ["entropy.controller.eta was 0.05 and is now 0.5"]),
+    "ki": ({"controller": {"ema": 0.3, "ki": 0.5}}, {}, ["entropy.controller.ki was 0.05 and is now 0.5"]),
     "tau": (
         {"controller": {"ema": 0.3}, "target": {"tau": 0.5}},
         {},
         ["entropy.target.tau was 0.4 and is now 0.5"],
     ),
-    "maximum": (
-        {"controller": {"ema": 0.3, "maximum": 0.1}},
-        {"alpha": 0.1, "undamped_alpha": 0.1},
+    "alpha_max": (
+        {"controller": {"ema": 0.3, "alpha_max": 0.1}},
+        {"alpha": 0.1, "controller": {"integral": 0.1, "entropy_ema": 5e-324}},
         [
-            "entropy.controller.maximum was 0.2 and is now 0.1",
-            "alpha was 0.16999999999999998 and is now 0.1, the nearest that the controller 'integral' allows",
+            "entropy.controller.alpha_max was 0.2 and is now 0.1",
+            "alpha was 0.16999999999999998 and is now 0.1, the nearest that the controller 'pi' allows",
         ],
     ),
-    "minimum": (
-        {"controller": {"ema": 0.3, "initial": 0.15, "minimum": 0.15}},
-        {"undamped_alpha": 0.15},
+    "alpha_min": (
+        {"controller": {"ema": 0.3, "alpha_init": 0.15, "alpha_min": 0.15}},
+        {"controller": {"integral": 0.15, "entropy_ema": 5e-324}},
         [
-            "entropy.controller.initial was 0.0 and is now 0.15",
-            "entropy.controller.minimum was 0.0 and is now 0.15",
+            "entropy.controller.alpha_init was 0.0 and is now 0.15",
+            "entropy.controller.alpha_min was 0.0 and is now 0.15",
         ],
     ),
     "another kind within its bounds": (
-        {"controller": {"kind": "proportional_integral"}},
-        {},
-        ["entropy.controller was {'kind': 'integral', 'update_rule': 'proportional', 'eta': 0.05, "],
+        {"controller": {"kind": "sign", "alpha_max": 0.5}},
+        {"controller": {"coefficient": 0.15 + 0.02}},
+        [
+            "entropy.controller was {'kind': 'pi', 'ki': 0.05, ",
+            "what the controller 'pi' remembered is lost: 'sign' starts from alpha",
+        ],
     ),
     "another kind with tighter bounds": (
-        {"controller": {"kind": "sign_gated"}},
-        {"alpha": 0.005, "undamped_alpha": 0.005},
-        ["entropy.controller was {", "alpha was 0.16999999999999998 and is now 0.005, the nearest"],
+        {"controller": {"kind": "sign"}},
+        {"alpha": 0.005, "controller": {"coefficient": 0.005}},
+        [
+            "entropy.controller was {",
+            "what the controller 'pi' remembered is lost",
+            "alpha was 0.16999999999999998 and is now 0.005, the nearest",
+        ],
     ),
     "a given H0": (
         {"controller": {"ema": 0.3}, "target": {"initial_entropy": 0.5}},
@@ -220,7 +229,7 @@ def test_a_changed_coefficient_is_what_the_next_step_trains_with(tmp_path):
     save_state(tmp_path / "s.json", fixed.state, parse_entropy_config(node))
     node["controller"] = {"coefficient": 0.03}
     loaded = load_run(tmp_path / "s.json", parse_entropy_config(node)).state
-    assert (loaded.alpha, loaded.undamped_alpha, loaded.step) == (0.03, 0.03, 1)
+    assert (loaded.alpha, loaded.controller, loaded.step) == (0.03, {}, 1)
 
 
 def test_a_lower_schedule_starts_at_its_own_bound(tmp_path):
@@ -228,17 +237,8 @@ def test_a_lower_schedule_starts_at_its_own_bound(tmp_path):
     control = EntropyControl(parse_entropy_config(node).resolve(40))
     control.observe(0.5, 1)
     save_state(tmp_path / "s.json", control.state, parse_entropy_config(node))
-    lower = parse_entropy_config({**node, "controller": {"initial": 1e-4}})
+    lower = parse_entropy_config({**node, "controller": {"alpha_init": 1e-4}})
     assert load_run(tmp_path / "s.json", lower).state.alpha == 1e-4
-
-
-def test_a_gated_coefficient_of_zero_stays_withheld():
-    gated = parse_entropy_config({"method": "skywork", "controller": {"minimum": 0.001, "initial": 0.001}})
-    assert [gated.controller.nearest(alpha) for alpha in (0.0, 0.002, 0.3)] == [0.0, 0.002, 0.005]
-    always = parse_entropy_config(
-        {"method": "skywork", "controller": {"minimum": 0.001, "initial": 0.001, "gate": False}}
-    )
-    assert always.controller.nearest(0.0) == 0.001
 
 
 def test_null_keeps_an_h0_that_was_given(tmp_path, state, config):
@@ -283,6 +283,10 @@ def changed(**state) -> dict:
     return {"state": state}
 
 
+def remembering(**numbers) -> dict:
+    return changed(controller={"integral": 0.12, "entropy_ema": 5e-324, **numbers})
+
+
 CORRUPTIONS = {
     "other format": ({"format": "something"}, "format is 'something'"),
     "newer version": ({"version": 5}, "newer than 4"),
@@ -292,6 +296,13 @@ CORRUPTIONS = {
     "version as bool": ({"version": True}, "version is True"),
     "unknown key": ({"extra": 1}, r"unknown keys \['extra'\]"),
     "unknown key in the state": (changed(momentum=0.0), r"unknown keys \['momentum'\]"),
+    "unknown key of the controller": (remembering(momentum=0.0), r"its state.controller has the unknown keys \['mom"),
+    "controller of another type": (changed(controller=[0.1]), "its state.controller holds list"),
+    "integral as text": (remembering(integral="0.1"), "controller.integral='0.1', which is not of type float"),
+    "integral lost": (remembering(integral=None), "controller.integral=None"),
+    "integral NaN": (remembering(integral=math.nan), "controller.integral=nan, which is not finite"),
+    "integral above its bound": (remembering(integral=0.5), "controller.integral=0.5, which the controller 'pi'"),
+    "one digit of the integral": (remembering(integral=0.13), "do not match their sha256"),
     "state of another type": ({"state": [1, 2]}, "its state holds list"),
     "config of another type": ({"config": None}, "its config holds NoneType"),
     "alpha as text": (changed(alpha="0.1"), "alpha='0.1'"),
@@ -303,8 +314,8 @@ CORRUPTIONS = {
     "alpha above its bound": (changed(alpha=0.5, saturated_steps=0), "alpha=0.5, which the controller"),
     "initial_entropy NaN": (changed(initial_entropy=math.nan), "initial_entropy=nan"),
     "initial_entropy lost": (changed(initial_entropy=None), "lacks initial_entropy"),
-    "entropy_ema infinite": (changed(entropy_ema=-math.inf), "entropy_ema=-inf"),
-    "entropy_ema lost": (changed(entropy_ema=None), "lacks entropy_ema"),
+    "last_entropy infinite": (changed(last_entropy=-math.inf), "last_entropy=-inf"),
+    "last_entropy lost": (changed(last_entropy=None), "lacks last_entropy"),
     "entropy_sum null": (changed(entropy_sum=None), "entropy_sum=None"),
     "entropy_count negative": (changed(entropy_count=-1), "entropy_count=-1"),
     "step fractional": (changed(step=7.0), "step=7.0, which is not of type int"),
@@ -342,7 +353,7 @@ def test_a_lost_key_is_refused(saved, config, key):
         load_run(saved, config)
 
 
-@pytest.mark.parametrize("key", list(vars(ControlState(alpha=0.0, undamped_alpha=0.0))))
+@pytest.mark.parametrize("key", list(vars(ControlState(alpha=0.0, controller={}))))
 def test_a_lost_state_key_is_refused(saved, config, key):
     document = json.loads(saved.read_text())
     del document["state"][key]
@@ -355,6 +366,12 @@ def test_a_lost_state_key_is_refused(saved, config, key):
 def test_a_number_that_is_newer_than_the_file_has_its_default(saved, config, state):
     rewrite(saved, lambda document: document["state"].pop("saturated_steps"))
     assert load_run(saved, config).state == replace(state, saturated_steps=0)
+
+
+def test_a_number_of_the_controllers_that_is_newer_than_the_file_begins_as_in_a_first_step(saved, config, state):
+    rewrite(saved, lambda document: document["state"]["controller"].pop("entropy_ema"))
+    remembered = {"integral": state.controller["integral"], "entropy_ema": None}
+    assert load_run(saved, config).state == replace(state, controller=remembered)
 
 
 @pytest.mark.parametrize("part", ["allocation", "controller", "target", "correctness"])
@@ -403,22 +420,21 @@ def test_an_unknown_section_is_refused(saved, config):
 def test_a_controller_that_is_registered_no_longer_gives_way_to_another(saved, config, state):
     rewrite(saved, lambda document: document["config"].update(controller={"kind": "mine", "speed": 3}))
     loaded = load_run(saved, config)
-    assert loaded.state == state
-    assert loaded.changes[0].startswith(
-        "entropy.controller was {'kind': 'mine', 'speed': 3} and is now {'kind': 'integr"
-    )
+    assert loaded.state == replace(state, controller={"integral": state.alpha, "entropy_ema": None})
+    assert loaded.changes[0].startswith("entropy.controller was {'kind': 'mine', 'speed': 3} and is now {'kind': 'pi'")
+    assert loaded.changes[1] == "what the controller 'mine' remembered is lost: 'pi' starts from alpha"
 
 
 WRITTEN = {
     "version_1_aer": (
-        {"method": "aer", "controller": {"eta": 0.02}},
+        {"method": "aer", "controller": {"ki": 0.02}},
         ControlState(
             alpha=0.0028000000000000047,
-            undamped_alpha=0.0028000000000000047,
+            controller={"integral": 0.0028000000000000047, "entropy_ema": 0.25},
             initial_entropy=0.8,
             entropy_sum=0.8,
             entropy_count=1,
-            entropy_ema=0.25,
+            last_entropy=0.25,
             step=8,
             updates=7,
             skipped_updates=1,
@@ -426,14 +442,14 @@ WRITTEN = {
         RunMemory(),
     ),
     "version_3_aer": (
-        {"method": "aer", "controller": {"damping": 0.5}},
+        {"method": "aer", "controller": {"kp": 0.5}},
         ControlState(
             alpha=0.042000000000000044,
-            undamped_alpha=0.007000000000000011,
+            controller={"integral": 0.007000000000000011, "entropy_ema": 0.25},
             initial_entropy=0.8,
             entropy_sum=2.97,
             entropy_count=7,
-            entropy_ema=0.25,
+            last_entropy=0.25,
             step=8,
             updates=7,
             skipped_updates=1,
@@ -444,12 +460,56 @@ WRITTEN = {
         {"method": "skywork"},
         ControlState(
             alpha=0.0002,
-            undamped_alpha=0.0002,
+            controller={"coefficient": 0.0002},
             entropy_sum=1.5099999999999998,
             entropy_count=6,
-            entropy_ema=0.17,
+            last_entropy=0.17,
             step=6,
             updates=6,
+        ),
+        RunMemory(),
+    ),
+    "version_3_sign_rule": (
+        {
+            "method": "aer",
+            "controller": {"kind": "sign", "step_size": 0.001, "alpha_max": 0.2, "gate": False},
+        },
+        ControlState(
+            alpha=0.005000000000000008,
+            controller={"coefficient": 0.003},
+            initial_entropy=0.8,
+            entropy_sum=1.55,
+            entropy_count=4,
+            last_entropy=0.3,
+            step=4,
+            updates=4,
+        ),
+        RunMemory(),
+    ),
+    "version_3_entropic": (
+        {"method": "entropic", "controller": {"ema": 0.5}},
+        ControlState(
+            alpha=-0.04490000000000001,
+            controller={"integral": -0.004900000000000001, "entropy_ema": 0.14},
+            entropy_sum=0.73,
+            entropy_count=4,
+            last_entropy=0.14,
+            step=5,
+            updates=4,
+            skipped_updates=1,
+        ),
+        RunMemory(),
+    ),
+    "version_3_aent": (
+        {"method": "aent"},
+        ControlState(
+            alpha=0.00093,
+            controller={"integral": 0.00093, "entropy_ema": 0.02},
+            entropy_sum=1.07,
+            entropy_count=4,
+            last_entropy=0.02,
+            step=4,
+            updates=4,
         ),
         RunMemory(),
     ),
@@ -457,10 +517,10 @@ WRITTEN = {
         {"method": "ceeh_me"},
         ControlState(
             alpha=0.0009723699203976765,
-            undamped_alpha=0.0009723699203976765,
+            controller={},
             entropy_sum=1.35,
             entropy_count=3,
-            entropy_ema=0.4,
+            last_entropy=0.4,
             step=3,
             updates=3,
         ),
@@ -470,11 +530,24 @@ WRITTEN = {
             )
         ),
     ),
+    "version_4_aer": (
+        {"method": "aer", "controller": {"kp": 0.5, "ema": 0.25}},
+        ControlState(
+            alpha=0.045375000000000026,
+            controller={"integral": 0.004125000000000003, "entropy_ema": 0.23750000000000002},
+            initial_entropy=0.8,
+            entropy_sum=1.8499999999999999,
+            entropy_count=4,
+            last_entropy=0.23750000000000002,
+            step=5,
+            updates=4,
+            skipped_updates=1,
+        ),
+        RunMemory(),
+    ),
     "version_3_ares": (
         {"method": "ares"},
-        ControlState(
-            alpha=0.0, undamped_alpha=0.0, entropy_sum=1.35, entropy_count=3, entropy_ema=0.4, step=3, updates=3
-        ),
+        ControlState(alpha=0.0, controller={}, entropy_sum=1.35, entropy_count=3, last_entropy=0.4, step=3, updates=3),
         RunMemory(
             reward_shaping={"threshold": 0.1 + 0.2, "target_easy": 2.0, "next_target_easy": 2.1, "gain_easy": 0.45}
         ),
@@ -512,10 +585,18 @@ def test_every_file_that_is_kept_is_read():
 @pytest.mark.parametrize("name", WRITTEN)
 def test_a_changed_digit_in_an_older_file_is_found(name, tmp_path):
     text = (FILES / f"{name}.json").read_text()
-    changed = re.sub(r'"alpha": [0-9.]+', '"alpha": 0.0001' if '"alpha": 0.0,' not in text else '"alpha": -0.0', text)
+    changed = re.sub(r'"alpha": -?[0-9.]+', '"alpha": 0.0001' if '"alpha": 0.0,' not in text else '"alpha": -0.0', text)
     (tmp_path / "s.json").write_text(changed)
     with pytest.raises(StateError, match="do not match their sha256"):
         load_run(tmp_path / "s.json", parse_entropy_config(WRITTEN[name][0]))
+
+
+def test_an_older_file_without_a_controller_is_refused(tmp_path):
+    document = json.loads((FILES / "version_3_aer.json").read_text())
+    del document["config"]["controller"]
+    (tmp_path / "s.json").write_text(json.dumps(document))
+    with pytest.raises(StateError, match=r"its config\.controller holds NoneType"):
+        load_run(tmp_path / "s.json", parse_entropy_config({"method": "aer"}))
 
 
 def test_a_file_without_conditions_has_none_that_changed():
@@ -530,14 +611,14 @@ def test_an_interrupted_write_leaves_the_file_that_was_there(saved, config, stat
 
     monkeypatch.setattr("os.replace", crash)
     with pytest.raises(OSError, match="disk full"):
-        save_state(saved, ControlState(alpha=0.1, undamped_alpha=0.1), config)
+        save_state(saved, ControlState(alpha=0.1, controller={}), config)
     assert saved.read_bytes() == before
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
 def test_a_state_that_is_not_finite_is_never_written(tmp_path, config):
     with pytest.raises(ValueError, match="JSON"):
-        save_state(tmp_path / "s.json", ControlState(alpha=math.nan, undamped_alpha=0.0), config)
+        save_state(tmp_path / "s.json", ControlState(alpha=math.nan, controller={}), config)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -77,16 +77,16 @@ def test_alpha_accuracy_and_skipped_updates():
 def test_a_bound_holds_alpha_back_on_the_side_of_the_error():
     assert bound_that_holds({"aer/saturated": 0.0, "aer/error": 1.0}) is None
     assert bound_that_holds({}) is None
-    assert bound_that_holds({"aer/saturated": 1.0, "aer/error": 0.1}) == "maximum"
-    assert bound_that_holds({"aer/saturated": 1.0, "aer/error": -0.1}) == "minimum"
-    assert bound_that_holds({"aer/saturated": 1.0, "aer/error": None}) == "minimum"
+    assert bound_that_holds({"aer/saturated": 1.0, "aer/error": 0.1}) == "alpha_max"
+    assert bound_that_holds({"aer/saturated": 1.0, "aer/error": -0.1}) == "alpha_min"
+    assert bound_that_holds({"aer/saturated": 1.0, "aer/error": None}) == "alpha_min"
     rows = run([0.5] * 5, saturated=[0, 1, 1, 1, 0], error=[1, 1, 1, -1, -1])
-    assert summarize(rows).held_back == {"maximum": 2, "minimum": 1}
-    assert advice_on_bounds({"maximum": 2, "minimum": 1}, steps=5) == [
-        "alpha sat at its bound in 2 of 5 steps: raise entropy.controller.maximum",
-        "alpha sat at its bound in 1 of 5 steps: lower entropy.controller.minimum",
+    assert summarize(rows).held_back == {"alpha_max": 2, "alpha_min": 1}
+    assert advice_on_bounds({"alpha_max": 2, "alpha_min": 1}, steps=5) == [
+        "alpha sat at its bound in 2 of 5 steps: raise entropy.controller.alpha_max",
+        "alpha sat at its bound in 1 of 5 steps: lower entropy.controller.alpha_min",
     ]
-    assert advice_on_bounds({"maximum": 0, "minimum": 0}, steps=5) == []
+    assert advice_on_bounds({"alpha_max": 0, "alpha_min": 0}, steps=5) == []
 
 
 def test_a_log_without_our_metrics_has_dashes_and_no_error():

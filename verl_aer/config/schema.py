@@ -161,7 +161,7 @@ def parse_entropy_config(node: Mapping[str, Any] | DictConfig) -> EntropyConfig:
             combinations that contradict each other.
 
     >>> config = parse_entropy_config({"method": "aer", "target": {"tau": 0.5}})
-    >>> config.target, config.controller.eta
+    >>> config.target, config.controller.ki
     (Anchored(tau=0.5, initial_entropy=None, anchor_steps=1), 0.05)
     >>> parse_entropy_config({"method": "aer", "allocation": {"rho": 0.0}})
     Traceback (most recent call last):

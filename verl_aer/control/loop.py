@@ -3,9 +3,8 @@
     H_t          token-mean entropy of step t, nats per token
     H0           mean of H_t over the first anchor_steps steps ever observed
     H_W          mean of H_s over all steps s < t
-    H*           level(H0, H_W, smoothed H_t)
-    a_{t+1}      next_alpha(a_t, smoothed H_t, H*, t)
-    alpha_{t+1}  applied(a_{t+1}, smoothed H_t, H*, t), for most controllers a_{t+1} itself
+    H*           the target's level that is nearest to H_t, from H0 and H_W
+    s_{t+1}, alpha_{t+1} = update(s_t, (H_t, H*, t)), s the controller's own state
 
 Read before update: step t trains with the alpha decided from the steps before t; ``observe`` is called once
 per global step, after the actor's update, and only then moves alpha.
@@ -21,6 +20,7 @@ from typing import NamedTuple
 import torch
 
 from verl_aer.config.schema import EntropyConfig
+from verl_aer.parts.controller import ControllerState, Observation, as_floats
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class ControlState:
 
     Args:
         alpha: coefficient of the next step, loss units per nat.
-        undamped_alpha: what the controller's rule starts from in the next step, loss units per nat.
+        controller: what the controller remembers, by name.
         initial_entropy: H0, nats per token; None until it is known.
         entropy_sum: all finite entropies added up, for H0 and H_W, nats per token.
         entropy_count: how many they are.
-        entropy_ema: last smoothed entropy, nats per token; None before the first.
+        last_entropy: the last finite entropy as the controller took it, nats per token; None before the first.
         step: last global step observed, 0 for none.
         updates: times the controller's rule was applied.
         skipped_updates: entropies that were not finite.
@@ -41,11 +41,11 @@ class ControlState:
     """
 
     alpha: float
-    undamped_alpha: float
+    controller: ControllerState
     initial_entropy: float | None = None
     entropy_sum: float = 0.0
     entropy_count: int = 0
-    entropy_ema: float | None = None
+    last_entropy: float | None = None
     step: int = 0
     updates: int = 0
     skipped_updates: int = 0
@@ -66,7 +66,7 @@ class Decision(NamedTuple):
         entropy: H_t as observed, nats per token.
         target: H*, nats per token; None where there is none, or H0 is not known yet.
         initial_entropy: H0, nats per token, or None.
-        error: H* minus the (smoothed) entropy; None without a target, and for a skipped entropy.
+        error: H* minus the entropy as the controller took it; None without a target, and for a skipped entropy.
         skipped: the entropy was not finite and moved nothing.
         saturated: a bound kept alpha from going where the rule would take it.
     """
@@ -92,7 +92,7 @@ class EntropyControl:
     0.0000
     0.0050
 
-    The first step sets H* = 0.4 * 1.0; only the third is below it, by 0.1 nat, and eta = 0.05.
+    The first step sets H* = 0.4 * 1.0; only the third is below it, by 0.1 nat, and ki = 0.05.
     """
 
     def __init__(self, config: EntropyConfig, state: ControlState | None = None) -> None:
@@ -116,7 +116,7 @@ class EntropyControl:
         ``entropy``: H_t of the rollouts that the step trains on, nats per token; where it is not finite (not measured
         before the update, or not a number), the one of the step before takes its place.
         """
-        known = entropy if math.isfinite(entropy) else self._state.entropy_ema
+        known = entropy if math.isfinite(entropy) else self._state.last_entropy
         bounds = self._target.bounds(self._state.initial_entropy, self._state.history)
         return self._penalty.signal(known, bounds, step)
 
@@ -140,28 +140,30 @@ class EntropyControl:
         entropy = float(entropy)
         if not math.isfinite(entropy):
             self._state = replace(before, step=step, skipped_updates=before.skipped_updates + 1)
-            target = self._target.level(before.initial_entropy, before.history, before.entropy_ema)
+            bounds = self._target.bounds(before.initial_entropy, before.history)
+            target = None if bounds is None else bounds.level(before.last_entropy)
             return self._decision(before, entropy, target, error=None, skipped=True, saturated=False)
 
         anchored = self._anchor(before, entropy)
-        smoothed = self._controller.smooth(before.entropy_ema, entropy)
-        target = self._target.level(anchored.initial_entropy, before.history, smoothed)
-        observed = replace(anchored, step=step, entropy_ema=smoothed)
-        if target is None and self._controller.uses_target:
-            self._state = observed
-            return self._decision(before, entropy, target, error=None, skipped=False, saturated=False)
-
-        saturated = self._controller.saturated(before.undamped_alpha, smoothed, target, step)
-        undamped_alpha = self._controller.next_alpha(before.undamped_alpha, smoothed, target, step)
+        seen = Observation(entropy, self._target.bounds(anchored.initial_entropy, before.history), step)
+        remembered, output = self._controller.update(before.controller, seen)
+        if remembered.keys() != before.controller.keys():
+            raise ValueError(
+                f"the controller {self._controller.kind!r} remembers {sorted(remembered)} after an update, and "
+                f"{sorted(before.controller)} before it: init has to name all of it"
+            )
+        if output.entropy is not None:
+            seen = seen._replace(entropy=output.entropy)
         self._state = replace(
-            observed,
-            alpha=self._controller.applied(undamped_alpha, smoothed, target, step),
-            undamped_alpha=undamped_alpha,
-            updates=before.updates + 1,
-            saturated_steps=before.saturated_steps + saturated,
+            anchored,
+            alpha=float(output.alpha),
+            controller=as_floats(remembered),
+            last_entropy=seen.entropy,
+            step=step,
+            updates=before.updates + (seen.bounds is not None or not self._controller.uses_target),
+            saturated_steps=before.saturated_steps + bool(output.saturated),
         )
-        error = None if target is None else target - smoothed
-        return self._decision(before, entropy, target, error=error, skipped=False, saturated=saturated)
+        return self._decision(before, entropy, seen.target, error=seen.error, skipped=False, saturated=output.saturated)
 
     def _anchor(self, state: ControlState, entropy: float) -> ControlState:
         """H0 := mean of the first anchor_steps entropies, then never again."""
@@ -194,5 +196,5 @@ class EntropyControl:
 
 def _fresh_state(config: EntropyConfig) -> ControlState:
     known = config.target.initial_entropy if config.target.needs_anchor else None
-    alpha = config.controller.initial_alpha()
-    return ControlState(alpha=alpha, undamped_alpha=alpha, initial_entropy=known)
+    alpha = config.controller.alpha_init
+    return ControlState(alpha, as_floats(config.controller.init(alpha)), initial_entropy=known)

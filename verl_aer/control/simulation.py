@@ -1,7 +1,7 @@
 """Synthetic entropy plants, the loop closed around them, and the replay of a real run's loop from its log.
 
     H_{t+1} = clip(H_t - decay * H_t + gain * alpha_t * push_t, 0, ceiling) the plant
-    alpha_{t+1} = next_alpha(alpha_t, H_t, H*, t)                           the control, unchanged
+    alpha_{t+1} = the control's, from H_1, ..., H_t                         unchanged
 
 The plant is the simplest that has both failures of a constant coefficient: too small a one lets the
 entropy decay towards 0 (collapse), too large a one drives it far above its start (explosion). It is not
@@ -151,7 +151,7 @@ def simulate_population(config: EntropyConfig, population: Population, steps: in
 
     >>> from verl_aer import parse_entropy_config
     >>> plant = Plant(initial=0.45, decay=0.012, gain=10.0, multiplicative=True)
-    >>> node = {"method": "aer", "controller": {"eta": 0.005, "damping": 0.1}}
+    >>> node = {"method": "aer", "controller": {"ki": 0.005, "kp": 0.1}}
     >>> rows = simulate_population(parse_entropy_config(node), Population(plant, generalization=0.5), steps=1000)
     >>> [round(rows[-1].data[name], 2) for name in ("aer/target", "aer/entropy", "aer/entropy/hard")]
     [0.18, 0.18, 0.47]

@@ -9,7 +9,8 @@ relative to H0. Everything else may: ``load_run`` names it, and the state surviv
 
     H0           stays, except that entropy.target.initial_entropy, where it is given, replaces it
     alpha        resumes from the value nearest to the saved one that the controller's settings allow
-    the rest     counters, the smoothed entropy, the run's memory: as saved
+    controller   what it remembers stays, within its settings; a controller of another kind starts from alpha
+    the rest     counters, the last entropy, the run's memory: as saved
 
 Conditions (temperature, lengths, data) may change too; ``changed_conditions`` names them.
 
@@ -36,6 +37,7 @@ from verl_aer.control.loop import ControlState
 from verl_aer.errors import VerlAerError
 from verl_aer.methods.base import get_method, method_names
 from verl_aer.parts.base import ROLES, get_part, part_names
+from verl_aer.parts.controller import Controller, as_floats
 from verl_aer.rollouts.question_memory import Question, QuestionMemory
 
 FORMAT = "verl_aer.entropy_control"
@@ -123,6 +125,7 @@ def load_run(path: str | os.PathLike[str], config: EntropyConfig) -> SavedRun:
         raise StateError(path, f"its format is {document['format']!r}, not {FORMAT!r}: it is some other file")
     for part in ("config", "state"):
         _require_object(path, f"its {part}", document[part])
+    _require_object(path, "its config.controller", document["config"].get("controller"))
     is_whole = document["sha256"] == _digest(document)
     for older in range(version, VERSION):
         document = _MIGRATIONS[older](document)
@@ -135,7 +138,7 @@ def load_run(path: str | os.PathLike[str], config: EntropyConfig) -> SavedRun:
     if not is_whole:
         raise StateError(path, "its contents do not match their sha256: they were changed after it was written")
     changes = _changed_settings(document["config"], to_mapping(config))
-    state, adapted = _adapted(state, config)
+    state, adapted = _adapted(state, saved["controller"]["kind"], config)
     return SavedRun(state, memory, changes + adapted)
 
 
@@ -198,7 +201,7 @@ def _from_version_2(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_version_3(document: dict[str, Any]) -> dict[str, Any]:
-    """Version 3 had other names for parts and settings."""
+    """Version 3 had other names for parts and settings, and the controller's numbers among those of the control."""
     sections = {
         "functional": "measure",
         "selection": "token_selection",
@@ -219,11 +222,40 @@ def _from_version_3(document: dict[str, Any]) -> dict[str, Any]:
         config["aggregation"] = "same_as_policy_loss"
     if config.get("allocation", {}).get("kind") == "historical":
         config["allocation"] = {**config["allocation"], "kind": "historical_accuracy"}
-    return {**document, "config": config}
+    config["controller"], state = _controller_of_version_3(config["controller"], document["state"])
+    return {**document, "config": config, "state": state}
+
+
+def _controller_of_version_3(
+    controller: dict[str, Any], state: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the controller's settings and the state: ``pi`` was three controllers, one of which had a sign rule."""
+    own = {"undamped_alpha", "entropy_ema"}
+    undamped_alpha, entropy_ema = state.get("undamped_alpha"), state.get("entropy_ema")
+    names = {"initial": "alpha_init", "minimum": "alpha_min", "maximum": "alpha_max"}
+    remembered = {}
+    if controller.get("kind") == "sign_gated":
+        controller = {**_renamed(controller, {**names, "delta": "step_size"}), "kind": "sign"}
+        remembered = {"coefficient": undamped_alpha}
+    elif controller.get("update_rule") == "sign":
+        kept = _without(controller, {"update_rule", "warmup_steps", "dead_band", "ema", "damping"})
+        controller = {**_renamed(kept, {**names, "eta": "step_size"}), "kind": "sign", "gate": False}
+        remembered = {"coefficient": undamped_alpha}
+    elif controller.get("kind") in ("integral", "proportional_integral", "dead_band"):
+        kept = _without(controller, {"update_rule"})
+        controller = {**_renamed(kept, {**names, "eta": "ki", "damping": "kp"}), "kind": "pi"}
+        remembered = {"integral": undamped_alpha, "entropy_ema": entropy_ema}
+    elif controller.get("kind") == "schedule":
+        controller = _renamed(controller, names)
+    return controller, {**_without(state, own), "controller": remembered, "last_entropy": entropy_ema}
 
 
 def _renamed(settings: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     return {names.get(name, name): value for name, value in settings.items()}
+
+
+def _without(settings: dict[str, Any], names: Set[str]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
 
 
 _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
@@ -346,33 +378,54 @@ def _change(key: str, before: Any, now: Any, is_new: bool) -> list[str]:
     return [] if before == now else [f"entropy.{key} was {before!r} and is now {now!r}"]
 
 
-def _adapted(state: ControlState, config: EntropyConfig) -> tuple[ControlState, list[str]]:
-    """The state under the settings of ``config``, and a sentence for each of H0 and alpha that they changed."""
+def _adapted(state: ControlState, saved_kind: str, config: EntropyConfig) -> tuple[ControlState, list[str]]:
+    """Fit the state to the settings of ``config``; a sentence for each of H0, alpha and the controller they changed."""
     controller, changes = config.controller, []
     given = config.target.initial_entropy if config.target.needs_anchor else None
     initial_entropy = state.initial_entropy if given is None else given
     if initial_entropy != state.initial_entropy:
         changes.append(f"H0 was {state.initial_entropy!r} and is now {given!r}, as entropy.target.initial_entropy says")
-    alpha = controller.nearest(state.alpha)
+    remembered = state.controller
+    if saved_kind != controller.kind:
+        remembered = as_floats(controller.init(state.alpha))
+        if remembered:
+            changes.append(
+                f"what the controller {saved_kind!r} remembered is lost: {controller.kind!r} starts from alpha"
+            )
+    remembered, alpha = controller.restore(remembered, state.alpha)
     if alpha != state.alpha:
         changes.append(
             f"alpha was {state.alpha!r} and is now {alpha!r}, the nearest that the controller "
             f"{controller.kind!r} allows"
         )
-    undamped_alpha = controller.nearest(state.undamped_alpha)
-    adapted = dataclasses.replace(state, alpha=alpha, undamped_alpha=undamped_alpha, initial_entropy=initial_entropy)
+    adapted = dataclasses.replace(state, alpha=alpha, controller=remembered, initial_entropy=initial_entropy)
     return adapted, changes
 
 
 def _read_state(path: str | os.PathLike[str], found: Any, saved: dict[str, Any]) -> ControlState:
-    fields = {field.name: hint for field, hint in _state_fields()}
-    required = {field.name for field, _ in _state_fields() if field.default is dataclasses.MISSING}
-    _require_keys(path, "its state", found, required, set(fields))
-    for name, value in found.items():
-        _require_value(path, name, value, *fields[name])
-    state = ControlState(**found)
+    fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(ControlState)}
+    _require_keys(path, "its state", found, {name for name in fields if fields[name]}, set(fields))
+    for name, hint in _number_types().items():
+        if name in found:
+            _require_value(path, name, found[name], *hint)
+    remembered = _read_remembered(path, found["controller"], found["alpha"], saved)
+    state = ControlState(**{**found, "controller": remembered})
     _require_possible(path, state, saved)
     return state
+
+
+def _read_remembered(
+    path: str | os.PathLike[str], found: Any, alpha: float, saved: dict[str, Any]
+) -> dict[str, float | None]:
+    """Check what the controller remembers; a number that is newer than the file begins as in a run's first step."""
+    controller = _part("controller", saved["controller"])
+    _require_object(path, "its state.controller", found)
+    # What a kind remembers that is not registered here is not known.
+    begun = dict.fromkeys(found) if controller is None else as_floats(controller.init(alpha))
+    _require_keys(path, "its state.controller", found, set(), set(begun))
+    for name, value in found.items():
+        _require_value(path, f"controller.{name}", value, float, may_be_null=begun[name] is None)
+    return {**begun, **found}
 
 
 def _read_memory(path: str | os.PathLike[str], found: Any) -> RunMemory:
@@ -394,14 +447,11 @@ def _read_memory(path: str | os.PathLike[str], found: Any) -> RunMemory:
     return RunMemory(QuestionMemory({name: Question(*question) for name, question in questions.items()}), shaping)
 
 
-def _state_fields() -> list[tuple[dataclasses.Field, tuple[type, bool]]]:
-    """Each field of ControlState with its number type and whether it may be null."""
-    hints = typing.get_type_hints(ControlState)
-    result = []
-    for of_state in dataclasses.fields(ControlState):
-        options = typing.get_args(hints[of_state.name]) or (hints[of_state.name],)
-        result.append((of_state, (options[0], type(None) in options)))
-    return result
+def _number_types() -> dict[str, tuple[type, bool]]:
+    """Return the type of each number of ControlState, and whether it may be null."""
+    hints = {name: hint for name, hint in typing.get_type_hints(ControlState).items() if name != "controller"}
+    options = {name: typing.get_args(hint) or (hint,) for name, hint in hints.items()}
+    return {name: (of_name[0], type(None) in of_name) for name, of_name in options.items()}
 
 
 def _require_value(path: str | os.PathLike[str], name: str, value: Any, wanted: type, may_be_null: bool) -> None:
@@ -414,20 +464,30 @@ def _require_value(path: str | os.PathLike[str], name: str, value: Any, wanted: 
 
 
 def _require_possible(path: str | os.PathLike[str], state: ControlState, saved: dict[str, Any]) -> None:
+    controller = _part("controller", saved["controller"])
     for name in ("entropy_count", "step", "updates", "skipped_updates", "saturated_steps"):
         if getattr(state, name) < 0:
             raise StateError(path, f"its state has {name}={getattr(state, name)!r}, which is negative")
-    controller = _part("controller", saved["controller"])
-    for name in ("alpha", "undamped_alpha"):
-        # A kind of a user's that is no longer registered is not judged.
-        if controller is not None and not controller.allows(getattr(state, name)):
-            kind, value = controller.kind, getattr(state, name)
-            raise StateError(path, f"its state has {name}={value!r}, which the controller {kind!r} cannot have")
+    # A kind of a user's that is no longer registered is not judged.
+    if controller is not None:
+        _require_reachable(path, state, controller)
     if state.updates + state.skipped_updates > state.step:
         raise StateError(path, "its state counts more updates than steps")
     if state.saturated_steps > state.updates:
         raise StateError(path, "its state counts more saturated steps than updates")
-    if state.updates and state.entropy_ema is None:
-        raise StateError(path, "its state counts updates and lacks entropy_ema")
+    if state.updates and state.last_entropy is None:
+        raise StateError(path, "its state counts updates and lacks last_entropy")
     if state.updates and _part("target", saved["target"]).needs_anchor and state.initial_entropy is None:
         raise StateError(path, "its state counts updates towards a target and lacks initial_entropy")
+
+
+def _require_reachable(path: str | os.PathLike[str], state: ControlState, controller: Controller) -> None:
+    """Refuse what the controller, with the settings of the file, would not restore as it is."""
+    remembered, alpha = controller.restore(state.controller, state.alpha)
+    found = {"alpha": state.alpha, **{f"controller.{name}": value for name, value in state.controller.items()}}
+    restored = {"alpha": alpha, **{f"controller.{name}": value for name, value in remembered.items()}}
+    for name, value in found.items():
+        if value != restored[name]:
+            raise StateError(
+                path, f"its state has {name}={value!r}, which the controller {controller.kind!r} cannot have"
+            )

@@ -287,7 +287,7 @@ def _target_is_used(config: DictConfig, entropy: EntropyConfig) -> Iterator[Prob
         yield Note(
             "entropy.target.kind",
             f"the controller {controller.kind!r} does not use the target {target!r}: it is only logged",
-            "Set entropy/controller=integral to hold the entropy at it, or entropy/target=none.",
+            "Set entropy/controller=pi to hold the entropy at it, or entropy/target=none.",
         )
 
 

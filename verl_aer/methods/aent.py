@@ -1,21 +1,21 @@
-"""AEnt, clamped entropy with a dead-band controller (arXiv 2509.03493)."""
+"""AEnt, clamped entropy and a controller that rests in a band (arXiv 2509.03493)."""
 
 from __future__ import annotations
 
 from verl_aer.methods.base import Method, register_method
 from verl_aer.parts.allocation import Uniform
-from verl_aer.parts.controller import DeadBand
+from verl_aer.parts.controller import PI
 from verl_aer.parts.measure import Clamped
 from verl_aer.parts.target import Band
 
 
 @register_method("aent")
 def aent() -> Method:
-    """L = L_policy - alpha * mean(H~), alpha -= eta * [min(0, H~ - low) + max(0, H~ - high)], clipped. AEnt.
+    """L = L_policy - alpha * mean(H~), alpha -= ki * [min(0, H~ - low) + max(0, H~ - high)], clipped. AEnt.
 
     H~ is the clamped entropy, which alone is measured and pushed. The defaults are those of the dataclass in the
     authors' code, with one difference: there the controller is off unless asked for, here it is on;
-    entropy.controller.eta=0 leaves alpha where it starts. The GSM8K example of that code has p = 0.4, the band
+    entropy.controller.ki=0 leaves alpha where it starts. The GSM8K example of that code has p = 0.4, the band
     [0.05, 0.23], alpha from 2e-4 within [1e-5, 3e-3] and 29 steps of warm-up; it counts steps from 0, so that they are
     entropy.controller.warmup_steps=30 here.
     """
@@ -23,7 +23,7 @@ def aent() -> Method:
         allocation=Uniform(),
         measure=Clamped(),
         target=Band(),
-        controller=DeadBand(),
+        controller=PI(ki=1e-3, alpha_init=1e-3, alpha_min=1e-5, alpha_max=1e-2),
         provenance="published",
         source="arXiv 2509.03493",
         summary="AEnt: entropy without the least likely tokens, kept in a band",

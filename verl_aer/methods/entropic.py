@@ -7,7 +7,7 @@ from dataclasses import replace
 from verl_aer.methods.base import Method, register_method
 from verl_aer.methods.baselines import none
 from verl_aer.parts.advantage_shaping import Signed
-from verl_aer.parts.controller import ProportionalIntegral
+from verl_aer.parts.controller import PI
 from verl_aer.parts.regularizer import NoRegularizer
 from verl_aer.parts.target import Absolute
 
@@ -18,7 +18,7 @@ def entropic() -> Method:
     return replace(
         none(),
         target=Absolute(entropy=0.1),
-        controller=ProportionalIntegral(),
+        controller=PI(ki=0.01, kp=1.0, alpha_min=-1.0, alpha_max=1.0),
         regularizer=NoRegularizer(),
         advantage_shaping=Signed(),
         provenance="published",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from verl_aer.methods.base import Method, register_method
 from verl_aer.parts.allocation import Uniform
-from verl_aer.parts.controller import SignGated
+from verl_aer.parts.controller import Sign
 from verl_aer.parts.measure import Full, Sampled
 from verl_aer.parts.target import Absolute
 
 
 @register_method("skywork")
 def skywork() -> Method:
-    """c += delta if H^ < target else -delta, clipped; alpha = c where H^ < target, else 0. Skywork-OR1's rule.
+    """c += step_size if H^ < target else -step_size, clipped; alpha = c where H^ < target, else 0. Skywork-OR1's rule.
 
     H^ is the mean of -log pi_old of the sampled tokens, and decides alpha; the loss pushes the entropy of the whole
     vocabulary: L = L_policy - alpha * mean(H). The scripts train one mini-batch a step, where -log pi of the sampled
@@ -23,7 +23,7 @@ def skywork() -> Method:
         measure=Sampled(),
         pushed=Full(),
         target=Absolute(),
-        controller=SignGated(),
+        controller=Sign(),
         provenance="published",
         source="arXiv 2505.22312",
         summary="Skywork-OR1: the coefficient steps up below a level of nats, and is withheld above it",

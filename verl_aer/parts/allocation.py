@@ -75,7 +75,7 @@ class Difficulty(Allocation):
     of a prompt that is above the initial level. Both are our addition, chosen by ``python -m benchmarks.actuator``.
 
     Our reading of AER (arXiv 2510.10959), whose description gives the threshold rho, "harder gets more" and "easy gets
-    less or zero", and not the map itself. max(0, rho - g) without the division is the same with alpha, eta and the
+    less or zero", and not the map itself. max(0, rho - g) without the division is the same with alpha, ki, kp and the
     bounds divided by rho.
 
     Args:

@@ -7,7 +7,7 @@ A *part* plays one role. It is a dataclass whose fields are its settings:
     pushed             and which one does the loss push?               a measure, or ``same``
     token_selection    which tokens of a response count?               weights(entropy, mask) -> (N, T), >= 0
     target             which level is wanted?                          bounds(initial_entropy, history) -> nats or None
-    controller         how does the global coefficient alpha move?     next_alpha(alpha, entropy, target, step)
+    controller         how does the global coefficient alpha move?     update(state, seen) -> (state, alpha)
     regularizer        how does a token's entropy enter the loss?      value(entropy, signal) -> (N, T)
     reward_shaping     what is added to a rollout's reward?            change(rollouts) -> (N,)
     advantage_shaping  what becomes of a token's advantage?            shape(tokens, ...) -> (N, T)

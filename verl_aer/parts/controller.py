@@ -1,56 +1,98 @@
 """Controllers: how the global coefficient alpha moves when the entropy is off its target.
 
-Pure functions of their arguments; what has to be remembered between steps lives in ``control.loop.ControlState``.
-alpha is in loss units per nat; below 0 it is a penalty on entropy, which only ``schedule`` and
-``proportional_integral`` can ask for.
+A controller is a pure rule with a state, which the control keeps and saves: ``init`` begins the state, ``update`` takes
+it from one step to the next, and ``restore`` fits a saved one to other settings. alpha is in loss units per nat; below
+0 it is a penalty on entropy.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from verl_aer.parts.base import Part, register_part
+from verl_aer.parts.target import Bounds
 
-UPDATE_RULES = ("proportional", "sign")
 SCHEDULES = ("cos_signed", "cos_half", "linear")
+
+ControllerState = Mapping[str, float | None]
+"""What a controller remembers: numbers by name, the same names in every step; None for what is not known yet."""
+
+
+class Observation(NamedTuple):
+    """What a rule may know of one global step.
+
+    Args:
+        entropy: token-mean entropy H_t, finite, nats per token.
+        bounds: the wanted entropies, nats per token; None where there is no target, or H0 is not known yet.
+        step: the global step, from 1 on.
+
+    >>> Observation(entropy=0.75, bounds=Bounds(0.25, 0.5), step=1).error
+    -0.25
+    """
+
+    entropy: float
+    bounds: Bounds | None
+    step: int
+
+    @property
+    def target(self) -> float | None:
+        """H*, the wanted entropy that is nearest to H_t, nats per token."""
+        return None if self.bounds is None else self.bounds.level(self.entropy)
+
+    @property
+    def error(self) -> float | None:
+        """H* - H_t, nats per token: above 0 there is too little entropy."""
+        return None if self.target is None else self.target - self.entropy
+
+
+class Output(NamedTuple):
+    """What a rule decided after one step.
+
+    Args:
+        alpha: what the next step trains with, loss units per nat.
+        saturated: a bound kept alpha from going where the rule would take it.
+        entropy: what the rule took for H_t, nats per token; None for the measured one.
+    """
+
+    alpha: float
+    saturated: bool = False
+    entropy: float | None = None
+
+
+def as_floats(state: ControllerState) -> ControllerState:
+    """Convert whole numbers and NumPy's: the state file holds floats, and refuses what is none."""
+    return {name: None if value is None else float(value) for name, value in state.items()}
 
 
 class Controller(Part, role="controller"):
-    """Base of controllers; the defaults are those of a controller without memory or bounds."""
+    """Base of controllers: a rule that remembers nothing and has no bounds."""
 
     uses_target: ClassVar[bool] = True
     """Whether the rule compares the entropy with a target; if not, the target must be ``none``."""
 
+    @property
     @abstractmethod
-    def initial_alpha(self) -> float:
-        """alpha of the first step."""
+    def alpha_init(self) -> float:
+        """alpha of the first step; usually a setting."""
+
+    def init(self, alpha: float) -> ControllerState:
+        """Begin the state where the coming step trains with ``alpha``: ``alpha_init``, or another controller's."""
+        return {}
 
     @abstractmethod
-    def next_alpha(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
-        """alpha of step + 1, from alpha and the token-mean entropy (nats) of ``step``."""
+    def update(self, state: ControllerState, seen: Observation) -> tuple[ControllerState, Output]:
+        """Decide alpha of the next step. Changes nothing in place, and leaves alpha where ``seen.error`` is None."""
 
-    def applied(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
-        """What step + 1 trains with, from what ``next_alpha`` just returned; the next rule starts from the latter."""
-        return alpha
+    def restore(self, state: ControllerState, alpha: float) -> tuple[ControllerState, float]:
+        """Return the state and alpha nearest to those of a run under other settings.
 
-    def allows(self, alpha: float) -> bool:
-        """Whether this rule can have led to ``alpha``: what a loaded state is checked against."""
-        return alpha >= 0
-
-    def nearest(self, alpha: float) -> float:
-        """What a run whose ``alpha`` was decided under other settings resumes from: the nearest that is allowed."""
-        return alpha if self.allows(alpha) else self.initial_alpha()
-
-    def smooth(self, previous: float | None, entropy: float) -> float:
-        """What the rule takes for the entropy: the measured one. ``previous``: the last smoothed value."""
-        return entropy
-
-    def saturated(self, alpha: float, entropy: float, target: float | None, step: int) -> bool:
-        """Whether a bound keeps alpha from going where the rule would take it."""
-        return False
+        Must return what ``update`` led to under the same settings unchanged: a state file is checked by it.
+        """
+        return state, alpha
 
 
 @register_part("fixed")
@@ -69,281 +111,206 @@ class Fixed(Controller):
     def problems(self) -> list[tuple[str, str]]:
         return [("coefficient", ">= 0")] if self.coefficient < 0 else []
 
-    def initial_alpha(self) -> float:
+    @property
+    def alpha_init(self) -> float:
         return self.coefficient
 
-    def next_alpha(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
-        return self.coefficient
+    def update(self, state: ControllerState, seen: Observation) -> tuple[ControllerState, Output]:
+        return state, Output(self.coefficient)
 
-    def allows(self, alpha: float) -> bool:
-        return alpha == self.coefficient
+    def restore(self, state: ControllerState, alpha: float) -> tuple[ControllerState, float]:
+        return state, self.coefficient
 
 
-@register_part("integral")
+@register_part("pi")
 @dataclass
-class Integral(Controller):
-    """alpha_{t+1} = clip(alpha_t + eta * (H* - H_t), minimum, maximum), once per global step.
+class PI(Controller):
+    """I_{t+1} = clip(I_t + ki * (H* - H_t)), alpha_{t+1} = clip(I_{t+1} + kp * (H* - H_t)), clip to the alpha bounds.
 
-    ``sign`` moves by a constant: alpha_{t+1} = clip(alpha_t + eta * sign(H* - H_t), minimum, maximum).
-    alpha does not move while t <= warmup_steps, nor where |H* - H_t| <= dead_band. With ema > 0, H_t is
-    replaced by its running mean ema * previous + (1 - ema) * H_t.
+    The integral I starts at alpha_init and moves once per global step. The error H* - H_t counts as 0 while
+    t <= warmup_steps, and where it is at most dead_band. With ema > 0, H_t is replaced by its running mean
+    ema * previous + (1 - ema) * H_t.
 
-    Our reading of AER (arXiv 2510.10959): "dynamic global coefficient adjustment" towards a target. The clip
-    is the anti-windup: alpha is the integral, so an integral held at its bound leaves it on the first error
-    of other sign.
+    With kp = 0 this is our reading of AER (arXiv 2510.10959): "dynamic global coefficient adjustment" towards a target.
+    The clip of I is the anti-windup: an integral held at its bound leaves it on the first error of other sign.
+    Entropy itself adds up what alpha does, so an integral alone is a spring: it swings around the target. kp damps the
+    swing; this is our addition to AER.
 
-    Entropy itself adds up what alpha does, so an integral alone is a spring: it swings around the target. With
-    damping > 0 the step trains with clip(alpha_{t+1} + damping * (H* - H_t), minimum, maximum) instead, and the
-    integral continues from alpha_{t+1}: a controller with proportional and integral part. This is our addition.
+    With ki = 0.01, kp = 1 and bounds of -1 and 1 it is EntroPIC's controller (arXiv 2511.15248), whose coefficient is
+    -alpha. There it moves once per micro-batch and rank, and its integral has no bound. With the target ``band`` it is
+    AEnt's (arXiv 2509.03493): alpha rests while H_t is in the band, and moves by the distance outside it.
 
     Args:
-        update_rule: proportional (alpha + eta * error) or sign (alpha +- eta); error = target - entropy.
-        eta: step size: alpha per nat of error (proportional), or alpha per step (sign), >= 0.
-        initial: alpha of the first step, between minimum and maximum.
-        minimum: lower bound of alpha, >= 0; ``proportional_integral`` may have it below 0.
-        maximum: upper bound of alpha, >= minimum.
-        warmup_steps: alpha stays at its initial value through this many first steps, >= 0.
+        ki: alpha that the integral gains per nat of error and step, >= 0.
+        kp: alpha per nat of error on top of the integral, >= 0; damps the swing; 0 is off.
+        alpha_init: alpha of the first step, between alpha_min and alpha_max.
+        alpha_min: lower bound of alpha; below 0 alpha may become a penalty on entropy.
+        alpha_max: upper bound of alpha, >= alpha_min.
+        warmup_steps: alpha stays at alpha_init through this many first steps, >= 0.
         dead_band: alpha does not move while the error is at most this, nats per token, >= 0.
         ema: weight of the past in a running mean of the measured entropy, in [0, 1); 0 is off.
-        damping: alpha per nat of error, on top of the integral while the error lasts, >= 0; damps its swing; 0 is off.
 
-    >>> Integral(eta=0.02).next_alpha(alpha=0.01, entropy=0.1, target=0.4, step=1)  # 0.01 + 0.02 * 0.3
-    0.016
-    >>> Integral(eta=0.02, maximum=0.012).next_alpha(alpha=0.01, entropy=0.1, target=0.4, step=1)
-    0.012
+    >>> controller, seen = PI(ki=0.02, kp=0.1), Observation(entropy=0.1, bounds=Bounds(0.4, 0.4), step=1)
+    >>> state, output = controller.update(controller.init(0.01), seen)
+    >>> state["integral"], round(output.alpha, 6)  # 0.01 + 0.02 * 0.3, and 0.1 * 0.3 on top
+    (0.016, 0.046)
     """
 
-    two_sided: ClassVar[bool] = False
-    """Whether alpha may be below 0."""
-
-    update_rule: str = "proportional"
-    eta: float = 0.05
-    initial: float = 0.0
-    minimum: float = 0.0
-    maximum: float = 0.2
+    ki: float = 0.05
+    kp: float = 0.0
+    alpha_init: float = 0.0
+    alpha_min: float = 0.0
+    alpha_max: float = 0.2
     warmup_steps: int = 0
     dead_band: float = 0.0
     ema: float = 0.0
-    damping: float = 0.0
 
     def problems(self) -> list[tuple[str, str]]:
-        found = []
-        if self.update_rule not in UPDATE_RULES:
-            found.append(("update_rule", f"one of {', '.join(UPDATE_RULES)}"))
-        found += [
-            (name, ">= 0")
-            for name in ("eta", "minimum", "warmup_steps", "dead_band", "damping")
-            if getattr(self, name) < 0 and not (name == "minimum" and self.two_sided)
-        ]
+        found = [(name, ">= 0") for name in ("ki", "kp", "warmup_steps", "dead_band") if getattr(self, name) < 0]
         if not 0 <= self.ema < 1:
             found.append(("ema", "in [0, 1)"))
-        return found + _bounds_problems(self.initial, self.minimum, self.maximum)
+        return found + _bounds_problems(self.alpha_init, self.alpha_min, self.alpha_max)
 
-    def initial_alpha(self) -> float:
-        return self.initial
+    def init(self, alpha: float) -> ControllerState:
+        return {"integral": alpha, "entropy_ema": None}
 
-    def next_alpha(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
-        return self._clip(alpha + self._move(entropy, target, step))
+    def update(self, state: ControllerState, seen: Observation) -> tuple[ControllerState, Output]:
+        seen = seen._replace(entropy=self._smooth(state["entropy_ema"], seen.entropy))
+        error = self._counted_error(seen)
+        wanted_integral = state["integral"] + self.ki * error
+        integral = self._clip(wanted_integral)
+        wanted_alpha = integral + self.kp * error
+        saturated = _is_held_back((wanted_integral, wanted_alpha), self.alpha_min, self.alpha_max)
+        return (
+            {"integral": integral, "entropy_ema": seen.entropy},
+            Output(self._clip(wanted_alpha), saturated, seen.entropy),
+        )
 
-    def applied(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
-        return self._clip(alpha + self._push(entropy, target, step))
-
-    def allows(self, alpha: float) -> bool:
-        return self.minimum <= alpha <= self.maximum
-
-    def nearest(self, alpha: float) -> float:
-        return self._clip(alpha)
-
-    def smooth(self, previous: float | None, entropy: float) -> float:
-        return entropy if previous is None else self.ema * previous + (1 - self.ema) * entropy
-
-    def saturated(self, alpha: float, entropy: float, target: float | None, step: int) -> bool:
-        integral = alpha + self._move(entropy, target, step)
-        wanted = (integral, self._clip(integral) + self._push(entropy, target, step))
-        return _held_back(min(wanted), max(wanted), self.minimum, self.maximum)
+    def restore(self, state: ControllerState, alpha: float) -> tuple[ControllerState, float]:
+        return {**state, "integral": self._clip(state["integral"])}, self._clip(alpha)
 
     def _clip(self, alpha: float) -> float:
-        return _clip(alpha, self.minimum, self.maximum)
+        return _clip(alpha, self.alpha_min, self.alpha_max)
 
-    def _move(self, entropy: float, target: float, step: int) -> float:
-        """eta * (H* - H_t), or eta * sign(H* - H_t)."""
-        error = self._counted_error(entropy, target, step)
-        if self.update_rule == "sign":
-            return self.eta * ((error > 0) - (error < 0))
-        return self.eta * error
+    def _smooth(self, previous: float | None, entropy: float) -> float:
+        return entropy if previous is None else self.ema * previous + (1 - self.ema) * entropy
 
-    def _push(self, entropy: float, target: float, step: int) -> float:
-        """damping * (H* - H_t)."""
-        return self.damping * self._counted_error(entropy, target, step)
-
-    def _counted_error(self, entropy: float, target: float, step: int) -> float:
-        error = target - entropy
-        return 0.0 if step <= self.warmup_steps or abs(error) <= self.dead_band else error
+    def _counted_error(self, seen: Observation) -> float:
+        rests = seen.error is None or seen.step <= self.warmup_steps or abs(seen.error) <= self.dead_band
+        return 0.0 if rests else seen.error
 
 
-@register_part("proportional_integral")
+@register_part("sign")
 @dataclass
-class ProportionalIntegral(Integral):
-    """alpha_{t+1} = clip(I_{t+1} + damping * (H* - H_t)), I_{t+1} = clip(I_t + eta * (H* - H_t)), on both sides of 0.
-
-    ``integral`` with both of its parts. As EntroPIC's controller (arXiv 2511.15248), whose coefficient is -alpha, eta
-    is its K_i and damping its K_p; the defaults are its code's. There it moves once a micro-batch and rank, and its
-    integral has no bound.
-
-    >>> ProportionalIntegral().applied(alpha=0.01, entropy=0.05, target=0.1, step=1)
-    0.060000000000000005
-    """
-
-    eta: float = 0.01
-    minimum: float = -1.0
-    maximum: float = 1.0
-    damping: float = 1.0
-    two_sided: ClassVar[bool] = True
-
-
-@register_part("dead_band")
-@dataclass
-class DeadBand(Integral):
-    """alpha_{t+1} = clip(alpha_t - eta * [min(0, H_t - low) + max(0, H_t - high)], minimum, maximum), target ``band``.
-
-    AEnt's controller (arXiv 2509.03493): alpha rests while H_t is in the band [low, high], and moves by the distance
-    outside it. As H* is the level of the band that is nearest to H_t, this is ``integral`` with AEnt's bounds: the
-    defaults are those of its code's dataclass.
-
-    >>> from verl_aer.parts.target import Band
-    >>> band, controller = Band(low=0.25, high=0.5), DeadBand(eta=0.5, maximum=1.0)
-    >>> levels = [(entropy, band.level(None, None, entropy)) for entropy in (0.125, 0.375, 0.75)]
-    >>> [controller.next_alpha(0.5, entropy, level, step=1) for entropy, level in levels]
-    [0.5625, 0.5, 0.375]
-    """
-
-    eta: float = 1e-3
-    initial: float = 1e-3
-    minimum: float = 1e-5
-    maximum: float = 1e-2
-
-
-@register_part("sign_gated")
-@dataclass
-class SignGated(Controller):
-    """c_{t+1} = clip(c_t + delta if H_t < H* else c_t - delta, minimum, maximum); alpha_{t+1} = c_{t+1} * 1[H_t < H*].
+class Sign(Controller):
+    """c_{t+1} = clip(c_t + step_size if H_t < H* else c_t - step_size), alpha_{t+1} = c_{t+1} * 1[H_t < H*].
 
     Skywork-OR1 (arXiv 2505.22312): the coefficient goes up and down by a constant, and above the target it is not
     applied at all. The defaults are those of its released scripts. TRL's rule is the same but where H_t = H* exactly:
     there it goes up and is applied.
 
     Args:
-        delta: change of c per step, loss units per nat, >= 0.
-        initial: c of the first step, which trains with it, between minimum and maximum.
-        minimum: lower bound of c, >= 0.
-        maximum: upper bound of c, >= minimum.
+        step_size: change of c per step, loss units per nat, >= 0.
+        alpha_init: c of the first step, which trains with it, between alpha_min and alpha_max.
+        alpha_min: lower bound of c, >= 0.
+        alpha_max: upper bound of c, >= alpha_min.
         gate: whether c is withheld while H_t >= H*; false trains with c always.
 
-    >>> controller = SignGated(delta=0.25, maximum=1.0)
-    >>> [controller.next_alpha(0.5, entropy, target=0.2, step=1) for entropy in (0.1, 0.2, 0.3)]
-    [0.75, 0.25, 0.25]
-    >>> [controller.applied(0.5, entropy, target=0.2, step=1) for entropy in (0.1, 0.2, 0.3)]
-    [0.5, 0.0, 0.0]
+    >>> controller, state = Sign(step_size=0.25, alpha_max=1.0), {"coefficient": 0.5}
+    >>> for entropy in (0.1, 0.2):
+    ...     print(controller.update(state, Observation(entropy, Bounds(0.2, 0.2), step=1)))
+    ({'coefficient': 0.75}, Output(alpha=0.75, saturated=False, entropy=None))
+    ({'coefficient': 0.25}, Output(alpha=0.0, saturated=False, entropy=None))
     """
 
-    delta: float = 1e-4
-    initial: float = 0.0
-    minimum: float = 0.0
-    maximum: float = 0.005
+    step_size: float = 1e-4
+    alpha_init: float = 0.0
+    alpha_min: float = 0.0
+    alpha_max: float = 0.005
     gate: bool = True
 
     def problems(self) -> list[tuple[str, str]]:
-        found = [(name, ">= 0") for name in ("delta", "minimum") if getattr(self, name) < 0]
-        return found + _bounds_problems(self.initial, self.minimum, self.maximum)
+        found = [(name, ">= 0") for name in ("step_size", "alpha_min") if getattr(self, name) < 0]
+        return found + _bounds_problems(self.alpha_init, self.alpha_min, self.alpha_max)
 
-    def initial_alpha(self) -> float:
-        return self.initial
+    def init(self, alpha: float) -> ControllerState:
+        return {"coefficient": alpha}
 
-    def next_alpha(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
-        return _clip(self._wanted(alpha, entropy, target), self.minimum, self.maximum)
+    def update(self, state: ControllerState, seen: Observation) -> tuple[ControllerState, Output]:
+        if seen.error is None:
+            return state, Output(state["coefficient"])
+        is_low = seen.error > 0
+        wanted = state["coefficient"] + (self.step_size if is_low else -self.step_size)
+        coefficient = _clip(wanted, self.alpha_min, self.alpha_max)
+        alpha = coefficient if is_low or not self.gate else 0.0
+        return {"coefficient": coefficient}, Output(alpha, _is_held_back((wanted,), self.alpha_min, self.alpha_max))
 
-    def applied(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
-        return alpha if entropy < target or not self.gate else 0.0
-
-    def allows(self, alpha: float) -> bool:
-        return self.minimum <= alpha <= self.maximum or (self.gate and alpha == 0)
-
-    def nearest(self, alpha: float) -> float:
-        return alpha if self.allows(alpha) else _clip(alpha, self.minimum, self.maximum)
-
-    def saturated(self, alpha: float, entropy: float, target: float | None, step: int) -> bool:
-        wanted = self._wanted(alpha, entropy, target)
-        return _held_back(wanted, wanted, self.minimum, self.maximum)
-
-    def _wanted(self, alpha: float, entropy: float, target: float) -> float:
-        return alpha + self.delta if entropy < target else alpha - self.delta
+    def restore(self, state: ControllerState, alpha: float) -> tuple[ControllerState, float]:
+        is_withheld = self.gate and alpha == 0
+        coefficient = _clip(state["coefficient"], self.alpha_min, self.alpha_max)
+        return {"coefficient": coefficient}, alpha if is_withheld else _clip(alpha, self.alpha_min, self.alpha_max)
 
 
 @register_part("schedule")
 @dataclass
 class Schedule(Controller):
-    """alpha_t = initial * s(x) with x = (t - 1) / total_steps, at most 1, whatever the entropy does:
+    """alpha_t = alpha_init * s(x) with x = (t - 1) / total_steps, at most 1, whatever the entropy does:
 
         cos_signed   s(x) = cos(pi x)       as CEEH (arXiv 2602.22642) prints it: below 0 in the second half
         cos_half     s(x) = cos(pi x / 2)   what may have been meant: from 1 to 0
         linear       s(x) = 1 - x
 
-    Below 0 the coefficient is a *penalty* on entropy, down to -initial at the end.
+    Below 0 the coefficient is a *penalty* on entropy, down to -alpha_init at the end.
 
     Args:
-        initial: alpha of the first step, loss units per nat, >= 0.
+        alpha_init: alpha of the first step, loss units per nat, >= 0.
         shape: which of the formulas above: cos_signed, cos_half or linear.
         total_steps: global steps from the first to the last value, >= 1; null takes those of the run.
 
-    >>> [round(Schedule(1.0, total_steps=4).next_alpha(0.0, 0.3, None, step), 3) for step in (1, 2, 3, 4, 5)]
+    >>> steps = [Observation(0.3, None, step) for step in (1, 2, 3, 4, 5)]
+    >>> [round(Schedule(1.0, total_steps=4).update({}, seen)[1].alpha, 3) for seen in steps]
     [0.707, 0.0, -0.707, -1.0, -1.0]
     """
 
     uses_target: ClassVar[bool] = False
 
-    initial: float = 1e-3
+    alpha_init: float = 1e-3
     shape: str = "cos_signed"
     total_steps: int | None = None
 
     def problems(self) -> list[tuple[str, str]]:
-        found = [("initial", ">= 0")] if self.initial < 0 else []
+        found = [("alpha_init", ">= 0")] if self.alpha_init < 0 else []
         if self.shape not in SCHEDULES:
             found.append(("shape", f"one of {', '.join(SCHEDULES)}"))
         if self.total_steps is not None and self.total_steps < 1:
             found.append(("total_steps", "null (the run's own) or >= 1"))
         return found
 
-    def initial_alpha(self) -> float:
-        return self.initial
-
-    def next_alpha(self, alpha: float, entropy: float, target: float | None, step: int) -> float:
+    def update(self, state: ControllerState, seen: Observation) -> tuple[ControllerState, Output]:
         if self.total_steps is None:
             raise ValueError("entropy.controller.total_steps is not known: set it to the run's number of steps")
-        x = min(step / self.total_steps, 1.0)
+        x = min(seen.step / self.total_steps, 1.0)
         share = {"cos_signed": math.cos(math.pi * x), "cos_half": math.cos(math.pi * x / 2), "linear": 1.0 - x}
-        return self.initial * share[self.shape]
+        return state, Output(self.alpha_init * share[self.shape])
 
-    def allows(self, alpha: float) -> bool:
-        return abs(alpha) <= self.initial
-
-    def nearest(self, alpha: float) -> float:
+    def restore(self, state: ControllerState, alpha: float) -> tuple[ControllerState, float]:
         """The first step of the resumed run trains with it; the next value is the schedule's."""
-        return _clip(alpha, -self.initial, self.initial)
+        return state, _clip(alpha, -self.alpha_init, self.alpha_init)
 
 
-def _clip(alpha: float, minimum: float, maximum: float) -> float:
-    return min(max(alpha, minimum), maximum)
+def _clip(alpha: float, alpha_min: float, alpha_max: float) -> float:
+    return min(max(alpha, alpha_min), alpha_max)
 
 
-def _held_back(lowest: float, highest: float, minimum: float, maximum: float) -> bool:
-    """Whether a bound keeps alpha from the lowest or the highest that the rule asks for."""
+def _is_held_back(wanted: tuple[float, ...], alpha_min: float, alpha_max: float) -> bool:
+    """Whether a bound keeps alpha from anything that the rule asks for."""
     # Held at alpha = 0 a controller is idle by design, not at the end of its reach.
-    return highest > maximum or (lowest < minimum and minimum != 0)
+    return max(wanted) > alpha_max or (min(wanted) < alpha_min and alpha_min != 0)
 
 
-def _bounds_problems(initial: float, minimum: float, maximum: float) -> list[tuple[str, str]]:
-    if minimum > maximum:
-        return [("maximum", f">= minimum ({minimum:g})")]
-    if not minimum <= initial <= maximum:
-        return [("initial", f"between minimum ({minimum:g}) and maximum ({maximum:g})")]
+def _bounds_problems(alpha_init: float, alpha_min: float, alpha_max: float) -> list[tuple[str, str]]:
+    if alpha_min > alpha_max:
+        return [("alpha_max", f">= alpha_min ({alpha_min:g})")]
+    if not alpha_min <= alpha_init <= alpha_max:
+        return [("alpha_init", f"between alpha_min ({alpha_min:g}) and alpha_max ({alpha_max:g})")]
     return []

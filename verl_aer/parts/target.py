@@ -10,10 +10,23 @@ from verl_aer.parts.base import Part, register_part
 
 
 class Bounds(NamedTuple):
-    """The wanted entropies, nats per token; both ends are equal where a single level is wanted."""
+    """The wanted entropies, nats per token; both ends are equal where a single level is wanted.
+
+    >>> [Bounds(low=0.1, high=0.5).level(entropy) for entropy in (0.05, 0.3, 0.9)]
+    [0.1, 0.3, 0.5]
+    """
 
     low: float
     high: float
+
+    def level(self, entropy: float | None) -> float | None:
+        """Return H* = clip(H_t, low, high): where an entropy should go, nats per token.
+
+        ``entropy``: H_t, nats per token; None before the first, and then a band has no level.
+        """
+        if self.low == self.high:
+            return self.low
+        return None if entropy is None else min(max(entropy, self.low), self.high)
 
 
 class Target(Part, role="target"):
@@ -32,18 +45,6 @@ class Target(Part, role="target"):
             initial_entropy: H0, nats per token; None until it is known.
             history: mean of the entropies of all earlier steps, nats per token; None in the first step.
         """
-
-    def level(self, initial_entropy: float | None, history: float | None, entropy: float | None) -> float | None:
-        """H* = clip(H_t, low, high) in nats per token: where an entropy should go. None where ``bounds`` is.
-
-        ``entropy``: H_t, nats per token; None before the first, and then a band has no level.
-        """
-        bounds = self.bounds(initial_entropy, history)
-        if bounds is None:
-            return None
-        if bounds.low == bounds.high:
-            return bounds.low
-        return None if entropy is None else min(max(entropy, bounds.low), bounds.high)
 
 
 @register_part("none")
@@ -85,9 +86,6 @@ class Band(Target):
     Args:
         low: lowest entropy that leaves alpha unchanged, nats per token, >= 0.
         high: highest entropy that leaves alpha unchanged, nats per token, >= low.
-
-    >>> [Band(low=0.1, high=0.5).level(None, None, entropy) for entropy in (0.05, 0.3, 0.9)]
-    [0.1, 0.3, 0.5]
     """
 
     low: float = 0.1
@@ -115,8 +113,8 @@ class Anchored(Target):
             saved H0, and null keeps it.
         anchor_steps: H0 is the mean over this many first steps, >= 1; alpha does not move before they are over.
 
-    >>> Anchored(tau=0.4).level(initial_entropy=0.5, history=None, entropy=0.3)
-    0.2
+    >>> Anchored(tau=0.4).bounds(initial_entropy=0.5, history=None)
+    Bounds(low=0.2, high=0.2)
     """
 
     tau: float = 0.4

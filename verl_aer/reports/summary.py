@@ -25,7 +25,7 @@ WINDOW = 20
 Seed = Sequence[MetricsRow]
 """The metrics log of one training seed."""
 
-BOUNDS = {"maximum": "raise", "minimum": "lower"}
+BOUNDS = {"alpha_max": "raise", "alpha_min": "lower"}
 """The bounds of alpha, and what to do with one that holds it back."""
 
 NOT_LOGGED = "–"
@@ -103,14 +103,14 @@ def bound_that_holds(data: Mapping[str, float]) -> str | None:
     if not data.get("aer/saturated"):
         return None
     error = data.get("aer/error")
-    return "maximum" if is_finite(error) and error > 0 else "minimum"
+    return "alpha_max" if is_finite(error) and error > 0 else "alpha_min"
 
 
 def advice_on_bounds(held_back: Mapping[str, int], steps: int) -> list[str]:
     """A sentence for each bound that held alpha back, with what to do.
 
-    >>> advice_on_bounds({"maximum": 3, "minimum": 0}, steps=12)
-    ['alpha sat at its bound in 3 of 12 steps: raise entropy.controller.maximum']
+    >>> advice_on_bounds({"alpha_max": 3, "alpha_min": 0}, steps=12)
+    ['alpha sat at its bound in 3 of 12 steps: raise entropy.controller.alpha_max']
     """
     return [
         f"alpha sat at its bound in {held_back[bound]} of {steps} steps: {remedy} entropy.controller.{bound}"

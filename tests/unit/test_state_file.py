@@ -232,6 +232,16 @@ def test_a_changed_coefficient_is_what_the_next_step_trains_with(tmp_path):
     assert (loaded.alpha, loaded.controller, loaded.step) == (0.03, {}, 1)
 
 
+def test_a_fixed_coefficient_may_be_saved_before_h0_is_known(tmp_path):
+    config = parse_entropy_config({"method": "siren", "target": {"anchor_steps": 3}})
+    control = EntropyControl(config)
+    control.observe(0.5, 1)
+    save_state(tmp_path / "s.json", control.state, config)
+    assert load_run(tmp_path / "s.json", config).state == control.state
+    assert control.state.updates == 1
+    assert control.state.initial_entropy is None
+
+
 def test_a_lower_schedule_starts_at_its_own_bound(tmp_path):
     node = {"method": "ceeh_me"}
     control = EntropyControl(parse_entropy_config(node).resolve(40))

@@ -477,7 +477,8 @@ def _require_possible(path: str | os.PathLike[str], state: ControlState, saved: 
         raise StateError(path, "its state counts more saturated steps than updates")
     if state.updates and state.last_entropy is None:
         raise StateError(path, "its state counts updates and lacks last_entropy")
-    if state.updates and _part("target", saved["target"]).needs_anchor and state.initial_entropy is None:
+    waits_for_anchor = _part("target", saved["target"]).needs_anchor and (controller is None or controller.uses_target)
+    if state.updates and waits_for_anchor and state.initial_entropy is None:
         raise StateError(path, "its state counts updates towards a target and lacks initial_entropy")
 
 

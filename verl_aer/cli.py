@@ -346,12 +346,12 @@ def _runtime_env(args: argparse.Namespace) -> int:
 
 
 def _simulate(args: argparse.Namespace) -> int:
+    _import_modules_of_the_user()
     if args.replay is not None:
         return _replay(args.replay, args.config)
     from verl_aer.control.simulation import Plant, Population, simulate, simulate_population
     from verl_aer.reports.metrics_log import series
 
-    _import_modules_of_the_user()
     gain = 10.0 if args.multiplicative else 0.15
     plant = Plant(noise=args.noise, gain=gain, multiplicative=args.multiplicative)
     configs = {name: _entropy_config(name, args.set) for name in args.method}

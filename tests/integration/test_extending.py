@@ -1,4 +1,4 @@
-"""The guide's example, from outside the package: loaded by veRL's switch, checked, explained and simulated."""
+"""The guide's examples, from outside the package: loaded by veRL's switch, checked, explained and simulated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLE = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(), flags=re.DOTALL).group(1)
+GUIDE = (ROOT / "docs" / "extending.md").read_text()
+EXAMPLE, CONTROLLER = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
 
 COMPOSE = """
 import sys
@@ -27,9 +28,11 @@ print(config.trainer.v1.trainer_mode, entropy.allocation, entropy.target.kind, e
 
 @pytest.fixture
 def outside(tmp_path: Path) -> dict[str, str]:
-    """The environment of a user whose module lies in its own folder."""
+    """The environment of a user whose modules lie in their own folder."""
     (tmp_path / "my_entropy.py").write_text(EXAMPLE)
-    return {**os.environ, "VERL_USE_EXTERNAL_MODULES": "my_entropy", "PYTHONPATH": str(tmp_path)}
+    (tmp_path / "my_controller.py").write_text(CONTROLLER)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "VERL_USE_EXTERNAL_MODULES": "my_entropy,my_controller", "PYTHONPATH": path}
 
 
 def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -75,3 +78,36 @@ def test_the_command_line_knows_it(outside):
     found = run({**outside, "VERL_USE_EXTERNAL_MODULES": "nowhere"}, "-m", "verl_aer.cli", "methods")
     assert found.returncode == 2
     assert "VERL_USE_EXTERNAL_MODULES names nowhere" in found.stderr
+
+
+ADAM_RUN = """
+import json, pathlib, sys
+import my_controller
+from verl_aer import EntropyControl, parse_entropy_config, to_mapping
+from verl_aer.control.metrics import decision_metrics
+from verl_aer.control.state_file import load_run, save_state
+folder = pathlib.Path(sys.argv[1])
+config = parse_entropy_config({"method": "aer", "target": {"anchor_steps": 3}, "controller": {"kind": "adam"}})
+entropies = [0.9 * 0.93**step + 0.01 * (step % 3) for step in range(60)]
+straight, resumed, rows = EntropyControl(config), EntropyControl(config), []
+for step, entropy in enumerate(entropies, start=1):
+    decision = straight.observe(entropy, step)
+    rows.append({"step": step, "data": decision_metrics(decision, straight.state)})
+    if step in (2, 30, 31):  # before and after H0 is known
+        save_state(folder / "aer_state.json", resumed.state, config)
+        resumed = EntropyControl(config, load_run(folder / "aer_state.json", config).state)
+    assert resumed.observe(entropy, step) == decision, step
+assert resumed.state == straight.state
+assert len({row["data"]["aer/alpha"] for row in rows}) > 50
+(folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
+(folder / "entropy.json").write_text(json.dumps(to_mapping(config)))
+"""
+
+
+def test_a_controllers_memory_goes_through_the_state_file_and_the_replay(outside, tmp_path):
+    assert len([line for line in CONTROLLER.splitlines() if line]) <= 20
+    trained = run(outside, "-c", ADAM_RUN, str(tmp_path))
+    assert trained.returncode == 0, trained.stderr
+    replay = ["simulate", "--replay", str(tmp_path / "metrics.jsonl"), "--config", str(tmp_path / "entropy.json")]
+    found = run(outside, "-m", "verl_aer.cli", *replay)
+    assert found.stdout.endswith("61 alphas recomputed, largest difference 0\n"), found.stdout + found.stderr

@@ -15,7 +15,7 @@ until the mean weight is the floor gives the weights of ``mean_floor``: it has n
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -47,11 +47,10 @@ CONTROLLERS = {
 }
 
 
-@dataclass
 class Watched(Difficulty):
     """``difficulty`` that tells its last mean weight to a controller that wants it."""
 
-    last: dict[str, float] = field(default_factory=lambda: {"mean": 1.0})
+    last: Any
 
     def weights(self, groups: Groups) -> np.ndarray:
         weights = super().weights(groups)
@@ -59,22 +58,20 @@ class Watched(Difficulty):
         return weights
 
 
-@dataclass
 class Frozen(PI):
     """``pi`` whose integral does not rise while the mean weight is small."""
 
-    last: dict[str, float] = field(default_factory=dict)
+    last: Any
 
     def update(self, state: ControllerState, seen: Observation) -> tuple[ControllerState, Output]:
         rests = self.last["mean"] < SMALL and seen.error > 0
-        return PI.update(replace(self, ki=0.0) if rests else self, state, seen)
+        return PI.update(self.model_copy(update={"ki": 0.0}) if rests else self, state, seen)
 
 
-@dataclass
 class Bounded(PI):
     """``pi`` whose alpha, and so each prompt's coefficient, is at most twice that at a normal mean weight."""
 
-    last: dict[str, float] = field(default_factory=dict)
+    last: Any
 
     def init(self, alpha: float) -> ControllerState:
         return {**super().init(alpha), "normal": alpha}
@@ -86,14 +83,17 @@ class Bounded(PI):
 
 
 def watched(config: EntropyConfig, controller: type[PI]) -> EntropyConfig:
-    allocation = Watched(mean_floor=0.0, entropy_ceiling=None)
-    return replace(
-        config, allocation=allocation, controller=controller(**vars(config.controller), last=allocation.last)
-    )
+    last = {"mean": 1.0}
+    parts = {
+        "allocation": Watched(mean_floor=0.0, entropy_ceiling=None, last=last),
+        "controller": controller(**config.controller.model_dump(), last=last),
+    }
+    return config.model_copy(update=parts)
 
 
 def with_allocation(floor: float, ceiling: float | None) -> Callable[[EntropyConfig], EntropyConfig]:
-    return lambda config: replace(config, allocation=Difficulty(mean_floor=floor, entropy_ceiling=ceiling))
+    allocation = Difficulty(mean_floor=floor, entropy_ceiling=ceiling)
+    return lambda config: config.model_copy(update={"allocation": allocation})
 
 
 WAYS: dict[str, Callable[[EntropyConfig], EntropyConfig]] = {

@@ -22,7 +22,7 @@ from verl_aer.integration.preflight import read_entropy_config
 with initialize_config_module("verl.trainer.config", version_base=None):
     config = compose("ppo_trainer", overrides=["+hardware=cpu", *sys.argv[1:]])
 entropy = read_entropy_config(config)
-print(config.trainer.v1.trainer_mode, entropy.allocation, entropy.target.kind, entropy.controller.kind)
+print(config.trainer.v1.trainer_mode, repr(entropy.allocation), entropy.target.kind, entropy.controller.kind)
 """
 
 

@@ -62,7 +62,8 @@ def test_alpha_never_moves_away_from_the_target(config, observed):
 
 @given(configs(), entropies)
 def test_entropies_that_are_not_finite_might_as_well_not_have_been(config, observed):
-    config.controller.warmup_steps = 0
+    controller = config.controller.model_copy(update={"warmup_steps": 0})
+    config = config.model_copy(update={"controller": controller})
     with_them, without = EntropyControl(config), EntropyControl(config)
     for step, entropy in enumerate(observed, start=1):
         with_them.observe(entropy, step)

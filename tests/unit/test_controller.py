@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
+from pydantic import ValidationError
 
 from verl_aer.parts.controller import PI, Controller, Fixed, Observation, Output, Schedule, Sign
 from verl_aer.parts.target import Bounds
@@ -116,7 +115,7 @@ def test_before_there_is_a_target_the_running_mean_moves_and_alpha_does_not():
 
 def test_fixed_never_moves():
     controller = Fixed(coefficient=0.003)
-    assert controller.alpha_init == 0.003
+    assert controller.initial_alpha() == 0.003
     assert updated(controller, {}, 0.0, None) == ({}, Output(0.003))
 
 
@@ -163,10 +162,10 @@ BOUNDED_SIGN = Sign(alpha_init=0.25, alpha_min=0.25, alpha_max=0.5)
         (BOUNDED_SIGN, ({"coefficient": 0.6}, 0.6), ({"coefficient": 0.5}, 0.5)),
         (BOUNDED_SIGN, ({"coefficient": 0.1}, 0.1), ({"coefficient": 0.25}, 0.25)),
         (BOUNDED_SIGN, ({"coefficient": 0.5}, 0.0), ({"coefficient": 0.5}, 0.0)),
-        (dataclasses.replace(BOUNDED_SIGN, gate=False), ({"coefficient": 0.5}, 0.0), ({"coefficient": 0.5}, 0.25)),
-        (Fixed(0.003), ({}, 0.1), ({}, 0.003)),
-        (Schedule(0.5), ({}, -0.6), ({}, -0.5)),
-        (Schedule(0.5), ({}, 0.4), ({}, 0.4)),
+        (BOUNDED_SIGN.model_copy(update={"gate": False}), ({"coefficient": 0.5}, 0.0), ({"coefficient": 0.5}, 0.25)),
+        (Fixed(coefficient=0.003), ({}, 0.1), ({}, 0.003)),
+        (Schedule(alpha_init=0.5), ({}, -0.6), ({}, -0.5)),
+        (Schedule(alpha_init=0.5), ({}, 0.4), ({}, 0.4)),
     ],
 )
 def test_a_saved_state_is_brought_to_the_nearest_that_the_settings_allow(controller, saved, restored):
@@ -175,23 +174,26 @@ def test_a_saved_state_is_brought_to_the_nearest_that_the_settings_allow(control
 
 
 @pytest.mark.parametrize(
-    ("controller", "fields"),
+    ("controller", "settings", "fields"),
     [
-        (Sign(step_size=-1.0), ["step_size"]),
-        (Sign(alpha_min=-0.1), ["alpha_min"]),
-        (Sign(alpha_min=0.1, alpha_max=0.01), ["alpha_max"]),
-        (Sign(alpha_init=0.1), ["alpha_init"]),
-        (Schedule(alpha_init=-1.0, shape="sine", total_steps=0), ["alpha_init", "shape", "total_steps"]),
-        (PI(ki=-1.0, kp=-1.0), ["ki", "kp"]),
-        (PI(alpha_min=-0.1, alpha_init=-0.2), ["alpha_init"]),
-        (Fixed(-0.1), ["coefficient"]),
+        (Sign, {"step_size": -1.0}, ["step_size"]),
+        (Sign, {"alpha_min": -0.1}, ["alpha_min"]),
+        (Sign, {"alpha_min": 0.1, "alpha_max": 0.01}, ["alpha_max"]),
+        (Sign, {"alpha_min": 0.1}, ["alpha_max"]),
+        (Sign, {"alpha_init": 0.1}, ["alpha_init"]),
+        (Schedule, {"alpha_init": -1.0, "shape": "sine", "total_steps": 0}, ["alpha_init", "shape", "total_steps"]),
+        (PI, {"ki": -1.0, "kp": -1.0}, ["ki", "kp"]),
+        (PI, {"ki": -1.0, "alpha_min": 0.1, "alpha_max": 0.0}, ["alpha_max", "ki"]),
+        (PI, {"alpha_min": -0.1, "alpha_init": -0.2}, ["alpha_init"]),
+        (Fixed, {"coefficient": -0.1}, ["coefficient"]),
     ],
 )
-def test_bounds_of_the_settings(controller, fields):
-    assert [name for name, _ in controller.problems()] == fields
-    assert type(controller)().problems() == []
+def test_bounds_of_the_settings(controller, settings, fields):
+    with pytest.raises(ValidationError) as caught:
+        controller(**settings)
+    assert [error["loc"][0] for error in caught.value.errors()] == fields
+    assert controller()
 
 
 def test_alpha_may_have_a_bound_below_zero():
-    assert PI(alpha_min=-1.0).problems() == []
     assert alpha_after(PI(ki=1.0, alpha_min=-1.0), 0.0, 0.9) == -0.5

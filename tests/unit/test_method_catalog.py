@@ -1,51 +1,50 @@
-"""What `verl-aer methods` says of each setting comes from the docstring of its part."""
+"""`verl-aer methods` prints the description and the bounds of each setting."""
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from dataclasses import dataclass
 
 import pytest
 
 from verl_aer import EntropyConfig, get_part, method_names, part_names
-from verl_aer.config.schema import CorrectnessConfig, WatchdogConfig
+from verl_aer._settings import description, setting_names
+from verl_aer.config.schema import WatchdogConfig
 from verl_aer.parts.base import ROLES
 from verl_aer.parts.target import Band
-from verl_aer.reports.method_catalog import explanation, rule, setting_texts
+from verl_aer.reports.method_catalog import explanation, rule
+from verl_aer.rollouts.groups import CorrectnessConfig
 from verl_aer.rollouts.question_memory import QuestionMemoryConfig
 
-PARTS = [get_part(kind, name) for kind in ROLES for name in part_names(kind)]
+PARTS = [get_part(role, name) for role in ROLES for name in part_names(role)]
 
 
 @pytest.mark.parametrize("settings", [*PARTS, CorrectnessConfig, QuestionMemoryConfig, WatchdogConfig])
-def test_every_setting_has_a_text_and_every_text_a_setting(settings):
-    texts = setting_texts(settings)
-    assert sorted(texts) == sorted(field.name for field in dataclasses.fields(settings))
-    assert all(len(text.split()) > 2 for text in texts.values())
+def test_every_setting_has_a_description(settings):
+    texts = [description(settings, name) for name in setting_names(settings)]
+    assert all(len(text.split()) > 2 and text.endswith(".") for text in texts)
 
 
-def test_the_settings_of_every_method_have_a_text():
-    with_default = {"aggregation", "correctness", "question_memory", "on_missing_state", "watchdog"}
-    assert setting_texts(EntropyConfig).keys() == with_default
+def test_the_settings_of_every_method_have_a_description():
+    described = {name for name in setting_names(EntropyConfig) if description(EntropyConfig, name)}
+    assert described == {"aggregation", "correctness", "question_memory", "on_missing_state", "watchdog"}
 
 
-def test_a_class_has_the_texts_of_its_bases_and_may_replace_them():
-    @dataclass
+def test_a_part_has_the_descriptions_of_its_bases_and_may_replace_them():
     class Narrow(Band):
         """Near.
 
         A rule.
 
-        Args:
-            low: another text
-                of two lines.
-
         >>> 1
         1
         """
 
-    assert setting_texts(Narrow) == {**setting_texts(Band), "low": "another text of two lines."}
+        low: float = 0.3
+        """Another text
+        of two lines."""
+
+    assert description(Narrow, "low") == "Another text of two lines."
+    assert description(Narrow, "high") == description(Band, "high")
     assert rule(Narrow) == "Near.\n\nA rule."
 
 

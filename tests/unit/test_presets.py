@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import zip_longest
 
 import pytest
@@ -146,7 +146,6 @@ def test_what_a_user_registers_later_is_a_preset_and_a_member_of_its_group(own_r
     assert "late" not in str(entropy_node("+entropy=aer"))
 
     @register_part("late")
-    @dataclass
     class Late(Allocation):
         scale: float
         floor: float = 0.5
@@ -156,7 +155,7 @@ def test_what_a_user_registers_later_is_a_preset_and_a_member_of_its_group(own_r
 
     @register_method("late_method")
     def late_method():
-        return replace(get_method("aer"), allocation=Late(2.0))
+        return replace(get_method("aer"), allocation=Late(scale=2.0))
 
     with hydra():
         node, config = entropy_node("+entropy=late_method"), composed("+entropy=aer", "entropy/allocation=late")

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Optional
 
 import pytest
 from omegaconf import OmegaConf
+from pydantic import ValidationError
 
 from verl_aer import ConfigError, method_names, parse_entropy_config, part_names, to_mapping
+from verl_aer._settings import Settings, allowed_values
 from verl_aer.config.schema import CorrectnessConfig, EntropyConfig
 from verl_aer.parts.advantage_shaping import NoAdvantageShaping
 from verl_aer.parts.allocation import Difficulty, Uniform
@@ -83,8 +84,10 @@ def test_parts_of_a_users_choice():
 
 def test_two_configs_of_one_method_share_no_parts():
     first, second = parse_entropy_config({"method": "aer"}), parse_entropy_config({"method": "aer"})
-    first.target.tau = 0.9
-    assert second.target.tau == 0.4
+    assert first == second
+    assert first.target is not second.target
+    with pytest.raises(ValidationError, match="frozen"):
+        first.target.tau = 0.9
 
 
 @pytest.mark.parametrize("method", method_names())
@@ -110,7 +113,7 @@ def test_what_cannot_be_pushed_is_refused():
     shown = problems_of({"method": "aer", "pushed": {"kind": "full", "p": 0.4}})
     assert "the measure 'full', which has none; it belongs to 'clamped' and 'nucleus'" in shown["entropy.pushed.p"]
     assert (
-        "must be >= 0 and < 1"
+        "must be in [0, 1)"
         in problems_of({"method": "aer", "pushed": {"kind": "clamped", "p": 1.0}})["entropy.pushed.p"]
     )
 
@@ -128,7 +131,7 @@ def test_every_problem_is_in_one_error():
         {
             "method": "aer",
             "alocation": {},
-            "allocation": {"rho": 0, "shape": "cubic", "power": -1, "mean_normalize": "yes"},
+            "allocation": {"rho": 0, "shape": "cubic", "include_all_wrong": "yes"},
             "measure": {"kind": "ful"},
             "target": {"tau": 1.3, "anchor_steps": 0, "initial_entropy": -1.0, "level": 2},
             "controller": {
@@ -146,24 +149,23 @@ def test_every_problem_is_in_one_error():
     )
     assert list(shown) == [
         "entropy.alocation",
-        "entropy.allocation.mean_normalize",
         "entropy.allocation.shape",
         "entropy.allocation.rho",
-        "entropy.allocation.power",
+        "entropy.allocation.include_all_wrong",
         "entropy.measure.kind",
         "entropy.target.level",
         "entropy.target.tau",
         "entropy.target.initial_entropy",
         "entropy.target.anchor_steps",
+        "entropy.controller.alpha_max",
         "entropy.controller.ki",
         "entropy.controller.warmup_steps",
         "entropy.controller.dead_band",
         "entropy.controller.ema",
-        "entropy.controller.alpha_max",
-        "entropy.aggregation",
-        "entropy.on_missing_state",
         "entropy.correctness.treshold",
         "entropy.correctness.reward_key",
+        "entropy.aggregation",
+        "entropy.on_missing_state",
     ]
 
 
@@ -174,8 +176,8 @@ def test_the_error_numbers_its_problems_and_says_what_to_do():
         "the entropy control found 2 problems in the config:",
         "  1. entropy.target.tau: must be in (0, 1], got 1.3. Set entropy.target.tau to a value in (0, 1], "
         "such as 0.4.",
-        "  2. entropy.aggregation: must be token-mean, seq-mean-token-mean or same_as_policy_loss, got 'sequence'. "
-        "Set entropy.aggregation=token-mean.",
+        "  2. entropy.aggregation: must be one of token-mean, seq-mean-token-mean, same_as_policy_loss, "
+        "got 'sequence'. Set entropy.aggregation=token-mean.",
     ]
 
 
@@ -192,13 +194,13 @@ def test_the_error_numbers_its_problems_and_says_what_to_do():
         ("target", "tau", [0.4], "must be a number, got [0.4] (list)"),
         ("target", "anchor_steps", 1.0, "must be a whole number, got 1.0 (float)"),
         ("target", "anchor_steps", True, "must be a whole number, got True (bool)"),
-        ("target", "initial_entropy", 0.0, "must be null (measure it) or > 0, got 0.0"),
-        ("target", "initial_entropy", "high", "must be a number or null, got 'high' (str)"),
+        ("target", "initial_entropy", 0.0, "must be null or > 0, got 0.0"),
+        ("target", "initial_entropy", "high", "must be null or a number, got 'high' (str)"),
         ("allocation", "rho", 0.0, "must be > 0, got 0.0"),
         ("allocation", "rho", -0.5, "must be > 0, got -0.5"),
         ("allocation", "rho", math.inf, "must be a finite number, got inf"),
-        ("allocation", "mean_normalize", 1, "must be true or false, got 1 (int)"),
-        ("allocation", "shape", 2, "must be a name, got 2 (int)"),
+        ("allocation", "include_all_wrong", 1, "must be true or false, got 1 (int)"),
+        ("allocation", "shape", 2, "must be one of linear, step, got 2"),
         ("controller", "ki", -1e-3, "must be >= 0, got -0.001"),
         ("controller", "alpha_max", -0.1, "must be >= alpha_min (0), got -0.1"),
         ("controller", "alpha_init", 0.3, "must be between alpha_min (0) and alpha_max (0.2), got 0.3"),
@@ -296,14 +298,14 @@ def test_a_penalty_that_draws_needs_a_target_and_gives_it_a_use():
 
 # Of the parts of other methods than AER: method, part, setting, value, what it must be.
 BAD_SETTINGS = [
-    ("siren", "token_selection", "quantile", 1.0, ">= 0 and < 1"),
-    ("siren", "measure", "p", 0.0, "> 0 and <= 1"),
+    ("siren", "token_selection", "quantile", 1.0, "in [0, 1)"),
+    ("siren", "measure", "p", 0.0, "in (0, 1]"),
     ("epo", "target", "kappa_low", -0.1, ">= 0"),
     ("epo", "target", "kappa_high", -0.1, ">= kappa_low (0)"),
     ("epo", "regularizer", "weight", -0.1, ">= 0"),
     ("epo", "regularizer", "gamma", -0.1, ">= 0"),
-    ("epo", "regularizer", "total_steps", 1, "null (the run's own) or >= 2"),
-    ("ceeh_me", "controller", "total_steps", 0, "null (the run's own) or >= 1"),
+    ("epo", "regularizer", "total_steps", 1, "null or >= 2"),
+    ("ceeh_me", "controller", "total_steps", 0, "null or >= 1"),
     ("ceeh_me", "allocation", "hard_weight", -1.0, ">= 0"),
     ("ceeh_me", "reward_shaping", "beta", -0.1, ">= 0"),
     ("ceeh_ea", "advantage_shaping", "a", -0.1, ">= 0"),
@@ -345,27 +347,21 @@ def test_interpolations_are_resolved():
     assert parse_entropy_config(node).controller.alpha_init == 0.1
 
 
-@dataclass
-class OldAndNewOptional:
-    """Both spellings of an optional field."""
-
-    old: Optional[float] = None  # noqa: UP045
-    new: float | None = None
-
-
 @pytest.mark.guards("T18")
-def test_both_spellings_of_an_optional_field_are_understood():
-    from verl_aer.config.schema import _Parser
+def test_both_spellings_of_an_optional_setting_are_understood():
+    class OldAndNew(Settings):
+        old: Optional[float] = None  # noqa: UP045
+        new: float | None = None
 
-    parser = _Parser()
-    built, bad = parser._fill("x", OldAndNewOptional(), {"old": 1, "new": 2})
-    assert (built, bad, parser.problems) == (OldAndNewOptional(1.0, 2.0), set(), [])
+    assert OldAndNew(old=1, new=2) == OldAndNew(old=1.0, new=2.0)
+    for name in ("old", "new"):
+        assert allowed_values(OldAndNew, name) == "null or a number"
 
 
 def test_absolute_target_must_be_above_zero():
     shown = problems_of({"method": "aer_absolute_target", "target": {"entropy": 0}})
     assert list(shown) == ["entropy.target.entropy"]
-    assert Absolute().problems() == []
+    assert Absolute() == Absolute(entropy=0.2)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -140,7 +139,6 @@ def test_the_shortest_correct_rollout_is_judged_by_its_last_output():
     assert np.isnan(rollouts.shortest_correct()[1])
 
 
-@dataclass
 class Constant(RewardShaping):
     """The same for every row."""
 
@@ -151,16 +149,15 @@ class Constant(RewardShaping):
 
 
 def test_a_change_that_cannot_be_used_names_the_row():
-    change, _ = change_rewards(Constant(np.array([1.0, 2.0, 3.0, 4.0, np.nan])), ROLLOUTS, {})
+    change, _ = change_rewards(Constant(value=np.array([1.0, 2.0, 3.0, 4.0, np.nan])), ROLLOUTS, {})
     # Padding carries no reward, whatever is said of it.
     assert change.tolist() == [1.0, 2.0, 3.0, 4.0, 0.0]
     with pytest.raises(ShapingError, match="returned inf for row 2"):
-        change_rewards(Constant(np.array([1.0, 2.0, np.inf, 4.0, 0.0])), ROLLOUTS, {})
+        change_rewards(Constant(value=np.array([1.0, 2.0, np.inf, 4.0, 0.0])), ROLLOUTS, {})
     with pytest.raises(ShapingError, match=r"shape \(1,\) for 5 rows"):
-        change_rewards(Constant(np.array([1.0])), ROLLOUTS, {})
+        change_rewards(Constant(value=np.array([1.0])), ROLLOUTS, {})
 
 
-@dataclass
 class Given(AdvantageShaping):
     """Advantages as they are given."""
 
@@ -172,14 +169,14 @@ class Given(AdvantageShaping):
 
 def test_advantages_that_cannot_be_used_name_the_token():
     nan_outside = torch.where(MASK, 2.0, torch.nan)
-    shaped = shape_advantages(Given(nan_outside), TOKENS, ROLLOUTS, WEIGHT, 0.0)
+    shaped = shape_advantages(Given(value=nan_outside), TOKENS, ROLLOUTS, WEIGHT, 0.0)
     assert torch.equal(shaped, torch.where(MASK, 2.0, TOKENS.advantages))
     nan_inside = nan_outside.clone()
     nan_inside[3, 1] = torch.nan
     with pytest.raises(ShapingError, match="returned nan for token 1 of row 3"):
-        shape_advantages(Given(nan_inside), TOKENS, ROLLOUTS, WEIGHT, 0.0)
+        shape_advantages(Given(value=nan_inside), TOKENS, ROLLOUTS, WEIGHT, 0.0)
     with pytest.raises(ShapingError, match=r"shape \(5,\) for \(5, 3\)"):
-        shape_advantages(Given(torch.ones(5)), TOKENS, ROLLOUTS, WEIGHT, 0.0)
+        shape_advantages(Given(value=torch.ones(5)), TOKENS, ROLLOUTS, WEIGHT, 0.0)
 
 
 def ares_rollouts(counts: list[int], accuracy: list[float], correct: list[float]) -> Rollouts:

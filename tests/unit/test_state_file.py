@@ -168,15 +168,15 @@ CHANGES = {
         {"controller": {"ema": 0.3, "alpha_init": 0.15, "alpha_min": 0.15}},
         {"controller": {"integral": 0.15, "entropy_ema": 5e-324}},
         [
-            "entropy.controller.alpha_init was 0.0 and is now 0.15",
             "entropy.controller.alpha_min was 0.0 and is now 0.15",
+            "entropy.controller.alpha_init was 0.0 and is now 0.15",
         ],
     ),
     "another kind within its bounds": (
         {"controller": {"kind": "sign", "alpha_max": 0.5}},
         {"controller": {"coefficient": 0.15 + 0.02}},
         [
-            "entropy.controller was {'kind': 'pi', 'ki': 0.05, ",
+            "entropy.controller was {'kind': 'pi', 'alpha_min': 0.0, ",
             "what the controller 'pi' remembered is lost: 'sign' starts from alpha",
         ],
     ),

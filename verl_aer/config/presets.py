@@ -9,8 +9,6 @@ A method or part is known if it has been registered before Hydra composes.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -69,15 +67,8 @@ def verl_settings(method: Method) -> dict[str, Any]:
 
 def _part_node(role: str, name: str) -> dict[str, Any]:
     """The part's own defaults; a setting without one has to be given."""
-    return {"kind": name, **dict(_defaults(get_part(role, name)))}
-
-
-def _defaults(part: type) -> Iterator[tuple[str, Any]]:
-    for field in dataclasses.fields(part):
-        if field.default_factory is not dataclasses.MISSING:
-            yield field.name, field.default_factory()
-        else:
-            yield field.name, "???" if field.default is dataclasses.MISSING else field.default
+    fields = get_part(role, name).model_fields.items()
+    return {"kind": name, **{key: "???" if field.is_required() else field.get_default() for key, field in fields}}
 
 
 def _nested(settings: dict[str, Any]) -> dict[str, Any]:

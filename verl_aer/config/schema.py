@@ -1,42 +1,44 @@
 """The ``entropy`` node of a run's config: from a mapping to typed parts, every problem at once.
 
 entropy.method                                       a registered method; its parts are the defaults
-entropy.{allocation,measure,pushed,token_selection,     {kind: <registered part>, <the part's fields>}
+entropy.{allocation,measure,pushed,token_selection,  {kind: <registered part>, <the part's settings>}
   target,controller,regularizer,reward_shaping,
   advantage_shaping}
 entropy.aggregation                                  token-mean | seq-mean-token-mean | same_as_policy_loss
 entropy.correctness                                  {reward_key, threshold, on_missing}
-entropy.question_memory                                       {question_key, max_questions, ema_up, ema_down}
+entropy.question_memory                              {question_key, max_questions, ema_up, ema_down}
 entropy.on_missing_state                             error | restart
-entropy.watchdog                                       {weight_sync_timeout_s, rollout_timeout_s}
+entropy.watchdog                                     {weight_sync_timeout_s, rollout_timeout_s}
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import types
-import typing
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+import json
+from collections.abc import Iterator, Mapping, Set
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
+from pydantic import Field, ValidationError
 
+from verl_aer._settings import Settings, allowed_values, bounds, may_be_null, setting_names
 from verl_aer.errors import VerlAerError
 from verl_aer.methods.base import Method, get_method, method_names
-from verl_aer.parts.base import ROLES, get_part, part_names, suggestion
-from verl_aer.parts.measure import Measure
+from verl_aer.parts.advantage_shaping import AdvantageShaping
+from verl_aer.parts.allocation import Allocation
+from verl_aer.parts.base import ROLES, Part, get_part, part_names, suggestion
+from verl_aer.parts.controller import Controller
+from verl_aer.parts.measure import Measure, Pushed
+from verl_aer.parts.regularizer import Regularizer
+from verl_aer.parts.reward_shaping import RewardShaping
+from verl_aer.parts.target import Target
+from verl_aer.parts.token_selection import TokenSelection
 from verl_aer.rollouts.groups import CorrectnessConfig
 from verl_aer.rollouts.question_memory import QuestionMemoryConfig
 
-Settings = TypeVar("Settings")
+SomeSettings = TypeVar("SomeSettings", bound=Settings)
 
 _NOUNS = {"pushed": "measure"}
 """What a part is called where its key is no noun."""
-
-AGGREGATIONS = ("token-mean", "seq-mean-token-mean", "same_as_policy_loss")
-ON_MISSING_STATE = ("error", "restart")
 
 
 def measures_responses(aggregation: str) -> bool:
@@ -65,54 +67,41 @@ class ConfigError(VerlAerError, ValueError):
         super().__init__("\n".join([f"the entropy control found {count} in the config:", *lines]))
 
 
-@dataclass
-class WatchdogConfig:
-    """After how long without progress a run is stopped, instead of waiting for ever.
+class WatchdogConfig(Settings):
+    """After how long without progress a run is stopped."""
 
-    Args:
-        weight_sync_timeout_s: seconds that a weight update may take, > 0; null takes
-            ``actor_rollout_ref.nccl_timeout``.
-        rollout_timeout_s: seconds in which no rollout was finished while the trainer waited for some, > 0; null
-            waits for ever.
-    """
-
-    weight_sync_timeout_s: float | None = None
-    rollout_timeout_s: float | None = 3600.0
-
-    def problems(self) -> list[tuple[str, str]]:
-        return [(name, "> 0") for name, limit in dataclasses.asdict(self).items() if limit is not None and limit <= 0]
+    weight_sync_timeout_s: float | None = Field(None, gt=0)
+    """Longest time that a weight update may take, seconds; null takes ``actor_rollout_ref.nccl_timeout``."""
+    rollout_timeout_s: float | None = Field(3600.0, gt=0)
+    """Longest time without a finished rollout while the trainer waits for some, seconds; null waits forever."""
 
 
-@dataclass
-class EntropyConfig:
-    """The parsed ``entropy`` node; the parts are instances of registered dataclasses.
-
-    Args:
-        aggregation: what the entropy term is averaged over: ``token-mean``, all response tokens of the mini-batch
-            whatever the policy loss does; ``seq-mean-token-mean``, each response, then the responses;
-            ``same_as_policy_loss``, what ``loss_agg_mode`` says.
-        correctness: which rollouts are correct, for group accuracy.
-        question_memory: what is remembered of each question, by methods that need it.
-        on_missing_state: what to do on resume without a usable state of the controller: stop with an ``error``, or
-            ``restart`` the controller.
-        watchdog: when a run that makes no progress is stopped, with the cause and the last good checkpoint.
-    """
+class EntropyConfig(Settings):
+    """The parsed ``entropy`` node; the parts are instances of registered classes."""
 
     method: str
-    allocation: Any
-    measure: Any
-    pushed: Any
-    token_selection: Any
-    target: Any
-    controller: Any
-    regularizer: Any
-    reward_shaping: Any
-    advantage_shaping: Any
-    aggregation: str = "token-mean"
-    correctness: CorrectnessConfig = field(default_factory=CorrectnessConfig)
-    question_memory: QuestionMemoryConfig = field(default_factory=QuestionMemoryConfig)
-    on_missing_state: str = "error"
-    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    allocation: Allocation
+    measure: Measure
+    pushed: Pushed
+    token_selection: TokenSelection
+    target: Target
+    controller: Controller
+    regularizer: Regularizer
+    reward_shaping: RewardShaping
+    advantage_shaping: AdvantageShaping
+    aggregation: Literal["token-mean", "seq-mean-token-mean", "same_as_policy_loss"] = "token-mean"
+    """What the entropy term is averaged over: ``token-mean``, all response tokens of the mini-batch, whatever the
+    policy loss does; ``seq-mean-token-mean``, each response, then the responses; ``same_as_policy_loss``, as
+    ``loss_agg_mode``."""
+    correctness: CorrectnessConfig = CorrectnessConfig()
+    """Which rollouts are correct, for group accuracy."""
+    question_memory: QuestionMemoryConfig = QuestionMemoryConfig()
+    """The accuracy of each question across steps, for methods that need it."""
+    on_missing_state: Literal["error", "restart"] = "error"
+    """What to do on resume without a usable state of the controller: stop with an ``error``, or ``restart`` the
+    controller."""
+    watchdog: WatchdogConfig = WatchdogConfig()
+    """When a run that makes no progress is stopped, with the cause and the last good checkpoint."""
 
     @property
     def pushed_measure(self) -> Measure:
@@ -138,13 +127,13 @@ class EntropyConfig:
         return self.reward_shaping.changes or (shaping.shapes and not shaping.uses_alpha)
 
     def resolve(self, total_steps: int) -> EntropyConfig:
-        """These settings for a run of so many global steps: parts that left that to the run are told."""
+        """Fill in the length of the run, in global steps, where a part leaves it open."""
         told = {
-            part: dataclasses.replace(getattr(self, part), total_steps=total_steps)
-            for part in ROLES
-            if getattr(getattr(self, part), "total_steps", 0) is None
+            role: getattr(self, role).model_copy(update={"total_steps": total_steps})
+            for role in ROLES
+            if getattr(getattr(self, role), "total_steps", 0) is None
         }
-        return dataclasses.replace(self, **told)
+        return self.model_copy(update=told)
 
 
 def parse_entropy_config(node: Mapping[str, Any] | DictConfig) -> EntropyConfig:
@@ -170,240 +159,200 @@ def parse_entropy_config(node: Mapping[str, Any] | DictConfig) -> EntropyConfig:
     """
     if isinstance(node, DictConfig):
         node = OmegaConf.to_container(node, resolve=True)
-    return _Parser().parse(node)
+    problems: list[Problem] = []
+    if not _is_mapping("entropy", node, problems):
+        raise ConfigError(problems)
+    names = setting_names(EntropyConfig)
+    problems += _unknown_keys("entropy", node, names)
+    method = _method(node, problems)
+    values: dict[str, Any] = {role: _part(role, node.get(role, {}), method, problems) for role in ROLES}
+    for name, defaults in COMMON_SETTINGS.items():
+        values[name] = _settings(f"entropy.{name}", defaults, node.get(name, {}), problems)
+    problems += _problems_together(values)
+    rest = {name: node[name] for name in names if name in node and name not in values}
+    if method is not None:
+        rest.setdefault("aggregation", method.aggregation)
+    config = _validated(EntropyConfig, "entropy", {**rest, **values}, problems, known={*values, "method"})
+    if config is None or problems:
+        raise ConfigError(problems)
+    return config
 
 
 def to_mapping(config: EntropyConfig) -> dict[str, Any]:
-    """The inverse of ``parse_entropy_config``: every setting spelt out, plain dicts and scalars only."""
-    parts = {}
-    for part in ROLES:
-        settings = getattr(config, part)
-        parts[part] = {"kind": settings.kind, **dataclasses.asdict(settings)}
-    return {
-        "method": config.method,
-        **parts,
-        "aggregation": config.aggregation,
-        "correctness": dataclasses.asdict(config.correctness),
-        "question_memory": dataclasses.asdict(config.question_memory),
-        "on_missing_state": config.on_missing_state,
-        "watchdog": dataclasses.asdict(config.watchdog),
-    }
+    """The inverse of ``parse_entropy_config``: every setting spelled out, plain dicts and scalars only."""
+    return {name: _plain(getattr(config, name)) for name in setting_names(EntropyConfig)}
 
 
-class _Parser:
-    """Collects problems while it builds; what fails is None, and checks that would need it are left out."""
+def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return {"kind": value.kind, **value.model_dump()}
+    return value.model_dump() if isinstance(value, Settings) else value
 
-    def __init__(self) -> None:
-        self.problems: list[Problem] = []
 
-    def parse(self, node: Any) -> EntropyConfig:
-        if not self._is_mapping("entropy", node):
-            raise ConfigError(self.problems)
-        self._refuse_unknown_keys("entropy", node, [f.name for f in dataclasses.fields(EntropyConfig)])
-        method = self._method(node)
-        parts = {
-            part: self._part(part, node.get(part, {}), None if method is None else getattr(method, part))
-            for part in ROLES
-        }
-        self._check_together(parts["target"], parts["controller"], parts["regularizer"])
-        self._check_pushed(parts["measure"], parts["pushed"], parts["regularizer"])
-        aggregation = node.get("aggregation", "token-mean" if method is None else method.aggregation)
-        self._check_choice("entropy.aggregation", aggregation, AGGREGATIONS)
-        on_missing_state = node.get("on_missing_state", "error")
-        self._check_choice("entropy.on_missing_state", on_missing_state, ON_MISSING_STATE)
-        correctness = self._settings("entropy.correctness", CorrectnessConfig(), node.get("correctness", {}))
-        question_memory = self._settings(
-            "entropy.question_memory", QuestionMemoryConfig(), node.get("question_memory", {})
-        )
-        watchdog = self._settings("entropy.watchdog", WatchdogConfig(), node.get("watchdog", {}))
-        if self.problems:
-            raise ConfigError(self.problems)
-        return EntropyConfig(
-            method=node["method"],
-            **parts,
-            aggregation=aggregation,
-            correctness=correctness,
-            question_memory=question_memory,
-            on_missing_state=on_missing_state,
-            watchdog=watchdog,
-        )
+COMMON_SETTINGS = {
+    "correctness": CorrectnessConfig(),
+    "question_memory": QuestionMemoryConfig(),
+    "watchdog": WatchdogConfig(),
+}
+"""The settings of every method, by key."""
 
-    def _add(self, key: str, message: str, fix: str) -> None:
-        self.problems.append(Problem(key, message, fix))
 
-    def _is_mapping(self, key: str, node: Any) -> bool:
-        if not isinstance(node, Mapping):
-            self._add(key, f"must be a mapping, got {node!r}", f"Set the keys below it, as {key}.<key>=<value>.")
-            return False
+def _is_mapping(key: str, node: Any, problems: list[Problem]) -> bool:
+    if isinstance(node, Mapping):
         return True
+    problems.append(Problem(key, f"must be a mapping, got {node!r}", f"Set the keys below it, as {key}.<key>=<value>."))
+    return False
 
-    def _check_choice(self, key: str, value: Any, choices: tuple[str, ...]) -> None:
-        if value not in choices:
-            names = ", ".join(choices[:-1]) + f" or {choices[-1]}"
-            self._add(key, f"must be {names}, got {value!r}", f"Set {key}={choices[0]}.")
 
-    def _refuse_unknown_keys(self, prefix: str, node: Mapping[str, Any], known: list[str]) -> None:
-        for key in node:
-            if key not in known:
-                self._add(
-                    f"{prefix}.{key}",
-                    f"is not a known key{suggestion(str(key), known)}; known: {', '.join(known)}",
-                    f"Remove it with the override ~{prefix}.{key}, or correct its name.",
-                )
+def _method(node: Mapping[str, Any], problems: list[Problem]) -> Method | None:
+    name, known = node.get("method"), ", ".join(method_names())
+    if name in method_names():
+        return get_method(str(name))
+    if "method" not in node:
+        problems.append(Problem("entropy.method", "is missing", f"Set entropy.method to one of: {known}."))
+    else:
+        close = suggestion(str(name), method_names())
+        problems.append(Problem("entropy.method", f"no method is named {name!r}{close}", f"Set it to one of: {known}."))
+    return None
 
-    def _method(self, node: Mapping[str, Any]) -> Method | None:
-        known = ", ".join(method_names())
-        if "method" not in node:
-            self._add("entropy.method", "is missing", f"Set entropy.method to one of: {known}.")
-            return None
-        if node["method"] not in method_names():
-            close = suggestion(str(node["method"]), method_names())
-            self._add(
-                "entropy.method",
-                f"no method is named {node['method']!r}{close}",
-                f"Set it to one of: {known}.",
-            )
-            return None
-        return get_method(node["method"])
 
-    def _part(self, part: str, node: Any, default: Any | None) -> Any | None:
-        prefix = f"entropy.{part}"
-        if not self._is_mapping(prefix, node):
-            return None
-        if "kind" in node:
-            kind = node["kind"]
-        elif default is not None:
-            kind = default.kind
-        else:
-            # Without a known method there is no default to fall back on; the method's own problem says so.
-            return None
-        if kind not in part_names(part):
-            self._add(
-                f"{prefix}.kind",
-                f"no {_NOUNS.get(part, part)} is named {kind!r}{suggestion(str(kind), part_names(part))}",
-                f"Set it to one of: {', '.join(part_names(part))}; a part of your own is known once its "
+def _part(role: str, node: Any, method: Method | None, problems: list[Problem]) -> Part | None:
+    key = f"entropy.{role}"
+    if not _is_mapping(key, node, problems):
+        return None
+    default = None if method is None else getattr(method, role)
+    # Without a known method a part without a kind has no default; the method's own problem says so.
+    kind = node.get("kind", None if default is None else default.kind)
+    if kind is None and "kind" not in node:
+        return None
+    if kind not in part_names(role):
+        problems.append(
+            Problem(
+                f"{key}.kind",
+                f"no {_NOUNS.get(role, role)} is named {kind!r}{suggestion(str(kind), part_names(role))}",
+                f"Set it to one of: {', '.join(part_names(role))}; a part of your own is known once its "
                 "module is imported (VERL_USE_EXTERNAL_MODULES=<module>).",
             )
-            return None
-        cls = get_part(part, kind)
-        base = default if default is not None and default.kind == kind else cls()
-        settings = {key: value for key, value in node.items() if key != "kind"}
-        self._refuse_settings_of_others(part, kind, settings)
-        built, bad = self._fill(prefix, base, settings)
-        self._check_bounds(prefix, built, bad)
-        return None if bad else built
-
-    def _check_bounds(self, prefix: str, built: Any, bad: set[str]) -> None:
-        for name, requirement in built.problems():
-            # A bound that refers to a value of a wrong type would be checked against its default: not a
-            # finding.
-            if name not in bad and not any(other in requirement for other in bad):
-                default = getattr(type(built)(), name)
-                self._add_out_of_bounds(f"{prefix}.{name}", getattr(built, name), requirement, default)
-
-    def _add_out_of_bounds(self, key: str, value: Any, requirement: str, default: Any) -> None:
-        self._add(
-            key,
-            f"must be {requirement}, got {value!r}",
-            f"Set {key} to a value {requirement}, such as {_shown(default)}.",
         )
+        return None
+    part = get_part(role, kind)
+    settings = {name: value for name, value in node.items() if name != "kind"}
+    problems += _settings_of_others(role, part, settings)
+    base = default.model_dump() if default is not None and default.kind == kind else {}
+    known = {name: value for name, value in settings.items() if name in setting_names(part)}
+    return _validated(part, key, {**base, **known}, problems)
 
-    def _refuse_settings_of_others(self, part: str, kind: str, settings: Mapping[str, Any]) -> None:
-        own = _field_names(get_part(part, kind))
-        for key in settings:
-            if key in own:
-                continue
-            full = f"entropy.{part}.{key}"
-            owners = [other for other in part_names(part) if key in _field_names(get_part(part, other))]
-            settings_of = f"{_NOUNS.get(part, part)} {kind!r}"
-            what = f"is not a setting of the {settings_of}, which has {', '.join(own) if own else 'none'}"
-            if owners:
-                self._add(
-                    full,
-                    f"{what}; it belongs to {' and '.join(map(repr, owners))}",
-                    f"Choose the part with entropy/{part}={kind}, which leaves no settings of another part, or remove "
-                    f"this one with ~{full}.",
-                )
-            else:
-                self._add(
-                    full,
-                    f"{what}{suggestion(str(key), own)}",
-                    f"Remove it with the override ~{full}, or correct it.",
-                )
 
-    def _fill(self, prefix: str, base: Any, settings: Mapping[str, Any]) -> tuple[Any, set[str]]:
-        """``base`` with those ``settings`` whose types are right, and the names of the others."""
-        hints = typing.get_type_hints(type(base))
-        values, bad = {}, set()
-        for name in _field_names(type(base)):
-            if name not in settings:
-                continue
-            value, complaint = _typed(settings[name], hints[name])
-            if complaint:
-                self._add(
-                    f"{prefix}.{name}",
-                    complaint,
-                    f"Set {prefix}.{name} to such a value, for example {_shown(getattr(base, name))}.",
-                )
-                bad.add(name)
-            else:
-                values[name] = value
-        return dataclasses.replace(base, **values), bad
+def _settings(key: str, defaults: SomeSettings, node: Any, problems: list[Problem]) -> SomeSettings | None:
+    if not _is_mapping(key, node, problems):
+        return None
+    names = setting_names(type(defaults))
+    problems += _unknown_keys(key, node, names)
+    return _validated(type(defaults), key, {name: node[name] for name in names if name in node}, problems)
 
-    def _settings(self, prefix: str, defaults: Settings, node: Any) -> Settings | None:
-        if not self._is_mapping(prefix, node):
-            return None
-        self._refuse_unknown_keys(prefix, node, _field_names(type(defaults)))
-        built, bad = self._fill(prefix, defaults, node)
-        self._check_bounds(prefix, built, bad)
-        return built
 
-    def _check_together(self, target: Any | None, controller: Any | None, regularizer: Any | None) -> None:
-        if target is None or controller is None or regularizer is None:
-            return
-        if controller.uses_target and target.kind == "none":
-            self._add(
+def _validated(
+    model: type[SomeSettings],
+    key: str,
+    values: Mapping[str, Any],
+    problems: list[Problem],
+    known: Set[str] = frozenset(),
+) -> SomeSettings | None:
+    """The settings, or None where they have problems. Appends these, but for those of the names that are ``known``."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        for detail in error.errors():
+            name = str(detail["loc"][0])
+            if name not in known and name in model.model_fields:
+                problems.append(_problem(model, f"{key}.{name}", name, values.get(name), detail))
+        return None
+
+
+def _problem(model: type[Settings], key: str, name: str, value: Any, detail: Mapping[str, Any]) -> Problem:
+    """What pydantic found wrong with one setting, in the words of the config."""
+    kind, limits = detail["type"], bounds(model, name)
+    default = model.model_fields[name].get_default(call_default_factory=True)
+    example = default if isinstance(default, str) else json.dumps(default)
+    if kind == "missing":
+        return Problem(key, "is missing", f"Set {key} to {allowed_values(model, name)}.")
+    if kind == "value_error":
+        requirement = str(detail["ctx"]["error"])
+        return Problem(key, f"must be {requirement}, got {value!r}", f"Set {key} to a value {requirement}.")
+    if kind in _BOUNDS:
+        if not may_be_null(model, name):
+            fix = f"Set {key} to a value {limits}, such as {example}."
+            return Problem(key, f"must be {limits}, got {value!r}", fix)
+        return Problem(key, f"must be null or {limits}, got {value!r}", f"Set {key} to a value {limits}, or to null.")
+    if kind == "literal_error":
+        return Problem(key, f"must be {allowed_values(model, name)}, got {value!r}", f"Set {key}={example}.")
+    fix = f"Set {key} to such a value, for example {example}."
+    if value is None:
+        return Problem(key, "must not be null", fix)
+    if kind == "finite_number":
+        return Problem(key, f"must be a finite number, got {value!r}", fix)
+    return Problem(key, f"must be {allowed_values(model, name)}, got {value!r} ({type(value).__name__})", fix)
+
+
+_BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
+"""pydantic's errors for a number out of its bounds."""
+
+
+def _unknown_keys(key: str, node: Mapping[str, Any], known: list[str]) -> Iterator[Problem]:
+    for name in node:
+        if name not in known:
+            yield Problem(
+                f"{key}.{name}",
+                f"is not a known key{suggestion(str(name), known)}; known: {', '.join(known)}",
+                f"Remove it with the override ~{key}.{name}, or correct its name.",
+            )
+
+
+def _settings_of_others(role: str, part: type[Part], settings: Mapping[str, Any]) -> Iterator[Problem]:
+    """Settings that ``part`` does not have: of another part of its role, or misspelled."""
+    known = setting_names(part)
+    for name in settings:
+        if name in known:
+            continue
+        key = f"entropy.{role}.{name}"
+        owners = [other for other in part_names(role) if name in setting_names(get_part(role, other))]
+        part_is = f"{_NOUNS.get(role, role)} {part.kind!r}"
+        message = f"is not a setting of the {part_is}, which has {', '.join(known) if known else 'none'}"
+        if owners:
+            yield Problem(
+                key,
+                f"{message}; it belongs to {' and '.join(map(repr, owners))}",
+                f"Choose the part with entropy/{role}={part.kind}, which leaves no settings of another part, or remove "
+                f"this one with ~{key}.",
+            )
+        else:
+            fix = f"Remove it with the override ~{key}, or correct it."
+            yield Problem(key, f"{message}{suggestion(str(name), known)}", fix)
+
+
+def _problems_together(parts: Mapping[str, Any]) -> Iterator[Problem]:
+    """Parts that do not go together."""
+    target, controller, regularizer = parts["target"], parts["controller"], parts["regularizer"]
+    measure, pushed = parts["measure"], parts["pushed"]
+    if target is not None and target.kind == "none":
+        if controller is not None and controller.uses_target:
+            yield Problem(
                 "entropy.target.kind",
                 f"the controller {controller.kind!r} steers towards a target and there is none",
                 "Set entropy/target=anchored or entropy/target=absolute, or entropy/controller=fixed.",
             )
-        if regularizer.uses_target and target.kind == "none":
-            self._add(
+        if regularizer is not None and regularizer.uses_target:
+            yield Problem(
                 "entropy.target.kind",
                 f"the regularizer {regularizer.kind!r} draws towards a target and there is none",
                 "Set entropy/target to anchored, absolute, band or history, or set entropy/regularizer=bonus.",
             )
-
-    def _check_pushed(self, measure: Any | None, pushed: Any | None, regularizer: Any | None) -> None:
-        if measure is None or pushed is None or regularizer is None:
-            return
-        if regularizer.uses_target and pushed.kind != "same" and pushed != measure:
-            self._add(
-                "entropy.pushed.kind",
-                f"the regularizer {regularizer.kind!r} draws the pushed entropy, {pushed.kind!r}, towards a target of "
-                f"the measured one, {measure.kind!r}",
-                "Set entropy/pushed=same, or entropy/regularizer=bonus.",
-            )
-
-
-def _field_names(cls: type) -> list[str]:
-    return [f.name for f in dataclasses.fields(cls)]
-
-
-def _shown(value: Any) -> str:
-    return "null" if value is None else str(value)
-
-
-def _typed(value: Any, hint: Any) -> tuple[Any, str]:
-    """``value`` as the field's type, or what it must be instead."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    if value is None:
-        return None, "" if type(None) in options else "must not be null"
-    (wanted,) = [option for option in options if option is not type(None)]
-    if wanted is float and type(value) in (int, float):
-        return float(value), "" if math.isfinite(value) else f"must be a finite number, got {value!r}"
-    if type(value) is wanted:
-        return value, ""
-    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a name"}
-    article = f"{names[wanted]}{' or null' if len(options) > 1 else ''}"
-    return None, f"must be {article}, got {value!r} ({type(value).__name__})"
+    if None in (measure, pushed, regularizer) or not regularizer.uses_target:
+        return
+    if pushed.kind != "same" and pushed != measure:
+        yield Problem(
+            "entropy.pushed.kind",
+            f"the regularizer {regularizer.kind!r} draws the pushed entropy, {pushed.kind!r}, towards a target of "
+            f"the measured one, {measure.kind!r}",
+            "Set entropy/pushed=same, or entropy/regularizer=bonus.",
+        )

@@ -196,5 +196,5 @@ class EntropyControl:
 
 def _fresh_state(config: EntropyConfig) -> ControlState:
     known = config.target.initial_entropy if config.target.needs_anchor else None
-    alpha = config.controller.alpha_init
+    alpha = config.controller.initial_alpha()
     return ControlState(alpha, as_floats(config.controller.init(alpha)), initial_entropy=known)

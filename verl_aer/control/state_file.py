@@ -220,8 +220,10 @@ def _from_version_3(document: dict[str, Any]) -> dict[str, Any]:
     }
     if config["aggregation"] == "policy":
         config["aggregation"] = "same_as_policy_loss"
-    if config.get("allocation", {}).get("kind") == "historical":
-        config["allocation"] = {**config["allocation"], "kind": "historical_accuracy"}
+    if "allocation" in config:
+        allocation = _without(config["allocation"], {"power", "mean_normalize"})
+        kinds = {"historical": "historical_accuracy"}
+        config["allocation"] = {**allocation, "kind": kinds.get(allocation["kind"], allocation["kind"])}
     config["controller"], state = _controller_of_version_3(config["controller"], document["state"])
     return {**document, "config": config, "state": state}
 
@@ -331,7 +333,7 @@ def _defaults(part: str, settings: dict[str, Any], method: str) -> dict[str, Any
         return None
     own = getattr(get_method(method), part) if method in method_names() else None
     defaults = own if own is not None and own.kind == kind else get_part(part, kind)()
-    return {"kind": kind, **dataclasses.asdict(defaults)}
+    return {"kind": kind, **defaults.model_dump()}
 
 
 def _part(part: str, settings: dict[str, Any]) -> Any | None:

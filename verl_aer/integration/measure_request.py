@@ -7,7 +7,6 @@ measures too.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 from omegaconf import DictConfig
@@ -39,7 +38,7 @@ def encode_measure(measure: Measure) -> str | None:
     """
     if measure.kind == "full" or measure.from_log_probs:
         return None
-    return json.dumps({"kind": measure.kind, **dataclasses.asdict(measure)})
+    return json.dumps({"kind": measure.kind, **measure.model_dump()})
 
 
 def measured_in_update(entropy: EntropyConfig, source: EntropySource) -> Measure:

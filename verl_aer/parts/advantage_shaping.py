@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
+from pydantic import Field, ValidationInfo, field_validator
 
+from verl_aer._settings import at_least
 from verl_aer.parts.base import Part, register_part
 from verl_aer.rollouts.types import Rollouts, ShapingError, Tokens
-
-WEIGHTINGS = ("linear", "exponential")
 
 
 class AdvantageShaping(Part, role="advantage_shaping"):
@@ -48,7 +47,6 @@ class AdvantageShaping(Part, role="advantage_shaping"):
 
 
 @register_part("none")
-@dataclass
 class NoAdvantageShaping(AdvantageShaping):
     """A' = A."""
 
@@ -60,27 +58,21 @@ class NoAdvantageShaping(AdvantageShaping):
 
 
 @register_part("entropy_bonus")
-@dataclass
 class EntropyBonus(AdvantageShaping):
     """A' = A + w(q) * min(a * H, |A| / kappa), without a gradient through H.
 
     Where the policy was uncertain a good token counts for more and a bad one for less; with kappa > 1 no advantage
     changes its sign. w(q) is the allocation's: CEEH-EA (arXiv 2602.22642) shapes hard questions alone, with a and kappa
     of arXiv 2506.14758, of which public ports give 0.4 and 2.
-
-    Args:
-        a: advantage per nat, >= 0.
-        kappa: the bonus is at most the advantage divided by this, > 0.
     """
 
     uses_accuracy: ClassVar[bool] = False
     uses_entropy: ClassVar[bool] = True
 
-    a: float = 0.4
-    kappa: float = 2.0
-
-    def problems(self) -> list[tuple[str, str]]:
-        return ([("a", ">= 0")] if self.a < 0 else []) + ([("kappa", "> 0")] if self.kappa <= 0 else [])
+    a: float = Field(0.4, ge=0)
+    """Advantage per nat."""
+    kappa: float = Field(2.0, gt=0)
+    """The bonus is at most the advantage divided by this."""
 
     def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:
         bonus = torch.minimum(self.a * tokens.entropy, tokens.advantages.abs() / self.kappa)
@@ -88,7 +80,6 @@ class EntropyBonus(AdvantageShaping):
 
 
 @register_part("steer")
-@dataclass
 class Steer(AdvantageShaping):
     """A' = w * A, less for tokens whose update would change the entropy much (STEER, arXiv 2510.10150):
 
@@ -99,29 +90,29 @@ class Steer(AdvantageShaping):
     pi is the probability of the sampled token, min and max are over the tokens of the step. All of it is of the policy
     of the old log-probs, so that the weights do not depend on how a batch is cut; the authors' code takes pi from the
     policy in training, and min and max from each micro-batch.
-
-    Args:
-        weighting: which of the formulas above: linear or exponential.
-        lowest: weight of the token that moves the entropy most, > 0.
-        highest: weight of the token that moves it least, >= lowest; exponential does not read it.
     """
 
     uses_accuracy: ClassVar[bool] = False
     uses_entropy: ClassVar[bool] = True
 
-    weighting: str = "linear"
-    lowest: float = 0.8
+    weighting: Literal["linear", "exponential"] = "linear"
+    """Which of the formulas above."""
+    lowest: float = Field(0.8, gt=0)
+    """Weight of the token that moves the entropy most; <= 1 with weighting=exponential."""
     highest: float = 1.2
+    """Weight of the token that moves it least, >= lowest; exponential does not read it."""
 
-    def problems(self) -> list[tuple[str, str]]:
-        found = []
-        if self.weighting not in WEIGHTINGS:
-            found.append(("weighting", f"one of {', '.join(WEIGHTINGS)}"))
-        if self.lowest <= 0 or (self.weighting == "exponential" and self.lowest > 1):
-            found.append(("lowest", "> 0, and <= 1 with weighting=exponential"))
-        if self.highest < self.lowest:
-            found.append(("highest", f">= lowest ({self.lowest:g})"))
-        return found
+    @field_validator("lowest")
+    @classmethod
+    def _has_a_rate(cls, lowest: float, earlier: ValidationInfo) -> float:
+        if earlier.data.get("weighting") == "exponential" and lowest > 1:
+            raise ValueError("<= 1 with weighting=exponential")
+        return lowest
+
+    @field_validator("highest")
+    @classmethod
+    def _is_above_lowest(cls, highest: float, earlier: ValidationInfo) -> float:
+        return at_least(highest, "lowest", earlier)
 
     def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:
         if not tokens.mask.any():
@@ -141,25 +132,19 @@ class Steer(AdvantageShaping):
 
 
 @register_part("signed")
-@dataclass
 class Signed(AdvantageShaping):
     """A' = A - alpha * |A| on tokens with pi > probability, A' = A on the others (EntroPIC, arXiv 2511.15248).
 
     With alpha > 0, entropy too low, tokens that the policy was sure of are rewarded less and punished more; with
     alpha < 0 the other way round. The authors' code adds the term apart from PPO's, without a clip of the ratio and
     averaged over these tokens alone.
-
-    Args:
-        probability: tokens that were more likely than this are weighed, in [0, 1). 0.95 is the code's.
     """
 
     uses_accuracy: ClassVar[bool] = False
     uses_alpha: ClassVar[bool] = True
 
-    probability: float = 0.95
-
-    def problems(self) -> list[tuple[str, str]]:
-        return [] if 0 <= self.probability < 1 else [("probability", "in [0, 1)")]
+    probability: float = Field(0.95, ge=0, lt=1)
+    """Tokens that were more likely than this are weighed. 0.95 is the code's."""
 
     def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:
         sure = tokens.log_probs.exp() > self.probability

@@ -9,16 +9,14 @@ constant within the step; no gradient flows through it.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from verl_aer.errors import VerlAerError
 from verl_aer.parts.base import Part, register_part
 from verl_aer.rollouts.groups import Groups
-
-SHAPES = ("linear", "step", "power")
 
 
 class AllocationError(VerlAerError, ValueError):
@@ -40,7 +38,6 @@ class Allocation(Part, role="allocation"):
 
 
 @register_part("uniform")
-@dataclass
 class Uniform(Allocation):
     """w(q) = 1: every trajectory gets the global coefficient."""
 
@@ -52,20 +49,17 @@ class Uniform(Allocation):
 
 
 @register_part("difficulty")
-@dataclass
 class Difficulty(Allocation):
     """Harder prompts get more, easy ones none: with g the group's accuracy,
 
         linear       w(q) = max(0, rho - g) / rho
         step         w(q) = 1 if g < rho else 0
-        power        w(q) = (max(0, rho - g) / rho) ** power
 
     then, in this order:
 
         w(q) = 0                      where g = 0, unless include_all_wrong
         w(q) = 0                      where H(q) > entropy_ceiling * H0
         w(q) + s * (1 - w(q))         for all other prompts, with the s >= 0 that lifts mean(w) to mean_floor
-        w / mean(w)                   with mean_normalize
 
     H(q) is the mean entropy of the prompt's rollouts.
 
@@ -78,19 +72,6 @@ class Difficulty(Allocation):
     less or zero", and not the map itself. max(0, rho - g) without the division is the same with alpha, ki, kp and the
     bounds divided by rho.
 
-    Args:
-        shape: which of the formulas above: linear, step or power.
-        rho: accuracy from which on a prompt gets no bonus, > 0; above 1 every prompt gets some.
-        power: exponent of shape=power, > 0; other shapes do not read it.
-        mean_normalize: whether weights are divided by their mean over the step's prompts, so that alpha is the mean
-            coefficient; few hard prompts then get large ones.
-        include_all_wrong: whether a group without any correct rollout, which has no advantage to learn
-            from, is explored.
-        mean_floor: where the mean weight of the step's prompts is below this, all get more until it is there, in
-            [0, 1); 0 is off. Without it few hard prompts get all of a growing alpha.
-        entropy_ceiling: a prompt whose entropy is above this many times H0 gets no bonus, > 0; null is off. Without
-            an anchored target there is no H0, and in bypass mode no H(q): it is then not read.
-
     >>> from verl_aer.rollouts.groups import Groups
     >>> accuracy = np.array([0.0, 0.125, 0.5, 1.0])
     >>> groups = Groups(accuracy, size=np.full(4, 8), prompt_of_row=np.arange(4))
@@ -98,48 +79,29 @@ class Difficulty(Allocation):
     array([1.  , 0.75, 0.  , 0.  ])
     >>> Difficulty(rho=0.5, mean_floor=0.55).weights(groups)  # s = (0.55 - 0.4375) / (1 - 0.4375) = 0.2
     array([1. , 0.8, 0.2, 0.2])
-    >>> Difficulty(shape="power", power=2.0).weights(groups)
-    array([1.    , 0.5625, 0.    , 0.    ])
+    >>> Difficulty(shape="step").weights(groups)
+    array([1., 1., 0., 0.])
     """
 
-    shape: str = "linear"
-    rho: float = 0.5
-    power: float = 1.0
-    mean_normalize: bool = False
+    shape: Literal["linear", "step"] = "linear"
+    """Which of the formulas above."""
+    rho: float = Field(0.5, gt=0)
+    """Accuracy from which on a prompt gets no bonus; above 1 every prompt gets some."""
     include_all_wrong: bool = True
-    mean_floor: float = 0.1
-    entropy_ceiling: float | None = 1.0
-
-    def problems(self) -> list[tuple[str, str]]:
-        found = []
-        if self.shape not in SHAPES:
-            found.append(("shape", f"one of {', '.join(SHAPES)}"))
-        if self.rho <= 0:
-            found.append(("rho", "> 0"))
-        if self.power <= 0:
-            found.append(("power", "> 0"))
-        if not 0 <= self.mean_floor < 1:
-            found.append(("mean_floor", "in [0, 1)"))
-        if self.entropy_ceiling is not None and self.entropy_ceiling <= 0:
-            found.append(("entropy_ceiling", "null (off) or > 0"))
-        return found
+    """Whether a group without any correct rollout, which has no advantage to learn from, is explored."""
+    mean_floor: float = Field(0.1, ge=0, lt=1)
+    """Where the mean weight of the step's prompts is below this, all get more until it is there; 0 is off.
+    Without it few hard prompts get all of a growing alpha."""
+    entropy_ceiling: float | None = Field(1.0, gt=0)
+    """A prompt whose entropy is above this many times H0 gets no bonus; null is off. Without an anchored target
+    there is no H0, and in bypass mode no H(q): it is then not read."""
 
     def weights(self, groups: Groups) -> np.ndarray:
         """``(P,)`` float64 >= 0."""
         margin = np.maximum(0.0, self.rho - groups.accuracy)
-        if self.shape == "linear":
-            weights = margin / self.rho
-        elif self.shape == "step":
-            weights = (margin > 0).astype(np.float64)
-        elif self.shape == "power":
-            weights = (margin / self.rho) ** self.power
-        else:
-            raise ValueError(f"shape must be one of {', '.join(SHAPES)}, got {self.shape!r}")
+        weights = margin / self.rho if self.shape == "linear" else (margin > 0).astype(np.float64)
         explores = self._explores(groups)
-        weights = self._lifted(np.where(explores, weights, 0.0), explores)
-        if self.mean_normalize and weights.any():
-            weights = weights / weights.mean()
-        return weights
+        return self._lifted(np.where(explores, weights, 0.0), explores)
 
     def _explores(self, groups: Groups) -> np.ndarray:
         """``(P,)`` bool: prompts that may get a weight."""
@@ -161,7 +123,6 @@ class Difficulty(Allocation):
 
 
 @register_part("historical_accuracy")
-@dataclass
 class Historical(Allocation):
     """w(q) = hard_weight if Acc_h(q) < mean of Acc_h over all questions else easy_weight (CEEH, arXiv 2602.22642).
 
@@ -171,10 +132,6 @@ class Historical(Allocation):
 
     With the weights 5 and 1 alpha is CEEH-ME's lambda_0.
 
-    Args:
-        hard_weight: weight of questions whose remembered accuracy is below the mean of all, >= 0.
-        easy_weight: weight of the other questions, >= 0.
-
     >>> groups = Groups(np.zeros(2), np.full(2, 8), np.arange(2), history=np.array([0.2, 0.6]), history_mean=0.5)
     >>> Historical().weights(groups)
     array([5., 1.])
@@ -182,11 +139,10 @@ class Historical(Allocation):
 
     uses_questions: ClassVar[bool] = True
 
-    hard_weight: float = 5.0
-    easy_weight: float = 1.0
-
-    def problems(self) -> list[tuple[str, str]]:
-        return [(name, ">= 0") for name in ("hard_weight", "easy_weight") if getattr(self, name) < 0]
+    hard_weight: float = Field(5.0, ge=0)
+    """Weight of questions whose remembered accuracy is below the mean of all."""
+    easy_weight: float = Field(1.0, ge=0)
+    """Weight of the other questions."""
 
     def weights(self, groups: Groups) -> np.ndarray:
         return np.where(groups.history < groups.history_mean, self.hard_weight, self.easy_weight)

@@ -1,6 +1,6 @@
 """The registry of parts: names for what a method of entropy control is composed of.
 
-A *part* plays one role. It is a dataclass whose fields are its settings:
+A *part* plays one role. It is a model whose fields are its settings:
 
     allocation         which trajectory gets how much exploration?     weights(groups) -> (P,), >= 0
     measure            which entropy of a distribution is measured?    entropy(logits (T, V)) -> (T,) nats
@@ -14,10 +14,8 @@ A *part* plays one role. It is a dataclass whose fields are its settings:
 
 Each role has a base class. One decorator adds a part:
 
->>> from dataclasses import dataclass
 >>> from verl_aer import Allocation, get_part, register_part
 >>> @register_part("quadratic_example")
-... @dataclass
 ... class Quadratic(Allocation):
 ...     scale: float = 1.0
 ...     def weights(self, groups):
@@ -28,13 +26,13 @@ Each role has a base class. One decorator adds a part:
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import inspect
 from abc import ABC
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
+from verl_aer._settings import Settings
 from verl_aer.errors import VerlAerError
 
 ROLES = {
@@ -55,8 +53,8 @@ class UnknownNameError(VerlAerError, ValueError):
     """A part or a method that is not registered; the message lists the known ones."""
 
 
-class Part(ABC):  # noqa: B024 - the base class of each role has the abstract methods
-    """Base of every part: its role, its registered name and the checks of its settings."""
+class Part(Settings, ABC):
+    """Base of every part: its role, its registered name and its settings."""
 
     roles: ClassVar[tuple[str, ...]] = ()
     kind: ClassVar[str] = ""
@@ -66,24 +64,17 @@ class Part(ABC):  # noqa: B024 - the base class of each role has the abstract me
         if role is not None:
             cls.roles = (role, *cls.roles)
 
-    def problems(self) -> list[tuple[str, str]]:
-        """Settings out of bounds, as (field, what it must be): ``("tau", "in (0, 1]")``.
 
-        Types and finiteness are checked before. A bound on another field is named in the text.
-        """
-        return []
+_parts: dict[str, dict[str, type[Part]]] = {role: {} for role in ROLES}
 
-
-_parts: dict[str, dict[str, type[Any]]] = {role: {} for role in ROLES}
-
-PartClass = TypeVar("PartClass", bound=type[Any])
+PartClass = TypeVar("PartClass", bound=type[Part])
 
 
 def register_part(name: str) -> Callable[[PartClass], PartClass]:
-    """Register a dataclass under each role of its base class: ``entropy/<role>=<name>``.
+    """Register a part under each role of its base class: ``entropy/<role>=<name>``.
 
     Raises:
-        TypeError: the class has no role, is not a dataclass, or lacks a method of its base class.
+        TypeError: the class has no role, or lacks a method of its base class.
         ValueError: another class has the name.
     """
 
@@ -94,8 +85,6 @@ def register_part(name: str) -> Callable[[PartClass], PartClass]:
                 f"part {name!r}: {cls.__name__} has no role; derive it from the base class of its role, for example "
                 "verl_aer.Allocation or verl_aer.Controller"
             )
-        if not dataclasses.is_dataclass(cls):
-            raise TypeError(f"{roles[0]} {name!r}: {cls.__name__} must be a dataclass, its fields are its settings")
         if inspect.isabstract(cls):
             missing = ", ".join(sorted(cls.__abstractmethods__))
             raise TypeError(f"{roles[0]} {name!r}: {cls.__name__} does not define {missing}")
@@ -117,8 +106,8 @@ def refuse_another(known: Mapping[str, Any], what: str, name: str, entry: Any) -
         raise ValueError(f"{what} {name!r} is already registered by {known[name].__qualname__}; choose another name")
 
 
-def get_part(role: str, name: str) -> type[Any]:
-    """Return the dataclass registered as ``name``; UnknownNameError lists the known ones."""
+def get_part(role: str, name: str) -> type[Part]:
+    """Return the class registered as ``name``; UnknownNameError lists the known ones."""
     return look_up(_parts[role], role, name)
 
 

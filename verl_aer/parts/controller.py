@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
+from pydantic import Field, ValidationInfo, field_validator
+
+from verl_aer._settings import at_least
 from verl_aer.parts.base import Part, register_part
 from verl_aer.parts.target import Bounds
-
-SCHEDULES = ("cos_signed", "cos_half", "linear")
 
 ControllerState = Mapping[str, float | None]
 """What a controller remembers: numbers by name, the same names in every step; None for what is not known yet."""
@@ -25,18 +25,16 @@ ControllerState = Mapping[str, float | None]
 class Observation(NamedTuple):
     """What a rule may know of one global step.
 
-    Args:
-        entropy: token-mean entropy H_t, finite, nats per token.
-        bounds: the wanted entropies, nats per token; None where there is no target, or H0 is not known yet.
-        step: the global step, from 1 on.
-
     >>> Observation(entropy=0.75, bounds=Bounds(0.25, 0.5), step=1).error
     -0.25
     """
 
     entropy: float
+    """Token-mean entropy H_t, finite, nats per token."""
     bounds: Bounds | None
+    """The wanted entropies, nats per token; None where there is no target, or H0 is not known yet."""
     step: int
+    """The global step, from 1 on."""
 
     @property
     def target(self) -> float | None:
@@ -50,17 +48,14 @@ class Observation(NamedTuple):
 
 
 class Output(NamedTuple):
-    """What a rule decided after one step.
-
-    Args:
-        alpha: what the next step trains with, loss units per nat.
-        saturated: a bound kept alpha from going where the rule would take it.
-        entropy: what the rule took for H_t, nats per token; None for the measured one.
-    """
+    """What a rule decided after one step."""
 
     alpha: float
+    """What the next step trains with, loss units per nat."""
     saturated: bool = False
+    """A bound kept alpha from going where the rule would take it."""
     entropy: float | None = None
+    """What the rule took for H_t, nats per token; None for the measured one."""
 
 
 def as_floats(state: ControllerState) -> ControllerState:
@@ -74,13 +69,12 @@ class Controller(Part, role="controller"):
     uses_target: ClassVar[bool] = True
     """Whether the rule compares the entropy with a target; if not, the target must be ``none``."""
 
-    @property
     @abstractmethod
-    def alpha_init(self) -> float:
-        """alpha of the first step; usually a setting."""
+    def initial_alpha(self) -> float:
+        """Return alpha of the first step."""
 
     def init(self, alpha: float) -> ControllerState:
-        """Begin the state where the coming step trains with ``alpha``: ``alpha_init``, or another controller's."""
+        """Begin the state where the coming step trains with ``alpha``: the initial one, or another controller's."""
         return {}
 
     @abstractmethod
@@ -96,23 +90,15 @@ class Controller(Part, role="controller"):
 
 
 @register_part("fixed")
-@dataclass
 class Fixed(Controller):
-    """alpha_t = coefficient: veRL's ``entropy_coeff``. The baseline, on the same code path.
-
-    Args:
-        coefficient: the constant alpha, loss units per nat, >= 0.
-    """
+    """alpha_t = coefficient: veRL's ``entropy_coeff``. The baseline, on the same code path."""
 
     uses_target: ClassVar[bool] = False
 
-    coefficient: float = 0.01
+    coefficient: float = Field(0.01, ge=0)
+    """The constant alpha, loss units per nat."""
 
-    def problems(self) -> list[tuple[str, str]]:
-        return [("coefficient", ">= 0")] if self.coefficient < 0 else []
-
-    @property
-    def alpha_init(self) -> float:
+    def initial_alpha(self) -> float:
         return self.coefficient
 
     def update(self, state: ControllerState, seen: Observation) -> tuple[ControllerState, Output]:
@@ -122,9 +108,44 @@ class Fixed(Controller):
         return state, self.coefficient
 
 
+class BoundedController(Controller):
+    """Base of controllers with a lower and an upper bound of alpha."""
+
+    alpha_min: float = 0.0
+    """Lower bound of alpha; below 0 alpha may become a penalty on entropy."""
+    alpha_max: float = 0.2
+    """Upper bound of alpha; >= alpha_min."""
+    alpha_init: float = 0.0
+    """alpha of the first step, between alpha_min and alpha_max."""
+
+    @field_validator("alpha_max")
+    @classmethod
+    def _is_above_alpha_min(cls, alpha_max: float, earlier: ValidationInfo) -> float:
+        return at_least(alpha_max, "alpha_min", earlier)
+
+    @field_validator("alpha_init")
+    @classmethod
+    def _is_within_the_bounds(cls, alpha_init: float, earlier: ValidationInfo) -> float:
+        low, high = earlier.data.get("alpha_min"), earlier.data.get("alpha_max")
+        if low is not None and high is not None and not low <= alpha_init <= high:
+            raise ValueError(f"between alpha_min ({low:g}) and alpha_max ({high:g})")
+        return alpha_init
+
+    def initial_alpha(self) -> float:
+        return self.alpha_init
+
+    def clip(self, alpha: float) -> float:
+        """Return the nearest alpha within the bounds."""
+        return min(max(alpha, self.alpha_min), self.alpha_max)
+
+    def is_held_back(self, *wanted: float) -> bool:
+        """Whether a bound keeps alpha from anything that the rule asks for."""
+        # Held at alpha = 0 a controller is idle by design, not at the end of its reach.
+        return max(wanted) > self.alpha_max or (min(wanted) < self.alpha_min and self.alpha_min != 0)
+
+
 @register_part("pi")
-@dataclass
-class PI(Controller):
+class PI(BoundedController):
     """I_{t+1} = clip(I_t + ki * (H* - H_t)), alpha_{t+1} = clip(I_{t+1} + kp * (H* - H_t)), clip to the alpha bounds.
 
     The integral I starts at alpha_init and moves once per global step. The error H* - H_t counts as 0 while
@@ -140,36 +161,22 @@ class PI(Controller):
     -alpha. There it moves once per micro-batch and rank, and its integral has no bound. With the target ``band`` it is
     AEnt's (arXiv 2509.03493): alpha rests while H_t is in the band, and moves by the distance outside it.
 
-    Args:
-        ki: alpha that the integral gains per nat of error and step, >= 0.
-        kp: alpha per nat of error on top of the integral, >= 0; damps the swing; 0 is off.
-        alpha_init: alpha of the first step, between alpha_min and alpha_max.
-        alpha_min: lower bound of alpha; below 0 alpha may become a penalty on entropy.
-        alpha_max: upper bound of alpha, >= alpha_min.
-        warmup_steps: alpha stays at alpha_init through this many first steps, >= 0.
-        dead_band: alpha does not move while the error is at most this, nats per token, >= 0.
-        ema: weight of the past in a running mean of the measured entropy, in [0, 1); 0 is off.
-
     >>> controller, seen = PI(ki=0.02, kp=0.1), Observation(entropy=0.1, bounds=Bounds(0.4, 0.4), step=1)
     >>> state, output = controller.update(controller.init(0.01), seen)
     >>> state["integral"], round(output.alpha, 6)  # 0.01 + 0.02 * 0.3, and 0.1 * 0.3 on top
     (0.016, 0.046)
     """
 
-    ki: float = 0.05
-    kp: float = 0.0
-    alpha_init: float = 0.0
-    alpha_min: float = 0.0
-    alpha_max: float = 0.2
-    warmup_steps: int = 0
-    dead_band: float = 0.0
-    ema: float = 0.0
-
-    def problems(self) -> list[tuple[str, str]]:
-        found = [(name, ">= 0") for name in ("ki", "kp", "warmup_steps", "dead_band") if getattr(self, name) < 0]
-        if not 0 <= self.ema < 1:
-            found.append(("ema", "in [0, 1)"))
-        return found + _bounds_problems(self.alpha_init, self.alpha_min, self.alpha_max)
+    ki: float = Field(0.05, ge=0)
+    """alpha that the integral gains per nat of error and step."""
+    kp: float = Field(0.0, ge=0)
+    """alpha per nat of error on top of the integral; damps the swing; 0 is off."""
+    warmup_steps: int = Field(0, ge=0)
+    """alpha stays at alpha_init through this many first steps."""
+    dead_band: float = Field(0.0, ge=0)
+    """alpha does not move while the error is at most this, nats per token."""
+    ema: float = Field(0.0, ge=0, lt=1)
+    """Weight of the past in a running mean of the measured entropy; 0 is off."""
 
     def init(self, alpha: float) -> ControllerState:
         return {"integral": alpha, "entropy_ema": None}
@@ -178,19 +185,13 @@ class PI(Controller):
         seen = seen._replace(entropy=self._smooth(state["entropy_ema"], seen.entropy))
         error = self._counted_error(seen)
         wanted_integral = state["integral"] + self.ki * error
-        integral = self._clip(wanted_integral)
+        integral = self.clip(wanted_integral)
         wanted_alpha = integral + self.kp * error
-        saturated = _is_held_back((wanted_integral, wanted_alpha), self.alpha_min, self.alpha_max)
-        return (
-            {"integral": integral, "entropy_ema": seen.entropy},
-            Output(self._clip(wanted_alpha), saturated, seen.entropy),
-        )
+        output = Output(self.clip(wanted_alpha), self.is_held_back(wanted_integral, wanted_alpha), seen.entropy)
+        return {"integral": integral, "entropy_ema": seen.entropy}, output
 
     def restore(self, state: ControllerState, alpha: float) -> tuple[ControllerState, float]:
-        return {**state, "integral": self._clip(state["integral"])}, self._clip(alpha)
-
-    def _clip(self, alpha: float) -> float:
-        return _clip(alpha, self.alpha_min, self.alpha_max)
+        return {**state, "integral": self.clip(state["integral"])}, self.clip(alpha)
 
     def _smooth(self, previous: float | None, entropy: float) -> float:
         return entropy if previous is None else self.ema * previous + (1 - self.ema) * entropy
@@ -201,20 +202,12 @@ class PI(Controller):
 
 
 @register_part("sign")
-@dataclass
-class Sign(Controller):
+class Sign(BoundedController):
     """c_{t+1} = clip(c_t + step_size if H_t < H* else c_t - step_size), alpha_{t+1} = c_{t+1} * 1[H_t < H*].
 
     Skywork-OR1 (arXiv 2505.22312): the coefficient goes up and down by a constant, and above the target it is not
     applied at all. The defaults are those of its released scripts. TRL's rule is the same but where H_t = H* exactly:
     there it goes up and is applied.
-
-    Args:
-        step_size: change of c per step, loss units per nat, >= 0.
-        alpha_init: c of the first step, which trains with it, between alpha_min and alpha_max.
-        alpha_min: lower bound of c, >= 0.
-        alpha_max: upper bound of c, >= alpha_min.
-        gate: whether c is withheld while H_t >= H*; false trains with c always.
 
     >>> controller, state = Sign(step_size=0.25, alpha_max=1.0), {"coefficient": 0.5}
     >>> for entropy in (0.1, 0.2):
@@ -223,15 +216,16 @@ class Sign(Controller):
     ({'coefficient': 0.25}, Output(alpha=0.0, saturated=False, entropy=None))
     """
 
-    step_size: float = 1e-4
-    alpha_init: float = 0.0
-    alpha_min: float = 0.0
+    step_size: float = Field(1e-4, ge=0)
+    """Change of c per step, loss units per nat."""
+    alpha_min: float = Field(0.0, ge=0)
+    """Lower bound of c."""
     alpha_max: float = 0.005
+    """Upper bound of c; >= alpha_min."""
+    alpha_init: float = 0.0
+    """c of the first step, which trains with it, between alpha_min and alpha_max."""
     gate: bool = True
-
-    def problems(self) -> list[tuple[str, str]]:
-        found = [(name, ">= 0") for name in ("step_size", "alpha_min") if getattr(self, name) < 0]
-        return found + _bounds_problems(self.alpha_init, self.alpha_min, self.alpha_max)
+    """Whether c is withheld while H_t >= H*; false trains with c always."""
 
     def init(self, alpha: float) -> ControllerState:
         return {"coefficient": alpha}
@@ -241,18 +235,17 @@ class Sign(Controller):
             return state, Output(state["coefficient"])
         is_low = seen.error > 0
         wanted = state["coefficient"] + (self.step_size if is_low else -self.step_size)
-        coefficient = _clip(wanted, self.alpha_min, self.alpha_max)
+        coefficient = self.clip(wanted)
         alpha = coefficient if is_low or not self.gate else 0.0
-        return {"coefficient": coefficient}, Output(alpha, _is_held_back((wanted,), self.alpha_min, self.alpha_max))
+        return {"coefficient": coefficient}, Output(alpha, self.is_held_back(wanted))
 
     def restore(self, state: ControllerState, alpha: float) -> tuple[ControllerState, float]:
         is_withheld = self.gate and alpha == 0
-        coefficient = _clip(state["coefficient"], self.alpha_min, self.alpha_max)
-        return {"coefficient": coefficient}, alpha if is_withheld else _clip(alpha, self.alpha_min, self.alpha_max)
+        coefficient = self.clip(state["coefficient"])
+        return {"coefficient": coefficient}, alpha if is_withheld else self.clip(alpha)
 
 
 @register_part("schedule")
-@dataclass
 class Schedule(Controller):
     """alpha_t = alpha_init * s(x) with x = (t - 1) / total_steps, at most 1, whatever the entropy does:
 
@@ -262,29 +255,22 @@ class Schedule(Controller):
 
     Below 0 the coefficient is a *penalty* on entropy, down to -alpha_init at the end.
 
-    Args:
-        alpha_init: alpha of the first step, loss units per nat, >= 0.
-        shape: which of the formulas above: cos_signed, cos_half or linear.
-        total_steps: global steps from the first to the last value, >= 1; null takes those of the run.
-
     >>> steps = [Observation(0.3, None, step) for step in (1, 2, 3, 4, 5)]
-    >>> [round(Schedule(1.0, total_steps=4).update({}, seen)[1].alpha, 3) for seen in steps]
+    >>> [round(Schedule(alpha_init=1.0, total_steps=4).update({}, seen)[1].alpha, 3) for seen in steps]
     [0.707, 0.0, -0.707, -1.0, -1.0]
     """
 
     uses_target: ClassVar[bool] = False
 
-    alpha_init: float = 1e-3
-    shape: str = "cos_signed"
-    total_steps: int | None = None
+    alpha_init: float = Field(1e-3, ge=0)
+    """alpha of the first step, loss units per nat."""
+    shape: Literal["cos_signed", "cos_half", "linear"] = "cos_signed"
+    """Which of the formulas above."""
+    total_steps: int | None = Field(None, ge=1)
+    """Global steps from the first to the last value; null takes those of the run."""
 
-    def problems(self) -> list[tuple[str, str]]:
-        found = [("alpha_init", ">= 0")] if self.alpha_init < 0 else []
-        if self.shape not in SCHEDULES:
-            found.append(("shape", f"one of {', '.join(SCHEDULES)}"))
-        if self.total_steps is not None and self.total_steps < 1:
-            found.append(("total_steps", "null (the run's own) or >= 1"))
-        return found
+    def initial_alpha(self) -> float:
+        return self.alpha_init
 
     def update(self, state: ControllerState, seen: Observation) -> tuple[ControllerState, Output]:
         if self.total_steps is None:
@@ -295,22 +281,4 @@ class Schedule(Controller):
 
     def restore(self, state: ControllerState, alpha: float) -> tuple[ControllerState, float]:
         """The first step of the resumed run trains with it; the next value is the schedule's."""
-        return state, _clip(alpha, -self.alpha_init, self.alpha_init)
-
-
-def _clip(alpha: float, alpha_min: float, alpha_max: float) -> float:
-    return min(max(alpha, alpha_min), alpha_max)
-
-
-def _is_held_back(wanted: tuple[float, ...], alpha_min: float, alpha_max: float) -> bool:
-    """Whether a bound keeps alpha from anything that the rule asks for."""
-    # Held at alpha = 0 a controller is idle by design, not at the end of its reach.
-    return max(wanted) > alpha_max or (min(wanted) < alpha_min and alpha_min != 0)
-
-
-def _bounds_problems(alpha_init: float, alpha_min: float, alpha_max: float) -> list[tuple[str, str]]:
-    if alpha_min > alpha_max:
-        return [("alpha_max", f">= alpha_min ({alpha_min:g})")]
-    if not alpha_min <= alpha_init <= alpha_max:
-        return [("alpha_init", f"between alpha_min ({alpha_min:g}) and alpha_max ({alpha_max:g})")]
-    return []
+        return state, min(max(alpha, -self.alpha_init), self.alpha_init)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from pydantic import Field
 from torch.autograd.function import once_differentiable
 
 from verl_aer.parts.base import Part, register_part
@@ -22,7 +22,6 @@ class Pushed(Part, role="pushed"):
 
 
 @register_part("same")
-@dataclass
 class Same(Pushed):
     """The measure that is measured."""
 
@@ -49,7 +48,6 @@ class Measure(Pushed, role="measure"):
 
 
 @register_part("full")
-@dataclass
 class Full(Measure):
     """H = -sum_v pi_v log pi_v with pi = softmax(z): Shannon entropy over the whole vocabulary."""
 
@@ -63,7 +61,6 @@ class Full(Measure):
 
 
 @register_part("clamped")
-@dataclass
 class Clamped(Measure):
     """Shannon entropy without the least likely tokens of the vocabulary (AEnt, arXiv 2509.03493).
 
@@ -74,16 +71,11 @@ class Clamped(Measure):
     It cuts the *tail*: of a peaked distribution H~ is nearly H, but the tail gets no gradient and so cannot be
     inflated. V counts the entries that are not -inf: padded columns of the vocabulary belong to no set. R is chosen
     without a gradient.
-
-    Args:
-        p: share of the vocabulary that is left out, the least likely tokens, in [0, 1); 0 is ``full``. 0.2 is the
-            default of AEnt's code.
     """
 
-    p: float = 0.2
-
-    def problems(self) -> list[tuple[str, str]]:
-        return [] if 0 <= self.p < 1 else [("p", ">= 0 and < 1")]
+    p: float = Field(0.2, ge=0, lt=1)
+    """Share of the vocabulary that is left out, the least likely tokens; 0 is ``full``. 0.2 is the default
+    of AEnt's code."""
 
     def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """H~ in [0, log(V - k)].
@@ -97,7 +89,6 @@ class Clamped(Measure):
 
 
 @register_part("nucleus")
-@dataclass
 class Nucleus(Measure):
     """Shannon entropy of the nucleus, the smallest set of tokens that holds mass p (SIREN, arXiv 2509.25133).
 
@@ -105,15 +96,10 @@ class Nucleus(Measure):
         H~ = -sum_{v in K} pi~_v log pi~_v,   pi~ = softmax of z over K
 
     K is chosen without a gradient.
-
-    Args:
-        p: mass of the most likely tokens that are kept, in (0, 1]; 1 is ``full``. 0.8 is the paper's.
     """
 
-    p: float = 0.8
-
-    def problems(self) -> list[tuple[str, str]]:
-        return [] if 0 < self.p <= 1 else [("p", "> 0 and <= 1")]
+    p: float = Field(0.8, gt=0, le=1)
+    """Mass of the most likely tokens that are kept; 1 is ``full``. 0.8 is the paper's."""
 
     def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """H~ in [0, H].
@@ -127,7 +113,6 @@ class Nucleus(Measure):
 
 
 @register_part("sampled")
-@dataclass
 class Sampled(Measure):
     """H^ = -log pi(sampled token): the entropy's estimate from one sample (Skywork-OR1, CEEH).
 

@@ -1,4 +1,4 @@
-"""Penalties: how a token's entropy enters the loss.
+"""Regularizers: how a token's entropy enters the loss.
 
     L = L_policy - alpha * agg(w * s * value(H, signal))
 
@@ -11,10 +11,10 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 
 from verl_aer.parts.base import Part, register_part
 from verl_aer.parts.target import Bounds
@@ -49,7 +49,6 @@ class Regularizer(Part, role="regularizer"):
 
 
 @register_part("bonus")
-@dataclass
 class Bonus(Regularizer):
     """value = H: L = L_policy - alpha * agg(w * H), the entropy bonus."""
 
@@ -58,7 +57,6 @@ class Bonus(Regularizer):
 
 
 @register_part("none")
-@dataclass
 class NoRegularizer(Regularizer):
     """value = 0: no entropy term, for methods that act on rewards or advantages alone."""
 
@@ -70,7 +68,6 @@ class NoRegularizer(Regularizer):
 
 
 @register_part("squared_anchor")
-@dataclass
 class SquaredAnchor(Regularizer):
     """L = L_policy + alpha * (Hbar_t - H*)^2, by its gradient at the step's rollouts (SIREN, arXiv 2509.25133):
 
@@ -95,7 +92,6 @@ class SquaredAnchor(Regularizer):
 
 
 @register_part("history_hinge")
-@dataclass
 class HistoryHinge(Regularizer):
     """value = H - beta_k * weight * [max(0, low - H) + max(0, H - high)] (EPO, arXiv 2509.22576):
 
@@ -104,11 +100,6 @@ class HistoryHinge(Regularizer):
     low and high are those of the target, ``history`` in EPO: each token outside them is drawn back. beta_k goes from 2
     towards 1: smoothing is strongest early. Without a target yet there is no hinge.
 
-    Args:
-        weight: weight of the hinge outside the band, >= 0; the paper has 0.1 (ALFWorld) and 0.05 (ScienceWorld).
-        gamma: how fast beta_k comes down from 2 to 1, >= 0; 0 leaves it at 2.
-        total_steps: global steps of beta_k, >= 2; null takes those of the run.
-
     >>> hinge = HistoryHinge(weight=0.1, gamma=0.0)
     >>> hinge.value(torch.tensor([0.5, 1.0, 3.0]), hinge.signal(None, Bounds(0.75, 2.0), step=1))
     tensor([0.4500, 1.0000, 2.8000])
@@ -116,15 +107,12 @@ class HistoryHinge(Regularizer):
 
     uses_target: ClassVar[bool] = True
 
-    weight: float = 0.1
-    gamma: float = 3.0
-    total_steps: int | None = None
-
-    def problems(self) -> list[tuple[str, str]]:
-        found = [(name, ">= 0") for name in ("weight", "gamma") if getattr(self, name) < 0]
-        if self.total_steps is not None and self.total_steps < 2:
-            found.append(("total_steps", "null (the run's own) or >= 2"))
-        return found
+    weight: float = Field(0.1, ge=0)
+    """Weight of the hinge outside the band; the paper has 0.1 (ALFWorld) and 0.05 (ScienceWorld)."""
+    gamma: float = Field(3.0, ge=0)
+    """How fast beta_k comes down from 2 to 1; 0 leaves it at 2."""
+    total_steps: int | None = Field(None, ge=2)
+    """Global steps of beta_k; null takes those of the run."""
 
     def signal(self, entropy: float | None, bounds: Bounds | None, step: int) -> dict[str, float]:
         if bounds is None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 
 from verl_aer.parts.base import Part, register_part
 from verl_aer.rollouts.groups import DIFFICULTIES, difficulty
@@ -45,7 +45,6 @@ class RewardShaping(Part, role="reward_shaping"):
 
 
 @register_part("none")
-@dataclass
 class NoRewardShaping(RewardShaping):
     """R' = R."""
 
@@ -57,25 +56,19 @@ class NoRewardShaping(RewardShaping):
 
 
 @register_part("length")
-@dataclass
 class Length(RewardShaping):
     """R' = R - beta * c * clip((len - L_x) / L_x, -0.9, 1) where Acc(x) > Acc_h(x), R' = R elsewhere (CEEH).
 
     c is the rollout's correctness and L_x the shortest correct response to the question so far: answers to questions
     that go better than before are asked to get no longer. Source: arXiv 2602.22642. That L_x is the one from before
     this step, or the step's own where there is none, is our reading.
-
-    Args:
-        beta: reward units that a correct answer loses which is twice as long as the shortest, >= 0. 0.1 and 0.2 are in
-            the paper's table.
     """
 
     uses_questions: ClassVar[bool] = True
 
-    beta: float = 0.1
-
-    def problems(self) -> list[tuple[str, str]]:
-        return [("beta", ">= 0")] if self.beta < 0 else []
+    beta: float = Field(0.1, ge=0)
+    """Reward units that a correct answer loses which is twice as long as the shortest. 0.1 and 0.2 are in the
+    paper's table."""
 
     def change(self, rollouts: Rollouts, memory: Memory) -> tuple[np.ndarray, Memory]:
         groups = rollouts.groups
@@ -111,7 +104,6 @@ _WRONG = {"easy": 0.6, "medium": 0.8, "hard": 1.0}
 
 
 @register_part("ares")
-@dataclass
 class Ares(RewardShaping):
     """R' = R + s_b(N), N the stretches of high entropy of a rollout and b its prompt's difficulty (ARES):
 
@@ -132,31 +124,22 @@ class Ares(RewardShaping):
     same batch, so that e is a rounding error and gain_b never moves: here T_b is the running mean of the steps before.
     And it shapes the reward before the difficulty is known. Its dynamic KL is left out: veRL's loss has one KL
     coefficient.
-
-    Args:
-        window: tokens of a window, >= 1.
-        percentile: percentile of a rollout's window means, in (0, 1); its median over the step is the threshold.
-        threshold_ema: weight of the past in the threshold, in [0, 1).
-        target_ema: weight of the past in T_b, the number of windows wanted of each difficulty, in [0, 1).
-        rate: how fast gain_b of each difficulty moves, >= 0.
-        scale: factor of the whole change, >= 0.
     """
 
     uses_entropy: ClassVar[bool] = True
 
-    window: int = 4
-    percentile: float = 0.95
-    threshold_ema: float = 0.99
-    target_ema: float = 0.9
-    rate: float = 0.05
-    scale: float = 1.0
-
-    def problems(self) -> list[tuple[str, str]]:
-        found = [("window", ">= 1")] if self.window < 1 else []
-        if not 0 < self.percentile < 1:
-            found.append(("percentile", "in (0, 1)"))
-        found += [(name, "in [0, 1)") for name in ("threshold_ema", "target_ema") if not 0 <= getattr(self, name) < 1]
-        return found + [(name, ">= 0") for name in ("rate", "scale") if getattr(self, name) < 0]
+    window: int = Field(4, ge=1)
+    """Tokens of a window."""
+    percentile: float = Field(0.95, gt=0, lt=1)
+    """Percentile of a rollout's window means; its median over the step is the threshold."""
+    threshold_ema: float = Field(0.99, ge=0, lt=1)
+    """Weight of the past in the threshold."""
+    target_ema: float = Field(0.9, ge=0, lt=1)
+    """Weight of the past in T_b, the number of windows wanted of each difficulty."""
+    rate: float = Field(0.05, ge=0)
+    """How fast gain_b of each difficulty moves."""
+    scale: float = Field(1.0, ge=0)
+    """Factor of the whole change."""
 
     def change(self, rollouts: Rollouts, memory: Memory) -> tuple[np.ndarray, Memory]:
         means = [

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from pydantic import Field, ValidationInfo, field_validator
+
+from verl_aer._settings import at_least
 from verl_aer.parts.base import Part, register_part
 
 
@@ -48,7 +50,6 @@ class Target(Part, role="target"):
 
 
 @register_part("none")
-@dataclass
 class NoTarget(Target):
     """No level is wanted: for a coefficient that does not move."""
 
@@ -57,49 +58,40 @@ class NoTarget(Target):
 
 
 @register_part("absolute")
-@dataclass
 class Absolute(Target):
-    """H* = entropy: one number of nats, the same for every model and temperature.
+    """H* = entropy: one number of nats, the same for every model and temperature."""
 
-    Args:
-        entropy: wanted token-mean entropy, nats per token, > 0. 0.2 is the level of Skywork-OR1's released scripts and
-            of TRL's default.
-    """
-
-    entropy: float = 0.2
-
-    def problems(self) -> list[tuple[str, str]]:
-        return [("entropy", "> 0")] if self.entropy <= 0 else []
+    entropy: float = Field(0.2, gt=0)
+    """Wanted token-mean entropy, nats per token. 0.2 is the level of Skywork-OR1's released scripts and of TRL's
+    default."""
 
     def bounds(self, initial_entropy: float | None, history: float | None) -> Bounds:
         return Bounds(self.entropy, self.entropy)
 
 
 @register_part("band")
-@dataclass
 class Band(Target):
     """H* = clip(H_t, low, high): any entropy in the band is as good as another (AEnt, arXiv 2509.03493).
 
     0.1 and 0.5 are the defaults of AEnt's code. Its GSM8K example has 0.05 and 0.23, and says that the results are
     sensitive to these two only.
-
-    Args:
-        low: lowest entropy that leaves alpha unchanged, nats per token, >= 0.
-        high: highest entropy that leaves alpha unchanged, nats per token, >= low.
     """
 
-    low: float = 0.1
+    low: float = Field(0.1, ge=0)
+    """Lowest entropy that leaves alpha unchanged, nats per token."""
     high: float = 0.5
+    """Highest entropy that leaves alpha unchanged, nats per token; >= low."""
 
-    def problems(self) -> list[tuple[str, str]]:
-        return _ordered_problems(self.low, self.high, "low", "high")
+    @field_validator("high")
+    @classmethod
+    def _is_above_low(cls, high: float, earlier: ValidationInfo) -> float:
+        return at_least(high, "low", earlier)
 
     def bounds(self, initial_entropy: float | None, history: float | None) -> Bounds:
         return Bounds(self.low, self.high)
 
 
 @register_part("anchored")
-@dataclass
 class Anchored(Target):
     """H* = tau * H0: a fixed share of the initial policy's entropy.
 
@@ -107,29 +99,17 @@ class Anchored(Target):
     kept with the checkpoint and never measured again. Our reading of AER (arXiv 2510.10959): a target below
     the initial level; tau about 0.4 is the only value reported, second-hand.
 
-    Args:
-        tau: wanted share of the initial entropy H0, in (0, 1].
-        initial_entropy: H0, nats per token, > 0, if already known; null measures it. On resume a number replaces the
-            saved H0, and null keeps it.
-        anchor_steps: H0 is the mean over this many first steps, >= 1; alpha does not move before they are over.
-
     >>> Anchored(tau=0.4).bounds(initial_entropy=0.5, history=None)
     Bounds(low=0.2, high=0.2)
     """
 
-    tau: float = 0.4
-    initial_entropy: float | None = None
-    anchor_steps: int = 1
-
-    def problems(self) -> list[tuple[str, str]]:
-        found = []
-        if not 0 < self.tau <= 1:
-            found.append(("tau", "in (0, 1]"))
-        if self.initial_entropy is not None and self.initial_entropy <= 0:
-            found.append(("initial_entropy", "null (measure it) or > 0"))
-        if self.anchor_steps < 1:
-            found.append(("anchor_steps", ">= 1"))
-        return found
+    tau: float = Field(0.4, gt=0, le=1)
+    """Wanted share of the initial entropy H0."""
+    initial_entropy: float | None = Field(None, gt=0)
+    """H0, nats per token, if already known; null measures it. On resume a number replaces the saved H0, and null
+    keeps it."""
+    anchor_steps: int = Field(1, ge=1)
+    """H0 is the mean over this many first steps; alpha does not move before they are over."""
 
     @property
     def needs_anchor(self) -> bool:
@@ -143,31 +123,25 @@ class Anchored(Target):
 
 
 @register_part("history")
-@dataclass
 class History(Target):
     """H* = clip(H_t, kappa_low * H_W, kappa_high * H_W), H_W the mean entropy of all earlier steps (EPO).
 
     The mean is over the whole run and not over a window, so that the band moves less and less. There is none in the
     first step. Source: arXiv 2509.22576, with 0 and 2 in its tables: entropies are then only kept from above.
 
-    Args:
-        kappa_low: lowest entropy, as a share of H_W, >= 0.
-        kappa_high: highest entropy, as a share of H_W, >= kappa_low.
-
     >>> History(kappa_low=0.5, kappa_high=2.0).bounds(initial_entropy=None, history=0.25)
     Bounds(low=0.125, high=0.5)
     """
 
-    kappa_low: float = 0.0
+    kappa_low: float = Field(0.0, ge=0)
+    """Lowest entropy, as a share of H_W"""
     kappa_high: float = 2.0
+    """Highest entropy, as a share of H_W; >= kappa_low."""
 
-    def problems(self) -> list[tuple[str, str]]:
-        return _ordered_problems(self.kappa_low, self.kappa_high, "kappa_low", "kappa_high")
+    @field_validator("kappa_high")
+    @classmethod
+    def _is_above_low(cls, kappa_high: float, earlier: ValidationInfo) -> float:
+        return at_least(kappa_high, "kappa_low", earlier)
 
     def bounds(self, initial_entropy: float | None, history: float | None) -> Bounds | None:
         return None if history is None else Bounds(self.kappa_low * history, self.kappa_high * history)
-
-
-def _ordered_problems(low: float, high: float, low_name: str, high_name: str) -> list[tuple[str, str]]:
-    found = [(low_name, ">= 0")] if low < 0 else []
-    return [*found, (high_name, f">= {low_name} ({low:g})")] if high < low else found

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 
 from verl_aer.parts.base import Part, register_part
 
@@ -39,7 +39,6 @@ class TokenSelection(Part, role="token_selection"):
 
 
 @register_part("all")
-@dataclass
 class All(TokenSelection):
     """s_t = 1: every token that the policy wrote."""
 
@@ -50,7 +49,6 @@ class All(TokenSelection):
 
 
 @register_part("top_quantile")
-@dataclass
 class TopQuantile(TokenSelection):
     """s_t = n / k on the k tokens of highest entropy within a response, 0 on the others:
 
@@ -60,19 +58,14 @@ class TopQuantile(TokenSelection):
     SIREN (arXiv 2509.25133) selects so, but for tokens at the quantile, which its code leaves out. TRL's
     top_entropy_quantile is another rule: its quantile is over all tokens of the global batch.
 
-    Args:
-        quantile: share of a response's tokens that does not count, the least uncertain ones, in [0, 1); 0 is ``all``.
-            0.8 is SIREN's.
-
     >>> entropy = torch.tensor([[0.1, 0.4, 0.2, 0.3, 9.9]])
     >>> TopQuantile(quantile=0.5).weights(entropy, torch.tensor([[True, True, True, True, False]]))
     tensor([[0., 2., 0., 2., 0.]])
     """
 
-    quantile: float = 0.8
-
-    def problems(self) -> list[tuple[str, str]]:
-        return [] if 0 <= self.quantile < 1 else [("quantile", ">= 0 and < 1")]
+    quantile: float = Field(0.8, ge=0, lt=1)
+    """Share of a response's tokens that does not count, the least uncertain ones; 0 is ``all``. 0.8 is
+    SIREN's."""
 
     def weights(self, entropy: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         n = mask.sum(dim=-1, keepdim=True)
@@ -87,7 +80,6 @@ class TopQuantile(TokenSelection):
 
 
 @register_part("turns")
-@dataclass
 class Turns(TokenSelection):
     """s_t = n / (R * n_r), n_r the tokens of the token's own turn and R the turns: each turn counts alike.
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import itertools
 import json
 import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from verl_aer._settings import Settings, description, setting_names
 from verl_aer._tables import Table, as_markdown
-from verl_aer.config.schema import EntropyConfig
+from verl_aer.config.schema import COMMON_SETTINGS, EntropyConfig
 from verl_aer.methods.base import Method, get_method, method_builder, method_names
-from verl_aer.parts.base import ROLES, part_names
+from verl_aer.parts.base import ROLES, Part, part_names
 
 NEUTRAL = {
     field.name: field.default_factory().kind
@@ -141,7 +141,7 @@ def _method_lines(name: str) -> list[str]:
     lines += (inspect.getdoc(method_builder(name)) or "").splitlines()
     for kind in ROLES:
         lines += ["", *_part_lines(kind, getattr(method, kind))]
-    lines += ["", "loss:", *_one_setting("entropy.aggregation", method.aggregation, CONFIG_TEXTS["aggregation"])]
+    lines += ["", "loss:", *_one_setting(EntropyConfig, "entropy", "aggregation", method.aggregation)]
     lines += _verl_lines(method)
     if method.differences:
         lines += ["", "against the source:", *(f"    {line}" for line in textwrap.wrap(method.differences, 112))]
@@ -163,60 +163,27 @@ def _part_lines(kind: str, part: Any) -> Iterator[str]:
 
 
 def _common_lines() -> Iterator[str]:
-    for field in dataclasses.fields(EntropyConfig):
-        key, text = f"entropy.{field.name}", CONFIG_TEXTS.get(field.name)
-        if field.name == "on_missing_state":
-            yield from _one_setting(key, field.default, text)
-        elif field.default_factory is not dataclasses.MISSING:
-            yield f"{key}: {text}"
-            yield from _setting_lines(key, field.default_factory())
+    yield from _one_setting(EntropyConfig, "entropy", "on_missing_state", "error")
+    for name, settings in COMMON_SETTINGS.items():
+        yield f"entropy.{name}: {description(EntropyConfig, name)}"
+        yield from _setting_lines(f"entropy.{name}", settings)
 
 
-def _setting_lines(prefix: str, settings: Any) -> Iterator[str]:
-    texts = setting_texts(type(settings))
-    for field in dataclasses.fields(settings):
-        yield from _one_setting(f"{prefix}.{field.name}", getattr(settings, field.name), texts.get(field.name, ""))
+def _setting_lines(prefix: str, settings: Settings) -> Iterator[str]:
+    for name in setting_names(type(settings)):
+        yield from _one_setting(type(settings), prefix, name, getattr(settings, name))
 
 
-def _one_setting(key: str, value: Any, text: str) -> Iterator[str]:
+def _one_setting(settings: type[Settings], prefix: str, name: str, value: Any) -> Iterator[str]:
     # As it is written on the command line: null and true.
-    yield f"  {key}={value if isinstance(value, str) else json.dumps(value)}"
-    for line in textwrap.wrap(text, 110):
+    yield f"  {prefix}.{name}={value if isinstance(value, str) else json.dumps(value)}"
+    for line in textwrap.wrap(description(settings, name), 110):
         yield f"      {line}"
 
 
-def setting_texts(cls: type) -> dict[str, str]:
-    """What the docstrings of a class and its bases say of each setting, below ``Args:``.
-
-    >>> from verl_aer.parts.target import Band
-    >>> setting_texts(Band)["low"]
-    'lowest entropy that leaves alpha unchanged, nats per token, >= 0.'
-    """
-    texts: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        name = ""
-        for line in _split_docstring(base)[1]:
-            if not line.startswith(" "):
-                name, _, line = line.partition(":")
-                texts[name] = ""
-            texts[name] = f"{texts[name]} {line.strip()}".strip()
-    return texts
-
-
-def rule(cls: type) -> str:
-    """The docstring of a part up to its settings."""
-    return "\n".join(_split_docstring(cls)[0]).strip()
-
-
-def _split_docstring(cls: type) -> tuple[list[str], list[str]]:
-    """The lines before ``Args:``, and those below it without their indentation."""
-    text = inspect.cleandoc(cls.__doc__ or "").split("\n\n>>>")[0]
-    before, _, after = text.partition("Args:\n")
-    below = itertools.takewhile(lambda line: line.startswith("    "), after.splitlines())
-    return before.splitlines(), [line.removeprefix("    ") for line in below]
-
-
-CONFIG_TEXTS = setting_texts(EntropyConfig)
+def rule(part: type[Part]) -> str:
+    """Return the docstring of a part, without its examples."""
+    return inspect.cleandoc(part.__doc__ or "").split("\n\n>>>")[0].strip()
 
 
 def _verl_lines(method: Method) -> Iterator[str]:

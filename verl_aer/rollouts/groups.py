@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
+from verl_aer._settings import Settings
 from verl_aer.errors import VerlAerError
 
 DIFFICULTIES = ("easy", "medium", "hard")
@@ -32,32 +34,20 @@ def difficulty(accuracy: np.ndarray) -> np.ndarray:
     return np.where(accuracy >= EASY_FROM, "easy", np.where(accuracy >= MEDIUM_FROM, "medium", "hard"))
 
 
-ON_MISSING = ("error", "wrong")
-"""What becomes of a rollout for which the reward reports no correctness."""
-
-
 class CorrectnessError(VerlAerError, ValueError):
     """Nothing says, or something contradicts, which rollouts are correct."""
 
 
-@dataclass
-class CorrectnessConfig:
-    """Which rollouts are correct: reward > ``threshold`` where that is set, else the reward's own ``reward_key``.
-
-    Args:
-        reward_key: name of the correctness, a value in [0, 1], in what the reward function returns.
-        threshold: a rollout is correct if its reward is above this, whatever else is returned; null takes the key.
-        on_missing: what happens with a rollout without the key once others had it: ``error``, or it counts as
-            ``wrong``, with a warning and a count.
-    """
+class CorrectnessConfig(Settings):
+    """Which rollouts are correct: reward > ``threshold`` where that is set, else the reward's own ``reward_key``."""
 
     reward_key: str = "acc"
+    """Name of the correctness, a value in [0, 1], in what the reward function returns."""
     threshold: float | None = None
-    on_missing: str = "wrong"
-
-    def problems(self) -> list[tuple[str, str]]:
-        """Any name and any threshold may be right."""
-        return [] if self.on_missing in ON_MISSING else [("on_missing", f"one of {', '.join(ON_MISSING)}")]
+    """A rollout is correct if its reward is above this, whatever else is returned; null takes the key."""
+    on_missing: Literal["error", "wrong"] = "wrong"
+    """What happens with a rollout without the key once others had it: ``error``, or it counts as ``wrong``, with a
+    warning and a count."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +133,7 @@ def judge(
         acc_is_reward: ``(N,)`` bool, where veRL has reported the reward itself as ``acc``: it has to be 0 or 1.
         threshold: a trajectory is correct when its reward is above it, whatever ``acc`` says; None if none is
             configured.
-        on_missing: one of ON_MISSING. ``wrong`` is c_i = 0 where the reward reports nothing, once it has reported
+        on_missing: ``error`` or ``wrong``. ``wrong`` is c_i = 0 where the reward reports nothing, once it has reported
             something in this run.
         so_far: what the batches before have shown.
 

@@ -17,7 +17,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import Field
 
+from verl_aer._settings import Settings
 from verl_aer.errors import InputError
 from verl_aer.rollouts.groups import Groups
 
@@ -42,26 +44,17 @@ class Observation(NamedTuple):
     shortest: int | None
 
 
-@dataclass
-class QuestionMemoryConfig:
-    """How questions are recognised and remembered.
-
-    Args:
-        question_key: name of a stable id in the data set's ``extra_info``; where a row has none, data source and
-            prompt are its id.
-        max_questions: most questions that are remembered, >= 1; those that came up longest ago are forgotten first.
-        ema_up: weight of a new accuracy in the remembered one where it is above it, in (0, 1].
-        ema_down: weight of a new accuracy elsewhere, in (0, 1].
-    """
+class QuestionMemoryConfig(Settings):
+    """How questions are recognised and remembered."""
 
     question_key: str = "question_id"
-    max_questions: int = 100_000
-    ema_up: float = 0.2
-    ema_down: float = 0.05
-
-    def problems(self) -> list[tuple[str, str]]:
-        found = [("max_questions", ">= 1")] if self.max_questions < 1 else []
-        return found + [(name, "in (0, 1]") for name in ("ema_up", "ema_down") if not 0 < getattr(self, name) <= 1]
+    """Name of a stable id in the data set's ``extra_info``; where a row has none, data source and prompt are its id."""
+    max_questions: int = Field(100_000, ge=1)
+    """Most questions that are remembered; those that came up longest ago are forgotten first."""
+    ema_up: float = Field(0.2, gt=0, le=1)
+    """Weight of a new accuracy in the remembered one where it is above it."""
+    ema_down: float = Field(0.05, gt=0, le=1)
+    """Weight of a new accuracy elsewhere."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     args = _parser().parse_args(arguments)
-    args.arguments = arguments
     args.command_line = shlex.join(["verl-aer", *arguments])
     try:
         return args.run(args)
@@ -188,20 +187,6 @@ def _parser() -> argparse.ArgumentParser:
     methods.add_argument("name", nargs="?", help="the method to explain")
     methods.add_argument("--markdown", action="store_true", help="print the page docs/methods.md")
 
-    passes = _add(
-        commands,
-        "pass-at-k",
-        "pass@k by level from veRL's validation dumps (trainer.validation_data_dir)",
-        _pass_at_k,
-        "pass-at-k before=runs/aer/validation/0.jsonl after=runs/aer/validation/400.jsonl",
-        "pass-at-k none=none/400.jsonl aer=aer-0/400.jsonl aer=aer-1/400.jsonl --k 1 4 8 --markdown",
-    )
-    passes.add_argument(
-        "dumps", nargs="+", metavar="[LABEL=]DUMP", help="one <step>.jsonl each; those of one label are its seeds"
-    )
-    passes.add_argument("--k", type=int, nargs="+", default=[1, 8], help="numbers of tries (default 1 8)")
-    _add_markdown(passes)
-
     data = _add(
         commands,
         "data",
@@ -241,18 +226,24 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch", type=int, default=64, help="problems that are sampled together (default 64)")
     evaluate.add_argument("--tensor-parallel", type=int, default=1, help="GPUs that one copy of the model takes")
     evaluate.add_argument("--data-parallel", type=int, default=1, help="copies of the model, each with its own GPUs")
-    evaluate.add_argument("--shard", type=int, help=argparse.SUPPRESS)
-    evaluate.add_argument("--parent", type=int, help=argparse.SUPPRESS)
 
     compare = _add(
         commands,
         "compare",
-        "evaluations side by side, their differences problem by problem, and which of them are real",
+        "evaluations or veRL's validation dumps side by side, with their differences problem by problem",
         _compare,
         "compare none=runs/none-math500 aer=runs/aer-math500 --k 1 8 --out compared.png",
+        "compare before=runs/aer/validation/0.jsonl after=runs/aer/validation/400.jsonl",
+        "compare none=none/400.jsonl aer=aer-0/400.jsonl aer=aer-1/400.jsonl --k 1 4 8 --markdown",
     )
-    compare.add_argument("runs", nargs="+", metavar="[LABEL=]FOLDER", help="two or more; the first is compared with")
-    compare.add_argument("--k", type=int, nargs="+", default=[1], help="numbers of tries (default 1)")
+    compare.add_argument(
+        "runs",
+        nargs="+",
+        metavar="[LABEL=]PATH",
+        help="folders of `verl-aer evaluate`, or <step>.jsonl files of trainer.validation_data_dir; several with one "
+        "label are its training seeds, and all labels are compared with the first",
+    )
+    compare.add_argument("--k", type=int, nargs="+", default=[], help="numbers of tries (default: 1 to all answers)")
     compare.add_argument("--out", type=Path, help="also draw pass@k here")
     _add_markdown(compare)
 
@@ -400,25 +391,31 @@ def _replay(log: Path, config: Path | None) -> int:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from verl_aer.evaluation.command import evaluate
+    from verl_aer.evaluation.config import EvaluationConfig
+    from verl_aer.evaluation.report import summary_table
+    from verl_aer.evaluation.run import evaluate
+    from verl_aer.evaluation.sampler import Sampling
 
-    return evaluate(args)
+    config = EvaluationConfig(
+        model=args.model,
+        data=args.data,
+        out=args.out,
+        sampling=Sampling(args.n, args.temperature, args.top_p, args.max_tokens, args.seed),
+        reward=args.reward,
+        batch=args.batch,
+        tensor_parallel=args.tensor_parallel,
+        data_parallel=args.data_parallel,
+    )
+    _print_table(summary_table([evaluate(config)]), markdown=False)
+    print(f"written: {config.folder}/summary.json, summary.md, pass_at_k.png, samples/")
+    return OK
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from verl_aer._tables import as_markdown, as_text
-    from verl_aer.evaluation.report import comparison_table, plot_pass_at_k
-    from verl_aer.evaluation.run import read_run, require_same_settings
+    from verl_aer.evaluation.comparison import compare
 
-    folders = _labelled([run if "=" in run else f"{Path(run).name}={run}" for run in args.runs], default="")
-    if len(folders) < 2 or any(len(same) > 1 for same in folders.values()):
-        raise InputError("give two evaluations or more, with different labels")
-    labelled = {label: read_run(folder) for label, (folder,) in folders.items()}
-    require_same_settings({label: folder for label, (folder,) in folders.items()})
-    table = comparison_table(labelled, sorted(set(args.k)))
-    print(as_markdown(table) if args.markdown else as_text(table), end="")
-    if args.out is not None:
-        plot_pass_at_k(labelled, "pass@k", args.out)
+    runs = _labelled([run if "=" in run else f"{Path(run).name}={run}" for run in args.runs], default="")
+    _print_table(compare(runs, sorted(set(args.k)), args.out), args.markdown)
     return OK
 
 
@@ -518,15 +515,6 @@ def _methods(args: argparse.Namespace) -> int:
     return OK
 
 
-def _pass_at_k(args: argparse.Namespace) -> int:
-    from verl_aer.evaluation.pass_at_k import pass_at_k_table, read_dump
-
-    labelled = _labelled(args.dumps, default="pass@k")
-    dumps = {label: [read_dump(path) for path in paths] for label, paths in labelled.items()}
-    _print_table(pass_at_k_table(dumps, args.k), args.markdown)
-    return OK
-
-
 def _print_table(table: Table, markdown: bool) -> None:
     from verl_aer._tables import as_markdown, as_text
 
@@ -534,7 +522,7 @@ def _print_table(table: Table, markdown: bool) -> None:
 
 
 def _why(args: argparse.Namespace) -> int:
-    from verl_aer.launch.failure import explain_failure
+    from verl_aer._failure import explain_failure
 
     print("\n".join(explain_failure(args.exit_code, args.log)))
     return OK

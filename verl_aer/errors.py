@@ -13,7 +13,7 @@
     ├── StateError (ValueError)             state: a checkpoint's control state is absent, damaged or foreign
     ├── MetricsLogError (ValueError)        metrics_log: a log that cannot be read
     ├── ReplayError (ValueError)            simulate: a log that cannot be replayed
-    ├── DumpError (ValueError)              evaluation.pass_at_k: a validation dump that cannot be read
+    ├── DumpError (ValueError)              evaluation.validation_dumps: a validation dump that cannot be read
     ├── BadRow (ValueError)                 data.dataset: a row without a question or an answer
     ├── VerifierError (RuntimeError)        rewards.verifier: the answer checker's process cannot be used
     ├── NodeError (ValueError)              ray_node: a node of a Slurm job cannot start its Ray

@@ -197,7 +197,7 @@ def show(run_folder: Path, steps: int, title: str) -> int:
     run = Run(folder=run_folder, data=run_folder, model=run_folder)
     dumps = {"before": run.validation / "0.jsonl", "after": run.validation / f"{steps}.jsonl"}
     found = [f"{label}={path}" for label, path in dumps.items() if path.exists()]
-    code = verl_aer(["pass-at-k", *found]) if found else 0
+    code = verl_aer(["compare", *found]) if found else 0
     return code or verl_aer(["plot", f"{title}={run.metrics}", "--out", str(run.figure)])
 
 

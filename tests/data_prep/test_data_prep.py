@@ -21,7 +21,7 @@ from tests.data_prep.hub_samples import SAMPLES, Sample, aime, dapo, math500
 from verl_aer.cli import main
 from verl_aer.data import prepare as preparation
 from verl_aer.data.dataset import DataSet
-from verl_aer.data.inspect import inspect, problem_of
+from verl_aer.data.inspect import inspect, row_error
 from verl_aer.data.prepare import CONTRADICTS, HELD_OUT, OVERLAPS, REPEATED, Settings, prepare
 from verl_aer.data.text import Held
 
@@ -78,7 +78,7 @@ def test_rows_become_rows_of_verls_schema(name, kind, tmp_path, capsys):
     assert preparation.run(data_set(name), arguments) == 0
     rows = rows_of(out)
     assert [row["reward_model"]["ground_truth"] for row in rows] == sample.answers
-    assert all(problem_of(row) is None for row in rows)
+    assert all(row_error(row) is None for row in rows)
     assert len({row["extra_info"]["question_id"] for row in rows}) == len(rows)
     assert {row["data_source"] for row in rows} == {name}
     for row in rows:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.e2e.conftest import START_SECONDS
 from tests.e2e.test_train_and_resume import latest_step
-from verl_aer.launch.failure import explain_failure
+from verl_aer._failure import explain_failure
 
 pytestmark = pytest.mark.e2e
 

@@ -23,8 +23,8 @@ from tests.e2e.conftest import START_SECONDS, Inputs
 from tests.small_run import command_line
 from verl_aer.cli import main as verl_aer
 from verl_aer.data.prepare import Settings, prepare
-from verl_aer.evaluation.pass_at_k import read_dump
-from verl_aer.evaluation.run import read_run
+from verl_aer.evaluation.samples import read_run
+from verl_aer.evaluation.validation_dumps import read_dump
 
 pytestmark = pytest.mark.e2e
 
@@ -152,7 +152,7 @@ def evaluated_as_validated(checkpoint: Path, data: Path, inputs: Inputs, dump: P
     command += ["--n", str(TEST_SAMPLES), "--max-tokens", str(RESPONSE_LENGTH), "--batch", "60"]
     subprocess.run(command, check=True, timeout=300)
     evaluated = [sum(problem.correct) / TEST_SAMPLES for problem in read_run(out)]
-    validated = [problem.correct / problem.answers for problem in read_dump(dump)]
+    validated = [np.mean(problem.correct) for problem in read_dump(dump)]
     assert len(evaluated) == len(validated) == len(PROBLEMS["val"])
     # The same policy, two draws: apart by no more than four standard errors.
     error = np.sqrt((np.var(evaluated) + np.var(validated)) / len(evaluated))

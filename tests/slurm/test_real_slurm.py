@@ -11,7 +11,7 @@ import pytest
 from tests.slurm.jobs import Job, Jobs
 from tests.slurm.real_slurm import LOCAL
 from verl_aer.cli import main as verl_aer
-from verl_aer.evaluation.run import read_run
+from verl_aer.evaluation.samples import read_run
 from verl_aer.reports.metrics_log import read_metrics_log
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]

@@ -155,18 +155,19 @@ def test_plot_of_two_arms_writes_beside_the_first_log(tmp_path: Path, capsys: py
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
-def test_pass_at_k_before_and_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dumps_before_and_after_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = write_dump(tmp_path / "0.jsonl", [True, False, False, False])
     after = write_dump(tmp_path / "9.jsonl", [True, True, False, False])
-    assert main(["pass-at-k", f"before={before}", f"after={after}", "--k", "1", "4"]) == OK
+    assert main(["compare", f"before={before}", f"after={after}", "--k", "1", "4"]) == OK
     output = capsys.readouterr().out
     # pass@1: 1/4 -> 2/4; pass@4: 1 -> 1.
-    assert "pass@1  0.250 [0.250, 0.250]  0.500 [0.500, 0.500]  +0.250" in output
-    assert "pass@4  1.000 [1.000, 1.000]  1.000 [1.000, 1.000]  +0.000" in output
-    assert main(["pass-at-k", f"before={before}", "--k", "8"]) == BAD_INPUT
+    assert "pass@1  before  0.250 [0.250, 0.250]\n" in output
+    assert "pass@1  after   0.500 [0.500, 0.500]  +0.250" in output
+    assert "pass@4  after   1.000 [1.000, 1.000]  +0.000" in output
+    assert main(["compare", f"before={before}", "--k", "8"]) == BAD_INPUT
     assert "val_kwargs" in capsys.readouterr().err
-    assert main(["pass-at-k", f"before={before}", "--k", "1", "--markdown"]) == OK
-    assert capsys.readouterr().out.startswith("| level | problems | metric | before |\n| --- |")
+    assert main(["compare", f"before={before}", "--k", "1", "--markdown"]) == OK
+    assert capsys.readouterr().out.startswith("|  | problems | pass@1 | maj@4 |\n| --- |")
 
 
 def test_why_names_the_exception_that_began_it(tmp_path, capsys):

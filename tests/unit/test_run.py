@@ -16,11 +16,11 @@ import pytest
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer import _processes
+from verl_aer._failure import explain_failure, root_cause
 from verl_aer._processes import ProcessTree, read_process_table
 from verl_aer.control.metrics import MetricsRow
 from verl_aer.integration import watchdog
 from verl_aer.launch import run as progress
-from verl_aer.launch.failure import explain_failure, root_cause
 from verl_aer.launch.run import STALL_EXIT_CODE, Progress, run_with_progress
 
 

@@ -73,7 +73,7 @@ def inspect(file: Path, bad_rows: Path | None = None) -> Inspection:
     bad: list[dict[str, Any]] = []
     for number, row in enumerate(_rows(file), start=1):
         found.rows += 1
-        reason = problem_of(row)
+        reason = row_error(row)
         if reason is not None:
             found.bad.append((number, reason))
             bad.append({"row": number, "reason": reason, "content": row})
@@ -102,10 +102,10 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def problem_of(row: dict[str, Any]) -> str | None:
-    """Why veRL cannot train on a row; None where it can.
+def row_error(row: dict[str, Any]) -> str | None:
+    """Find why veRL cannot train on a row; None where it can.
 
-    >>> problem_of({"data_source": "m", "prompt": [], "reward_model": {"ground_truth": "1"}})
+    >>> row_error({"data_source": "m", "prompt": [], "reward_model": {"ground_truth": "1"}})
     'prompt: not a list of messages'
     """
     prompt, reward = row.get("prompt"), row.get("reward_model")

@@ -1,1 +1,1 @@
-"""Evaluation of sampled answers: pass@k by difficulty level."""
+"""Evaluation of sampled answers: samples, pass@k and maj@k with their intervals, and comparisons."""

@@ -1,8 +1,11 @@
-"""An evaluation in a table, in JSON and as a figure; several of them side by side."""
+"""The results of an evaluation as a table, as JSON and as a figure; several evaluations compared.
+
+A run is a list of the evaluations of its training seeds, mostly of one. Its values are means over the seeds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,114 +14,119 @@ import numpy as np
 from verl_aer._files import replaced_atomically
 from verl_aer._tables import Table
 from verl_aer.errors import InputError
-from verl_aer.evaluation.pass_at_k import Estimate, cell, estimate
 from verl_aer.evaluation.statistics import (
     Answers,
-    curve_estimates,
-    is_real,
-    majority_estimates,
-    paired_difference,
+    Estimate,
+    bootstrap,
+    fewest_answers,
+    is_significant,
+    maj_at_k,
+    pass_at_k_of,
     powers_up_to,
 )
 from verl_aer.extras import require_extra
 
-ALL = "all"
-
-
-def groups_of(problems: Sequence[Answers]) -> dict[str, list[Answers]]:
-    """By data source, by level where there is more than one, and all."""
-    groups: dict[str, list[Answers]] = {}
-    sources, levels = ({getattr(problem, key) for problem in problems} for key in ("source", "level"))
-    if len(sources) > 1:
-        for source in sorted(sources):
-            groups[source] = [problem for problem in problems if problem.source == source]
-    if len(levels) > 1:
-        for level in sorted(levels):
-            groups[f"level {level}"] = [problem for problem in problems if problem.level == level]
-    return groups | {ALL: list(problems)}
+Run = Sequence[Sequence[Answers]]
+INTERVALS = "mean over problems [95 % bootstrap interval over problems]"
+TEXT_METRICS = {"tokens": ".1f", "mean NLL": ".3f"}
+"""Metrics of the text and not of its correctness, with their format."""
 
 
 def summary(problems: Sequence[Answers]) -> dict[str, Any]:
-    """Every number of an evaluation, by group, for JSON."""
-    return {name: _of_group(group) for name, group in groups_of(problems).items()}
+    """Compute every number of an evaluation, by group, for JSON."""
+    groups = groups_of(problems)
+    return {name: _summary_of([problems[place] for place in places]) for name, places in groups.items()}
 
 
-def _of_group(problems: Sequence[Answers]) -> dict[str, Any]:
+def _summary_of(problems: Sequence[Answers]) -> dict[str, Any]:
+    n = fewest_answers(problems)
     tokens = np.concatenate([problem.tokens for problem in problems])
+    ks, majority_ks = range(1, n + 1), [k for k in powers_up_to(n) if k > 1]
+    majorities = np.array([[maj_at_k(problem, k) for k in majority_ks] for problem in problems])
+    (mean_nll,) = bootstrap(np.array([[np.mean(problem.mean_nll)] for problem in problems]))
     return {
         "problems": len(problems),
-        "answers": len(problems[0].correct),
-        "pass@k": {str(k): _plain(value) for k, value in enumerate(curve_estimates(problems), start=1)},
-        "maj@k": {str(k): _plain(value) for k, value in majority_estimates(problems).items()},
+        "answers": n,
+        "pass@k": _by_k(ks, bootstrap(pass_at_k_of(problems, ks))),
+        "maj@k": _by_k(majority_ks, bootstrap(majorities)),
         "solved by none": sum(not any(problem.correct) for problem in problems),
         "solved by all": sum(all(problem.correct) for problem in problems),
-        "unreadable": float(np.mean([not text for problem in problems for text in problem.written])),
+        "unreadable": float(np.mean([not text for problem in problems for text in problem.texts])),
         "tokens": {
             "mean": float(tokens.mean()),
             **{f"{share:.0%}": float(np.quantile(tokens, share)) for share in (0.05, 0.5, 0.95)},
         },
-        "nats a token": _plain(estimate(np.array([np.mean(problem.nats) for problem in problems]))),
+        "mean NLL": mean_nll._asdict(),
     }
 
 
-def _plain(value: Estimate) -> dict[str, float]:
-    return {"mean": value.mean, "low": value.low, "high": value.high}
+def _by_k(ks: Sequence[int], estimates: Sequence[Estimate]) -> dict[str, dict[str, float]]:
+    return {str(k): estimate._asdict() for k, estimate in zip(ks, estimates, strict=True)}
 
 
-def summary_table(problems: Sequence[Answers]) -> Table:
-    """A line for each group: avg@n, some pass@k and maj@n, lengths, -log pi of the sampled tokens."""
-    n = len(problems[0].correct)
-    ks = [k for k in powers_up_to(n) if k > 1]
-    shown = ks[-1:] if len(ks) < 3 else [ks[len(ks) // 2], ks[-1]]
-    header = ["", "problems", f"avg@{n}", *(f"pass@{k}" for k in shown), *([f"maj@{n}"] if n > 1 else [])]
-    rows = []
-    for name, group in groups_of(problems).items():
-        curve = curve_estimates(group)
-        cells = [cell(curve[0]), *(cell(curve[k - 1]) for k in shown)]
-        cells += [cell(majority_estimates(group)[n])] if n > 1 else []
-        tokens = np.mean([np.mean(problem.tokens) for problem in group])
-        nats = np.mean([np.mean(problem.nats) for problem in group])
-        rows.append([name, str(len(group)), *cells, f"{tokens:.1f}", f"{nats:.3f}"])
-    return Table(
-        "mean over problems [95 % bootstrap interval over problems]", [*header, "tokens", "nats a token"], rows
-    )
+def summary_table(run: Run, ks: Sequence[int] = ()) -> Table:
+    """Make a table of one run: a line per group, a column per metric; metrics of the text without their intervals.
 
-
-def comparison_table(runs: Mapping[str, Sequence[Answers]], ks: Sequence[int]) -> Table:
-    """The runs side by side, and the difference of each to the first, with whether it is real.
+    Args:
+        ks: the numbers of tries for pass@k; none: 1, all answers, and one number between.
 
     Raises:
-        InputError: runs of other problems, or a k that a run has not enough answers for.
+        InputError: seeds with different problems, or fewer answers than one of `ks`.
     """
-    (base, first), *others = runs.items()
-    for label, problems in runs.items():
-        least = min(len(problem.correct) for problem in problems)
-        if max(ks) > least:
-            raise InputError(f"{label}: pass@{max(ks)} needs {max(ks)} answers a problem, there are {least}")
-    header = ["metric", base, *(cell for label, _ in others for cell in (label, f"{label} - {base}", "real"))]
+    problems = run[0]
+    values = _metrics_of("the run", run, problems, ks or _shown_ks([run]))
+    columns = np.stack(list(values.values()), axis=1)
     rows = []
-    for k in ks:
-        cells = [cell(curve_estimates(first)[k - 1])]
-        for _, problems in others:
-            difference = paired_difference(first, problems, k)
-            real = "yes" if is_real(difference) else "no"
-            cells += [cell(curve_estimates(problems)[k - 1]), cell(difference, signed=True), real]
-        rows.append([f"pass@{k}", *cells])
-    title = "mean over problems [95 % bootstrap interval]; differences problem by problem, real if the interval lacks 0"
-    return Table(title, header, rows)
+    for name, places in groups_of(problems).items():
+        estimates = dict(zip(values, bootstrap(columns[places]), strict=True))
+        cells = [
+            f"{estimate.mean:{TEXT_METRICS[metric]}}" if metric in TEXT_METRICS else _cell(metric, estimate)
+            for metric, estimate in estimates.items()
+        ]
+        rows.append([name, str(len(places)), *cells])
+    return Table(INTERVALS, ["", "problems", *values], rows)
 
 
-def plot_pass_at_k(runs: Mapping[str, Sequence[Answers]], title: str, out: Path) -> None:
-    """pass@k over k, with its interval, a line for each run."""
+def comparison_table(runs: Mapping[str, Run], ks: Sequence[int] = ()) -> Table:
+    """Make a table of several runs: a line per group, metric and run, with the difference to the first run.
+
+    Differences are taken problem by problem, so that the spread between problems cancels.
+
+    Args:
+        runs: label -> run. Metrics that one of them lacks are left out.
+        ks: as for `summary_table`.
+
+    Raises:
+        InputError: runs with different problems, or fewer answers than one of `ks`.
+    """
+    base = next(iter(runs))
+    problems = runs[base][0]
+    ks = ks or _shown_ks(runs.values())
+    values = {label: _metrics_of(label, run, problems, ks) for label, run in runs.items()}
+    metrics = [metric for metric in values[base] if all(metric in of_run for of_run in values.values())]
+    rows = []
+    for name, places in groups_of(problems).items():
+        for metric in metrics:
+            columns = np.stack([of_run[metric][places] for of_run in values.values()], axis=1)
+            means, differences = bootstrap(columns), bootstrap(columns - columns[:, :1])
+            for label, mean, difference in zip(runs, means, differences, strict=True):
+                compared = [_cell(metric, difference, "+"), "yes" if is_significant(difference) else "no"]
+                cells = [_cell(metric, mean), *(["", ""] if label == base else compared)]
+                rows.append([name, str(len(places)), metric, label, *cells])
+    return Table(INTERVALS, ["", "problems", "metric", "run", "mean", f"minus {base}", "95 % CI excludes 0"], rows)
+
+
+def plot_pass_at_k(runs: Mapping[str, Run], title: str, out: Path) -> None:
+    """Draw pass@k over k with its interval, a line per run."""
     require_extra("matplotlib", "a figure")
     # Imported here: half a second.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
-    for label, problems in runs.items():
-        curve = curve_estimates(problems)
-        k = np.arange(1, len(curve) + 1)
+    for label, run in runs.items():
+        k = range(1, min(map(fewest_answers, run)) + 1)
+        curve = bootstrap(np.mean([pass_at_k_of(seed, k) for seed in _aligned(label, run, run[0])], axis=0))
         (line,) = axes.plot(k, [value.mean for value in curve], marker="o" if len(curve) < 40 else "", label=label)
         axes.fill_between(
             k, [value.low for value in curve], [value.high for value in curve], color=line.get_color(), alpha=0.2
@@ -132,3 +140,62 @@ def plot_pass_at_k(runs: Mapping[str, Sequence[Answers]], title: str, out: Path)
     axes.legend()
     with replaced_atomically(out) as temporary:
         figure.savefig(temporary, dpi=150)
+
+
+def groups_of(problems: Sequence[Answers]) -> dict[str, list[int]]:
+    """Find the places of the problems of each source and level, if there are several, and of all."""
+    groups: dict[str, list[int]] = {}
+    for names in ([problem.source for problem in problems], [f"level {problem.level}" for problem in problems]):
+        if len(set(names)) > 1:
+            for name in sorted(set(names)):
+                groups[name] = [place for place, its_name in enumerate(names) if its_name == name]
+    return groups | {"all": list(range(len(problems)))}
+
+
+def _shown_ks(runs: Iterable[Run]) -> list[int]:
+    """Choose 1, the number of answers that all runs have, and the power of two in the middle."""
+    powers = powers_up_to(min(fewest_answers(seed) for run in runs for seed in run))
+    return sorted({1, powers[len(powers) // 2], powers[-1]})
+
+
+def _metrics_of(label: str, run: Run, problems: Sequence[Answers], ks: Sequence[int]) -> dict[str, np.ndarray]:
+    """Compute each metric, ``(problems,)``, as the mean over the seeds, in the order of `problems`."""
+    seeds = _aligned(label, run, problems)
+    n = min(map(fewest_answers, seeds))
+    if max(ks) > n:
+        raise InputError(
+            f"{label}: pass@{max(ks)} needs {max(ks)} answers per problem, there are {n}; sample more with "
+            f"`verl-aer evaluate --n {max(ks)}`, or validate with n={max(ks)} and do_sample=true under "
+            "actor_rollout_ref.rollout.val_kwargs"
+        )
+    passes = np.mean([pass_at_k_of(seed, ks) for seed in seeds], axis=0)
+    metrics = {f"pass@{k}": column for k, column in zip(ks, passes.T, strict=True)}
+    if n > 1:
+        metrics[f"maj@{n}"] = np.mean([[maj_at_k(answers, n) for answers in seed] for seed in seeds], axis=0)
+    if all(answers.tokens for seed in seeds for answers in seed):
+        metrics["tokens"] = np.mean([[np.mean(answers.tokens) for answers in seed] for seed in seeds], axis=0)
+        metrics["mean NLL"] = np.mean([[np.mean(answers.mean_nll) for answers in seed] for seed in seeds], axis=0)
+    return metrics
+
+
+def _aligned(label: str, run: Run, problems: Sequence[Answers]) -> list[list[Answers]]:
+    """Put the answers of every seed into the order of `problems`.
+
+    Raises:
+        InputError: not the same problems.
+    """
+    aligned = []
+    for seed in run:
+        by_problem = {problem.problem: problem for problem in seed}
+        differing = sorted(by_problem.keys() ^ {problem.problem for problem in problems})
+        if differing:
+            raise InputError(
+                f"{label}: not the same problems; {len(differing)} are in only one of two runs, such as {differing[0]}"
+            )
+        aligned.append([by_problem[problem.problem] for problem in problems])
+    return aligned
+
+
+def _cell(metric: str, value: Estimate, sign: str = "") -> str:
+    form = sign + TEXT_METRICS.get(metric, ".3f")
+    return f"{value.mean:{form}} [{value.low:{form}}, {value.high:{form}}]"

@@ -1,29 +1,78 @@
-"""An evaluation from data files to its report: batch after batch, each kept as soon as it is whole."""
+"""An evaluation from data files to its report: batch after batch, each kept as soon as it is whole.
+
+One worker process per copy of the model samples its share of the batches (`worker.py`). The process that calls
+`evaluate` never loads vLLM: if a worker dies, this process says why.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import json
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from verl_aer._files import read_json, write_text_atomically
-from verl_aer._tables import as_markdown, as_text
+from verl_aer._files import write_text_atomically
+from verl_aer._tables import as_markdown
 from verl_aer.errors import InputError
+from verl_aer.evaluation.config import EvaluationConfig
+from verl_aer.evaluation.merge_checkpoint import loadable_model
 from verl_aer.evaluation.report import plot_pass_at_k, summary, summary_table
-from verl_aer.evaluation.samples import Problem, SampleStore, fingerprint, gather
+from verl_aer.evaluation.sampler import Sampler
+from verl_aer.evaluation.samples import EvalProblem, SampleStore, fingerprint, read_problems, read_run
 from verl_aer.evaluation.statistics import Answers
+from verl_aer.evaluation.workers import sample_with_workers
+from verl_aer.extras import require_extra, require_vllm
 
 Reward = Callable[..., dict[str, Any]]
-PLAIN_PROGRESS_SECONDS = 10.0
+
+
+def evaluate(config: EvaluationConfig) -> list[Answers]:
+    """Start or resume an evaluation, and write its report; the answers to every problem.
+
+    Raises:
+        InputError: input that cannot be evaluated, or a worker process that died. What is sampled is kept.
+        MissingExtraError: vLLM, matplotlib or a package of the reward is not installed.
+    """
+    # Before anything is sampled, not at the figure that comes last.
+    require_vllm("verl-aer evaluate")
+    require_extra("matplotlib", "verl-aer evaluate")
+    if config.problems():
+        raise InputError("; ".join(config.problems()))
+    load_reward(config.reward)
+    batches, store = open_evaluation(config)
+    if store.missing(len(batches)):
+        loadable_model(config.model)  # merged before the workers start, each of which would do it
+        sample_with_workers(config, batches, store)
+    answers = read_run(config.folder)
+    write_report(config.folder, answers, Path(config.model).name)
+    return answers
+
+
+def open_evaluation(config: EvaluationConfig) -> tuple[list[Sequence[EvalProblem]], SampleStore]:
+    """Read the problems in batches, and open the folder of their samples.
+
+    Raises:
+        InputError: data that cannot be evaluated, or a folder with samples of other settings.
+    """
+    problems = read_problems(config.data)
+    batches = [problems[start : start + config.batch] for start in range(0, len(problems), config.batch)]
+    settings = {
+        "model": config.model,
+        "data": [file.name for file in config.data],
+        "data_sha256": fingerprint(config.data),
+        "sampling": asdict(config.sampling),
+        "reward": config.reward,
+        "batch": config.batch,
+        "batches": len(batches),
+    }
+    return batches, SampleStore(config.folder, settings)
 
 
 def load_reward(name: str) -> Reward:
-    """The function ``PATH.py:FUNCTION`` or ``package.module:FUNCTION``.
+    """Load the function ``PATH.py:FUNCTION`` or ``package.module:FUNCTION``.
 
     Raises:
         InputError: there is none.
@@ -47,67 +96,15 @@ def load_reward(name: str) -> Reward:
     return getattr(module, function)
 
 
-def settings_of(
-    model: str,
-    data: Sequence[Path],
-    sampling: Mapping[str, Any],
-    reward: str,
-    batch: int,
-    batches: int,
-) -> dict[str, Any]:
-    """What decides an evaluation's samples, as `settings.json` keeps it."""
-    return {
-        "model": model,
-        "data": [file.name for file in data],
-        "data_sha256": fingerprint(data),
-        "sampling": dict(sampling),
-        "reward": reward,
-        "batch": batch,
-        "batches": batches,
-    }
-
-
-def require_same_settings(folders: Mapping[str, Path]) -> None:
-    """Evaluations can be compared if they differ in the model, in n and in chance only: pass@k is unbiased for any n.
-
-    Args:
-        folders: label -> the folder of its evaluation.
-
-    Raises:
-        InputError: two differ in data, reward, temperature, top-p or the length of an answer; each is named.
-    """
-    (base, first), *others = ((label, _compared(folder)) for label, folder in folders.items())
-    told = [
-        f"{key}: {first[key]!r} in {base}, {settings[key]!r} in {label}"
-        for label, settings in others
-        for key in first
-        if settings[key] != first[key]
-    ]
-    if told:
-        raise InputError(f"evaluations of different settings cannot be compared ({'; '.join(told)})")
-
-
-def _compared(folder: Path) -> dict[str, Any]:
-    settings = read_json(folder / "settings.json")
-    sampling = settings["sampling"]
-    return {
-        "SHA-256 of --data": settings["data_sha256"][:12],
-        "--reward": settings["reward"],
-        "--temperature": sampling["temperature"],
-        "--top-p": sampling["top_p"],
-        "--max-tokens": sampling["max_tokens"],
-    }
-
-
-def batches_of(problems: Sequence[Problem], size: int) -> list[Sequence[Problem]]:
-    return [problems[start : start + size] for start in range(0, len(problems), size)]
-
-
 def sample_batches(
-    batches: Sequence[Sequence[Problem]], mine: Sequence[int], store: SampleStore, sampler: Any, reward: Reward
-) -> Iterator[int]:
-    """Answer the batches of the numbers ``mine``; how many answers each of them got."""
-    for number in mine:
+    batches: Sequence[Sequence[EvalProblem]],
+    numbers: Sequence[int],
+    store: SampleStore,
+    sampler: Sampler,
+    reward: Reward,
+) -> None:
+    """Answer the batches of the given numbers, and score the answers."""
+    for number in numbers:
         batch = batches[number]
         answers = sampler.generate([(problem.problem, problem.prompt) for problem in batch])
         samples = [
@@ -116,10 +113,9 @@ def sample_batches(
             for place, generation in enumerate(of_problem)
         ]
         store.add(number, samples)
-        yield len(samples)
 
 
-def _sample(problem: Problem, place: int, generation: Any, reward: Reward) -> dict[str, Any]:
+def _sample(problem: EvalProblem, place: int, generation: Any, reward: Reward) -> dict[str, Any]:
     row = problem.row
     score = reward(
         data_source=row["data_source"],
@@ -137,7 +133,7 @@ def _sample(problem: Problem, place: int, generation: Any, reward: Reward) -> di
         "response": generation.text,
         "tokens": generation.tokens,
         "finish": generation.finish,
-        "nats": generation.nats,
+        "mean_nll": generation.mean_nll,
         "acc": float(score["acc"]),
         "score": float(score["score"]),
         # Without an extracted answer the whole text has the vote.
@@ -145,46 +141,9 @@ def _sample(problem: Problem, place: int, generation: Any, reward: Reward) -> di
     }
 
 
-def with_progress(counts: Iterator[int], batches: int) -> int:
-    """Run through, and say how far it is; the number of answers that were sampled."""
-    started = told = time.monotonic()
-    answers, live = 0, sys.stderr.isatty()
-    for done, count in enumerate(counts, start=1):
-        answers += count
-        now = time.monotonic()
-        if live or done == batches or now - told > PLAIN_PROGRESS_SECONDS:
-            told = now
-            pace = answers / max(now - started, 1e-9)
-            text = f"{done}/{batches} batches, {answers:,} answers sampled, {pace:.1f} a second"
-            print(text, end="\r" if live else "\n", file=sys.stderr, flush=True)
-    if live:
-        print(file=sys.stderr)
-    return answers
-
-
-def write_report(folder: Path, problems: Sequence[Answers], title: str) -> str:
-    """``summary.json``, ``summary.md`` and ``pass_at_k.png``; the table for a terminal."""
-    table = summary_table(problems)
+def write_report(folder: Path, problems: Sequence[Answers], title: str) -> None:
+    """Write ``summary.json``, ``summary.md`` and ``pass_at_k.png``."""
+    table = summary_table([problems])
     write_text_atomically(folder / "summary.json", json.dumps(summary(problems), indent=2) + "\n")
     write_text_atomically(folder / "summary.md", f"# {title}\n\n{table.title}\n\n{as_markdown(table)}")
-    plot_pass_at_k({title: problems}, title, folder / "pass_at_k.png")
-    return as_text(table)
-
-
-def read_run(folder: Path) -> list[Answers]:
-    """The answers of a finished evaluation.
-
-    Raises:
-        InputError: there are none.
-    """
-    files = sorted((folder / "samples").glob("*.jsonl"))
-    if not files:
-        raise InputError(f"{folder}: no samples in it; give a folder that `verl-aer evaluate` has written")
-    settings = read_json(folder / "settings.json")
-    if len(files) != settings["batches"]:
-        raise InputError(
-            f"{folder}: {len(files)} of {settings['batches']} batches are there; "
-            "the same `verl-aer evaluate` resumes it"
-        )
-    store = SampleStore(folder, settings)
-    return gather(store.samples())
+    plot_pass_at_k({title: [problems]}, title, folder / "pass_at_k.png")

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from verl_aer.cpu.detection import accelerator_present
-
 FOR_CPU = {
     # Few CPUs have bfloat16 arithmetic, and compiling costs them a minute.
     "dtype": "float32",
@@ -43,11 +41,11 @@ class Sampling:
 
 
 class Generation(NamedTuple):
-    """One answer. nats: mean of -log pi of its tokens, at the sampling temperature. finish: stop, or length."""
+    """One answer. mean_nll: mean of -log pi of its tokens, at the sampling temperature. finish: stop, or length."""
 
     text: str
     tokens: int
-    nats: float
+    mean_nll: float
     finish: str
 
 
@@ -55,6 +53,9 @@ class Sampler:
     """A model in vLLM."""
 
     def __init__(self, model: str, sampling: Sampling, tensor_parallel: int = 1) -> None:
+        # Imported here: veRL and torch take seconds, and a config of an evaluation needs neither.
+        from verl_aer.cpu.detection import accelerator_present
+
         on_cpu = not accelerator_present()
         if on_cpu:
             from verl_aer.cpu.platform import ROLLOUT_ENVIRONMENT
@@ -108,5 +109,5 @@ class Sampler:
 
 def _generation(output: Any) -> Generation:
     log_pi = [next(iter(at.values())).logprob for at in output.logprobs]
-    nats = -sum(log_pi) / len(log_pi) if log_pi else 0.0
-    return Generation(output.text, len(output.token_ids), nats, output.finish_reason)
+    mean_nll = -sum(log_pi) / len(log_pi) if log_pi else 0.0
+    return Generation(output.text, len(output.token_ids), mean_nll, output.finish_reason)

@@ -1,6 +1,6 @@
-"""The problems of an evaluation and the answers that have been sampled, as files from which a killed run can resume.
+"""The problems of an evaluation and the sampled answers, as files from which a killed evaluation can resume.
 
-    OUT/settings.json              what the samples depend on; another run's are never gone on with
+    OUT/settings.json              what the samples depend on; samples of other settings are refused
     OUT/samples/00000.jsonl        the answers to the first batch of problems, one a line; whole or absent
 
 A batch is always the same problems, sampled together with the same seeds, so that a batch that has to be done again
@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from verl_aer._files import read_json, write_text_atomically
-from verl_aer.data.inspect import problem_of
+from verl_aer.data.inspect import row_error
 from verl_aer.data.reading import open_parquet
 from verl_aer.errors import InputError
 from verl_aer.evaluation.statistics import Answers
 from verl_aer.rollouts.question_memory import question_id
 
-NO_LEVEL = "all"
+NO_LEVEL = "none"
 
 
 @dataclass(frozen=True)
-class Problem:
+class EvalProblem:
     """A row of a data file. row: as the file has it, for the reward function."""
 
     problem: str
@@ -37,16 +37,16 @@ class Problem:
     row: dict[str, Any]
 
 
-def read_problems(files: Sequence[Path]) -> list[Problem]:
-    """The problems of prepared parquet files, in their order.
+def read_problems(files: Sequence[Path]) -> list[EvalProblem]:
+    """Read the problems of prepared parquet files, in their order.
 
     Raises:
         InputError: a row that cannot be evaluated, or a problem that is there twice.
     """
-    problems: dict[str, Problem] = {}
+    problems: dict[str, EvalProblem] = {}
     for file in files:
         for number, row in enumerate(open_parquet(file).read().to_pylist(), start=1):
-            reason = problem_of(row)
+            reason = row_error(row)
             if reason is not None:
                 raise InputError(f"{file}, row {number}: {reason}; `verl-aer data inspect {file}` lists all such rows")
             info = row.get("extra_info") or {}
@@ -54,7 +54,7 @@ def read_problems(files: Sequence[Path]) -> list[Problem]:
             if name in problems:
                 raise InputError(f"{file}, row {number}: problem {name} is there twice; prepare the data again")
             level = info.get("level")
-            problems[name] = Problem(
+            problems[name] = EvalProblem(
                 name, row["data_source"], NO_LEVEL if level is None else str(level), row["prompt"], row
             )
     if not problems:
@@ -63,7 +63,7 @@ def read_problems(files: Sequence[Path]) -> list[Problem]:
 
 
 def fingerprint(files: Sequence[Path]) -> str:
-    """SHA-256 of the files' bytes, in their order."""
+    """Compute the SHA-256 of the files' bytes, in their order."""
     content = hashlib.sha256()
     for file in files:
         content.update(file.read_bytes())
@@ -74,7 +74,7 @@ class SampleStore:
     """The folder of one evaluation."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        """Open it, or make it.
+        """Open the folder, or make it.
 
         Raises:
             InputError: the folder has the samples of other settings.
@@ -91,14 +91,14 @@ class SampleStore:
             write_text_atomically(found, json.dumps(settings, indent=2) + "\n")
 
     def missing(self, batches: int) -> list[int]:
-        """Numbers of the batches, of so many, that are not there."""
+        """List the numbers of the batches, of so many, that are not there."""
         return [batch for batch in range(batches) if not self._file(batch).is_file()]
 
     def add(self, batch: int, samples: Sequence[dict[str, Any]]) -> None:
         write_text_atomically(self._file(batch), "".join(json.dumps(sample) + "\n" for sample in samples))
 
     def samples(self) -> Iterator[dict[str, Any]]:
-        """All of them, by batch."""
+        """Read all samples, batch by batch."""
         for file in sorted((self.folder / "samples").glob("*.jsonl")):
             for line in file.read_text(encoding="utf-8").splitlines():
                 yield json.loads(line)
@@ -108,7 +108,7 @@ class SampleStore:
 
 
 def gather(samples: Iterator[dict[str, Any]]) -> list[Answers]:
-    """The answers by problem, in the order of the samples."""
+    """Collect the answers of each problem, in the order of the samples."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for sample in samples:
         rows.setdefault(sample["problem"], []).append(sample)
@@ -118,9 +118,27 @@ def gather(samples: Iterator[dict[str, Any]]) -> list[Answers]:
             source=of_problem[0]["source"],
             level=of_problem[0]["level"],
             correct=tuple(bool(sample["acc"]) for sample in of_problem),
-            written=tuple(sample["pred"] for sample in of_problem),
+            texts=tuple(sample["pred"] for sample in of_problem),
             tokens=tuple(sample["tokens"] for sample in of_problem),
-            nats=tuple(sample["nats"] for sample in of_problem),
+            mean_nll=tuple(sample["mean_nll"] for sample in of_problem),
         )
         for name, of_problem in rows.items()
     ]
+
+
+def read_run(folder: Path) -> list[Answers]:
+    """Read the answers of a finished evaluation.
+
+    Raises:
+        InputError: there are none, or not all.
+    """
+    files = sorted((folder / "samples").glob("*.jsonl"))
+    if not files:
+        raise InputError(f"{folder}: no samples in it; give a folder that `verl-aer evaluate` has written")
+    settings = read_json(folder / "settings.json")
+    if len(files) != settings["batches"]:
+        raise InputError(
+            f"{folder}: {len(files)} of {settings['batches']} batches are there; "
+            "the same `verl-aer evaluate` resumes it"
+        )
+    return gather(SampleStore(folder, settings).samples())

@@ -1,15 +1,18 @@
-"""What n sampled answers to each problem say of a policy.
+"""Statistics of n sampled answers to each problem.
 
-    pass@k = 1 - C(n - c, k) / C(n, k)             at least one of k answers is right, c of n being so
+    pass@k = 1 - C(n - c, k) / C(n, k)             at least one of k answers is right, where c of n are
     avg@n  = c / n                                 which is pass@1
     maj@k  = mean over blocks of k answers of P(the block's most frequent answer is right)
 
-Blocks are the first k answers, the next k, and so on; what does not fill one is left out. Right answers are one answer,
-however they are written; wrong ones are one where they are written alike. If several answers are the most frequent, one
-of them is drawn: maj@k then counts the share that is right (1/2 for a right and a wrong one with two votes each). An
-answer that could not be read has no vote; a block without a vote is wrong.
+pass@k is the unbiased estimate of Chen et al. 2021 (arXiv 2107.03374, equation 1).
 
-Intervals are percentile bootstraps over problems: they cover the choice of problems, not the seed of the training.
+Blocks are the first k answers, the next k, and so on; answers that do not fill one are left out. Right answers are one
+answer, however they are written; wrong ones are one where they are written alike. If several answers are the most
+frequent, one of them is drawn: maj@k then counts the share that is right (1/2 for a right and a wrong one with two
+votes each). An answer that could not be read has no vote; a block without a vote is wrong.
+
+Intervals are percentile bootstraps over problems: they cover the choice of problems, neither the seed of the sampling
+nor that of the training.
 """
 
 from __future__ import annotations
@@ -17,34 +20,50 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from verl_aer.errors import InputError
-from verl_aer.evaluation.pass_at_k import BOOTSTRAP_RESAMPLES, Estimate, estimate
+
+BOOTSTRAP_RESAMPLES = 2000
+"""Resamples of a bootstrap: the ends of a 95 % interval then move by about 2 % of its width between seeds."""
 
 
 @dataclass(frozen=True)
 class Answers:
     """The n answers to one problem, in the order in which they were drawn.
 
-    problem: its stable id. source, level: what tables are by. correct: n bools. written: n texts, "" where none could
-    be read. tokens: n lengths. nats: n means of -log pi over an answer's tokens.
+    problem: its stable id. source, level: what tables are grouped by. correct: n bools. texts: n texts, "" where none
+    could be read. tokens: n lengths. mean_nll: n means of -log pi over an answer's tokens, in nats. veRL's validation
+    dumps hold neither tokens nor mean_nll: both are empty there.
     """
 
     problem: str
     source: str
     level: str
     correct: tuple[bool, ...]
-    written: tuple[str, ...]
-    tokens: tuple[int, ...]
-    nats: tuple[float, ...]
+    texts: tuple[str, ...]
+    tokens: tuple[int, ...] = ()
+    mean_nll: tuple[float, ...] = ()
 
 
-def pass_curve(n: int, c: int) -> np.ndarray:
-    """pass@k for k = 1 … n, ``(n,)``: 1 - prod_{j < k} (n - c - j) / (n - j).
+class Estimate(NamedTuple):
+    """A mean over problems, or a difference of two, with the ends of its 95 % bootstrap interval."""
 
-    >>> pass_curve(n=4, c=1).tolist()
+    mean: float
+    low: float
+    high: float
+
+
+def pass_at_k(n: int, c: int) -> np.ndarray:
+    """Estimate pass@k for k = 1 … n from n answers of which c are right, ``(n,)``.
+
+        pass@k = 1 - prod_{j < k} (n - c - j) / (n - j)
+
+    The product has no large factorial in it.
+
+    >>> pass_at_k(n=4, c=1).tolist()
     [0.25, 0.5, 0.75, 1.0]
     """
     if not 0 <= c <= n or n < 1:
@@ -53,8 +72,19 @@ def pass_curve(n: int, c: int) -> np.ndarray:
     return 1.0 - np.cumprod(np.maximum(n - c - j, 0) / (n - j))
 
 
-def majority(correct: Sequence[bool], written: Sequence[str]) -> float:
-    """Probability that the most frequent answer is right, ties drawn.
+def pass_at_k_of(problems: Sequence[Answers], ks: Sequence[int]) -> np.ndarray:
+    """Estimate pass@k of each problem for each of `ks`, ``(problems, len(ks))``."""
+    places = np.array(ks) - 1
+    return np.stack([pass_at_k(len(problem.correct), sum(problem.correct))[places] for problem in problems])
+
+
+def fewest_answers(problems: Sequence[Answers]) -> int:
+    """Find the number of answers that every problem has."""
+    return min(len(problem.correct) for problem in problems)
+
+
+def majority(correct: Sequence[bool], texts: Sequence[str]) -> float:
+    """Compute the probability that the most frequent answer is right, ties drawn.
 
     >>> majority([True, True, False], ["4", "4.0", "5"])
     1.0
@@ -66,7 +96,7 @@ def majority(correct: Sequence[bool], written: Sequence[str]) -> float:
     0.0
     """
     votes = Counter(
-        True if is_right else text for is_right, text in zip(correct, written, strict=True) if is_right or text
+        True if is_right else text for is_right, text in zip(correct, texts, strict=True) if is_right or text
     )
     if not votes:
         return 0.0
@@ -76,7 +106,7 @@ def majority(correct: Sequence[bool], written: Sequence[str]) -> float:
 
 
 def maj_at_k(answers: Answers, k: int) -> float:
-    """maj@k of one problem.
+    """Estimate maj@k of one problem.
 
     Raises:
         InputError: fewer than k answers.
@@ -86,12 +116,12 @@ def maj_at_k(answers: Answers, k: int) -> float:
         raise InputError(f"maj@{k} needs at least {k} answers, problem {answers.problem} has {n}")
     starts = range(0, n - k + 1, k)
     return float(
-        np.mean([majority(answers.correct[start : start + k], answers.written[start : start + k]) for start in starts])
+        np.mean([majority(answers.correct[start : start + k], answers.texts[start : start + k]) for start in starts])
     )
 
 
 def powers_up_to(n: int) -> list[int]:
-    """1, 2, 4, … and n itself.
+    """List 1, 2, 4, … and n itself.
 
     >>> powers_up_to(6)
     [1, 2, 4, 6]
@@ -99,48 +129,21 @@ def powers_up_to(n: int) -> list[int]:
     return sorted({2**exponent for exponent in range(n.bit_length()) if 2**exponent <= n} | {n})
 
 
-def curve_estimates(problems: Sequence[Answers], seed: int = 0) -> list[Estimate]:
-    """pass@k for k = 1 … n, each with its interval; one set of resamples for all k.
+def bootstrap(values: np.ndarray, seed: int = 0) -> list[Estimate]:
+    """Estimate the mean over problems of each column of `values` (problems, K), with its 95 % percentile interval.
 
-    Raises:
-        InputError: problems with unequal numbers of answers.
+    One set of resamples of the problems serves all K columns.
     """
-    numbers = {len(problem.correct) for problem in problems}
-    if len(numbers) != 1:
-        raise InputError(f"every problem needs the same number of answers, found {sorted(numbers)}")
-    n = numbers.pop()
-    curves = np.stack([pass_curve(n, sum(problem.correct)) for problem in problems])
-    picks = np.random.default_rng(seed).integers(0, len(curves), size=(BOOTSTRAP_RESAMPLES, len(curves)))
-    means = np.stack([curves[pick].mean(axis=0) for pick in picks])
-    low, high = np.quantile(means, [0.025, 0.975], axis=0)
-    middle = curves.mean(axis=0)
-    return [Estimate(*map(float, ends), len(curves)) for ends in zip(middle, low, high, strict=True)]
+    problems = len(values)
+    picks = np.random.default_rng(seed).integers(0, problems, size=(BOOTSTRAP_RESAMPLES, problems))
+    # How often each resample holds each problem: a product with it gives the resamples' means of all columns, without
+    # an array of (resamples, problems, K).
+    picks += problems * np.arange(BOOTSTRAP_RESAMPLES)[:, None]
+    counts = np.bincount(picks.ravel(), minlength=picks.size).reshape(picks.shape)
+    low, high = np.quantile(counts @ values / problems, [0.025, 0.975], axis=0)
+    return [Estimate(*map(float, column)) for column in zip(values.mean(axis=0), low, high, strict=True)]
 
 
-def majority_estimates(problems: Sequence[Answers]) -> dict[int, Estimate]:
-    """maj@k for k = 2, 4, … n."""
-    n = len(problems[0].correct)
-    return {k: estimate(np.array([maj_at_k(problem, k) for problem in problems])) for k in powers_up_to(n) if k > 1}
-
-
-def paired_difference(first: Sequence[Answers], second: Sequence[Answers], k: int) -> Estimate:
-    """pass@k of the second minus that of the first, problem by problem: the spread between problems cancels.
-
-    Raises:
-        InputError: not the same problems.
-    """
-    ours, theirs = ({problem.problem: problem for problem in run} for run in (first, second))
-    if ours.keys() != theirs.keys():
-        differing = sorted(ours.keys() ^ theirs.keys())
-        raise InputError(f"not the same problems: {len(differing)} are in one alone, such as {differing[0]}")
-    values = [
-        pass_curve(len(theirs[name].correct), sum(theirs[name].correct))[k - 1]
-        - pass_curve(len(ours[name].correct), sum(ours[name].correct))[k - 1]
-        for name in sorted(ours)
-    ]
-    return estimate(np.array(values))
-
-
-def is_real(difference: Estimate) -> bool:
-    """Whether the interval leaves out 0."""
+def is_significant(difference: Estimate) -> bool:
+    """Tell whether the 95 % interval of a difference excludes 0."""
     return difference.low > 0 or difference.high < 0

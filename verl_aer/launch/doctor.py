@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import TYPE_CHECKING, NamedTuple
 
-from verl_aer.launch.failure import root_cause
+from verl_aer._failure import root_cause
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -19,9 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
+from verl_aer._failure import explain_failure, strip_prefix
 from verl_aer._processes import GRACE_SECONDS, ProcessTree
 from verl_aer.control.metrics import MetricsRow
-from verl_aer.launch.failure import explain_failure, strip_prefix
 from verl_aer.reports.metrics_log import MetricsTail, is_finite
 from verl_aer.reports.summary import BOUNDS, advice_on_bounds, bound_that_holds
 

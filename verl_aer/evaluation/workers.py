@@ -1,0 +1,139 @@
+"""The worker processes of an evaluation, one per copy of the model, as seen by the process that starts them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from verl_aer._failure import explain_failure
+from verl_aer._processes import GRACE_SECONDS, ProcessTree
+from verl_aer.errors import InputError
+from verl_aer.evaluation.config import EvaluationConfig
+from verl_aer.evaluation.samples import EvalProblem, SampleStore
+
+# Not multiprocessing, whose spawn imports the caller's main module again: scripts without a guard do not survive it.
+WORKER_COMMAND = [sys.executable, "-m", "verl_aer.evaluation.worker"]
+POLL_SECONDS = 0.5
+PLAIN_PROGRESS_SECONDS = 10.0
+
+
+class WorkerTask(NamedTuple):
+    """What a worker reads from its standard input, pickled. batches: their numbers. parent: the pid of its parent."""
+
+    config: EvaluationConfig
+    batches: list[int]
+    parent: int
+
+
+class Worker:
+    """A running worker process, and what it has started."""
+
+    def __init__(self, task: WorkerTask, devices: Sequence[str], log: Path) -> None:
+        """Start it. devices: the GPUs that it sees; none: all."""
+        self.batches = task.batches
+        self.log = log
+        environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {})}
+        with log.open("wb") as output:
+            self.process = subprocess.Popen(
+                WORKER_COMMAND,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        self.tree = ProcessTree(self.process)
+        self.process.stdin.write(pickle.dumps(task))
+        self.process.stdin.close()
+
+
+def sample_with_workers(config: EvaluationConfig, batches: Sequence[Sequence[EvalProblem]], store: SampleStore) -> None:
+    """Sample the missing batches.
+
+    Raises:
+        InputError: too few GPUs, or a worker that ended before its batches were there. The others have been ended then.
+    """
+    devices = _devices_of_workers(config)
+    missing = store.missing(len(batches))
+    progress = Progress({number: len(batches[number]) * config.sampling.n for number in missing})
+    workers: list[Worker] = []
+    try:
+        for place, own in enumerate(devices):
+            task = WorkerTask(config, missing[place :: len(devices)], os.getpid())
+            if task.batches:
+                workers.append(Worker(task, own, config.folder / f"worker-{place}.log"))
+        print(f"the model is loading; whole output: {workers[0].log}", file=sys.stderr)
+        while missing:
+            time.sleep(POLL_SECONDS)
+            for worker in workers:
+                worker.tree.watch()
+            ended = [worker for worker in workers if worker.process.poll() is not None]
+            missing = store.missing(len(batches))
+            progress.show(missing)
+            for worker in ended:
+                if set(worker.batches) & set(missing):
+                    raise InputError("\n".join(explain_failure(worker.process.returncode, worker.log)))
+        for worker in workers:
+            worker.tree.wait_until_gone(GRACE_SECONDS)
+    finally:
+        for worker in workers:
+            worker.tree.end()
+            worker.process.wait()
+
+
+def _devices_of_workers(config: EvaluationConfig) -> list[list[str]]:
+    """Divide the visible GPUs among the workers; a single worker gets all, as vLLM finds them.
+
+    Raises:
+        InputError: there are too few.
+    """
+    if config.data_parallel == 1:
+        return [[]]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    devices = visible.split(",") if visible else [str(number) for number in range(_gpus())]
+    size = config.tensor_parallel
+    # Without any GPU, all workers share the CPU.
+    if devices and len(devices) < config.data_parallel * size:
+        raise InputError(
+            f"--data-parallel {config.data_parallel} times --tensor-parallel {size} needs "
+            f"{config.data_parallel * size} GPUs, there are {len(devices)}"
+        )
+    return [devices[start : start + size] for start in range(0, config.data_parallel * size, size)]
+
+
+def _gpus() -> int:
+    # Imported here: it takes seconds.
+    import torch
+
+    return torch.cuda.device_count()
+
+
+class Progress:
+    """A line that counts the batches: in place on a terminal, a new one every few seconds elsewhere.
+
+    The pace is that since the first batch was there: loading the model is not in it.
+    """
+
+    def __init__(self, answers: Mapping[int, int]) -> None:
+        """answers: the number of answers of each batch."""
+        self.answers = answers
+        self.first: tuple[float, int] | None = None
+        self.told = 0.0
+
+    def show(self, missing: Collection[int]) -> None:
+        done = [answers for batch, answers in self.answers.items() if batch not in missing]
+        now, live = time.monotonic(), sys.stderr.isatty()
+        if not done or not (live or len(done) == len(self.answers) or now - self.told > PLAIN_PROGRESS_SECONDS):
+            return
+        self.told = now
+        self.first = self.first or (now, sum(done))
+        pace = (sum(done) - self.first[1]) / max(now - self.first[0], 1e-9)
+        text = f"{len(done)}/{len(self.answers)} batches, {sum(done):,} answers sampled, {pace:.1f} per second"
+        end = "\r" if live and len(done) < len(self.answers) else "\n"
+        print(text, end=end, file=sys.stderr, flush=True)

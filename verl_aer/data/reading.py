@@ -149,24 +149,19 @@ def _thinned(
 
 
 def _first_of_their_kind(batch: pa.RecordBatch, repeats: tuple[str, ...], seen: set[bytes]) -> np.ndarray | None:
-    """Places of rows unlike all before them in the columns that matter; None where the columns are not as expected."""
+    """Find the places of rows unlike all before them in the columns that matter; None if these are not as expected."""
     columns = [_column(batch, path) for path in repeats]
     if not columns or any(column is None for column in columns):
         return None
-    encoded = [column.dictionary_encode() for column in columns]
-    codes = np.stack([pc.fill_null(column.indices, -1).to_numpy(zero_copy_only=False) for column in encoded], axis=1)
-    # One number for each row's combination; np.unique over an axis is slower by far.
-    sizes = [len(column.dictionary) + 1 for column in encoded]
-    combined = np.ravel_multi_index(tuple((codes + 1).T), sizes)
-    _, firsts = np.unique(combined, return_index=True)
-    texts = [[*column.dictionary.to_pylist(), "\0"] for column in encoded]  # the last one is that of no text
+    names = [str(number) for number in range(len(columns))]
+    table = pa.table([*columns, np.arange(len(batch))], names=[*names, "place"])
+    firsts = table.group_by(names, use_threads=False).aggregate([("place", "min")])
     new = []
-    for first in firsts.tolist():
-        of_row = [of_column[code] for of_column, code in zip(texts, codes[first].tolist(), strict=True)]
-        digest = digest_of("\x1f".join(of_row))
+    for place, *texts in zip(*(firsts[name].to_pylist() for name in ("place_min", *names)), strict=True):
+        digest = digest_of("\x1f".join("\0" if text is None else text for text in texts))
         if digest not in seen:
             seen.add(digest)
-            new.append(first)
+            new.append(place)
     return np.sort(np.array(new, dtype=np.int64))
 
 

@@ -133,7 +133,8 @@ class Progress:
             return
         self.told = now
         self.first = self.first or (now, sum(done))
-        pace = (sum(done) - self.first[1]) / max(now - self.first[0], 1e-9)
-        text = f"{len(done)}/{len(self.answers)} batches, {sum(done):,} answers sampled, {pace:.1f} per second"
+        since_first = sum(done) - self.first[1]
+        pace = f", {since_first / (now - self.first[0]):.1f} per second" if since_first else ""
+        text = f"{len(done)}/{len(self.answers)} batches, {sum(done):,} answers sampled{pace}"
         end = "\r" if live and len(done) < len(self.answers) else "\n"
         print(text, end=end, file=sys.stderr, flush=True)

@@ -15,7 +15,7 @@ import torch
 from verl.utils.experimental.torch_functional import FusedLinearForPPO
 from verl.utils.torch_functional import entropy_from_logits, logprobs_from_logits
 
-from benchmarks.timing import DEVICE, machine, table, taking_turns, timed
+from benchmarks.timing import DEVICE, interleaved, machine, table, timed
 from verl_aer.kernels import logprob_and_entropy
 
 TOKENS, HIDDEN, VOCABULARY = 1024, 512, 151_936
@@ -54,7 +54,7 @@ def main() -> int:
 
         return timed(both_ways)
 
-    costs = taking_turns({name: lambda forward=forward: run(forward) for name, forward in PASSES.items()}, REPEATS)
+    costs = interleaved({name: lambda forward=forward: run(forward) for name, forward in PASSES.items()}, REPEATS)
     print(f"{machine()}\n\n### {TOKENS:,} tokens, hidden size {HIDDEN}, vocabulary {VOCABULARY:,}, float32\n")
     print(table(costs, "veRL, unfused", 4 * TOKENS * VOCABULARY, "memory / logits"))
     return 0

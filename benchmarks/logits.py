@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import DEVICE, GPU, machine, table, taking_turns, timed
+from benchmarks.timing import DEVICE, GPU, interleaved, machine, table, timed
 from verl_aer.kernels import logprob_and_entropy
 from verl_aer.parts.measure import Clamped, Full
 
@@ -120,7 +120,7 @@ def measure(tokens: int, vocabulary: int, dtype: torch.dtype) -> str:
     if GPU:
         # A copy reads once and writes once; a pass forward and backward reads twice and writes once.
         calls[BYTES] = lambda: 1.5 * timed(lambda: leaf.detach().copy_(logits))
-    costs = taking_turns(calls, REPEATS)
+    costs = interleaved(calls, REPEATS)
     size = tokens * vocabulary * dtype.itemsize
     title = f"### {tokens:,} tokens, vocabulary {vocabulary:,}, {str(dtype)[6:]}: logits of {size / 2**20:,.0f} MiB"
     return f"{title}\n\n{table(costs, FIXED, size, 'memory / logits')}\n"

@@ -31,7 +31,7 @@ from verl.workers.engine_workers import TrainingWorker
 from verl.workers.utils.losses import ppo_loss
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
-from benchmarks.timing import machine, table, taking_turns, timed
+from benchmarks.timing import interleaved, machine, table, timed
 from examples.countdown.model import build_tokenizer
 from verl_aer.integration.batch import WEIGHT_FIELD
 from verl_aer.integration.engine import EntropyEngine, install_entropy_engines
@@ -153,8 +153,8 @@ def main() -> int:
     }
     wide = 4 * MICRO_BATCH_ROWS * (PROMPT + RESPONSE) * VOCABULARY
     print(f"{machine()}\n\n### A step of {ROWS} rollouts of {PROMPT} + {RESPONSE} tokens, vocabulary {VOCABULARY:,}\n")
-    print(table(taking_turns(updates, REPEATS), base, wide, "memory / logits of a micro-batch"), end="\n\n")
-    print(table(taking_turns(passes, REPEATS), base_pass, wide, "memory / logits of a micro-batch"))
+    print(table(interleaved(updates, REPEATS), base, wide, "memory / logits of a micro-batch"), end="\n\n")
+    print(table(interleaved(passes, REPEATS), base_pass, wide, "memory / logits of a micro-batch"))
     torch.distributed.destroy_process_group()
     return 0
 

@@ -46,7 +46,7 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def taking_turns(calls: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, Cost]:
+def interleaved(calls: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, Cost]:
     """The cost of each call, which returns its seconds; a first round, not timed, measures memory."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     extra = dict.fromkeys(calls, 0)

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import sys
 
-from verl_aer.data.dataset import BadRow, DataSet, Problem, Row, number_or_text, text
+from verl_aer.data.dataset import BadRow, DataSet, MathProblem, Row, number_or_text, text
 from verl_aer.data.prepare import run
 
 
-def read(row: Row) -> Problem:
+def read(row: Row) -> MathProblem:
     answer = number_or_text(row, "answer")
     if not answer.isdecimal() or int(answer) > 999:
         raise BadRow("answer: not an integer from 0 to 999")
-    return Problem(text(row, "problem"), str(int(answer)))
+    return MathProblem(text(row, "problem"), str(int(answer)))
 
 
 DATA_SET = DataSet(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from verl_aer.data.dataset import BadRow, DataSet, Problem, Row, text
+from verl_aer.data.dataset import BadRow, DataSet, MathProblem, Row, text
 from verl_aer.data.prepare import run
 
 BEFORE = (
@@ -19,7 +19,7 @@ BEFORE = (
 AFTER = '\n\nRemember to put your answer on its own line after "Answer:".'
 
 
-def read(row: Row) -> Problem:
+def read(row: Row) -> MathProblem:
     prompt, reward = row.get("prompt"), row.get("reward_model")
     if not isinstance(prompt, list) or not prompt or not isinstance(prompt[0], dict):
         raise BadRow("prompt: not a list of messages")
@@ -28,7 +28,7 @@ def read(row: Row) -> Problem:
     question = text(prompt[0], "content").removeprefix(BEFORE.strip()).removesuffix(AFTER.strip()).strip()
     if not question:
         raise BadRow("prompt: an instruction without a problem")
-    return Problem(question, text(reward, "ground_truth"))
+    return MathProblem(question, text(reward, "ground_truth"))
 
 
 DATA_SET = DataSet(

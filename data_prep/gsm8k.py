@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import sys
 
-from verl_aer.data.dataset import BadRow, DataSet, Problem, Row, text
+from verl_aer.data.dataset import BadRow, DataSet, MathProblem, Row, text
 from verl_aer.data.prepare import run
 
 
-def read(row: Row) -> Problem:
+def read(row: Row) -> MathProblem:
     solution, mark, answer = text(row, "answer").rpartition("####")
     if not mark or not answer.strip():
         raise BadRow("answer: no #### with a number after it")
-    return Problem(text(row, "question"), answer.strip().replace(",", ""), {"solution": solution.strip()})
+    return MathProblem(text(row, "question"), answer.strip().replace(",", ""), {"solution": solution.strip()})
 
 
 DATA_SET = DataSet(

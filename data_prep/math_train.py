@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import sys
 
-from verl_aer.data.dataset import DataSet, Problem, Row, last_boxed, text
+from verl_aer.data.dataset import DataSet, MathProblem, Row, last_boxed, text
 from verl_aer.data.prepare import run
 
 
-def read(row: Row) -> Problem:
+def read(row: Row) -> MathProblem:
     about = {key: row[key] for key in ("level", "type") if isinstance(row.get(key), str)}
-    return Problem(text(row, "problem"), last_boxed(text(row, "solution")), about)
+    return MathProblem(text(row, "problem"), last_boxed(text(row, "solution")), about)
 
 
 DATA_SET = DataSet(

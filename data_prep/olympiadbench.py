@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import sys
 
-from verl_aer.data.dataset import BadRow, DataSet, Problem, Row, text
+from verl_aer.data.dataset import BadRow, DataSet, MathProblem, Row, text
 from verl_aer.data.prepare import run
 
 
-def read(row: Row) -> Problem:
+def read(row: Row) -> MathProblem:
     answers = row.get("final_answer")
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise BadRow("final_answer: not a list of texts")
@@ -25,7 +25,7 @@ def read(row: Row) -> Problem:
     question = f"{context.strip()}\n\n{text(row, 'question')}" if context else text(row, "question")
     answer = ", ".join(part.strip().strip("$") for part in answers)
     about = {key: row[key] for key in ("answer_type", "subfield", "unit") if isinstance(row.get(key), str)}
-    return Problem(question, text({"final_answer": answer}, "final_answer"), about)
+    return MathProblem(question, text({"final_answer": answer}, "final_answer"), about)
 
 
 DATA_SET = DataSet(

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import sys
 
-from verl_aer.data.dataset import BadRow, DataSet, Problem, Row, number_or_text, text
+from verl_aer.data.dataset import BadRow, DataSet, MathProblem, Row, number_or_text, text
 from verl_aer.data.prepare import run
 
 
-def read(row: Row) -> Problem:
+def read(row: Row) -> MathProblem:
     if row.get("question_type") == "proof":
         raise BadRow("question_type: a proof, which no rule can check")
     about = {key: row[key] for key in ("problem_type", "source") if isinstance(row.get(key), str)}
-    return Problem(text(row, "problem"), number_or_text(row, "answer"), about)
+    return MathProblem(text(row, "problem"), number_or_text(row, "answer"), about)
 
 
 DATA_SET = DataSet(

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from examples.countdown.task import LEVELS, Problem, held_out_problems, random_problem, solve
+from examples.countdown.task import LEVELS, CountdownProblem, held_out_problems, random_problem, solve
 from verl_aer._files import replaced_atomically
 
 SPLIT_SEED = 20
@@ -30,7 +30,7 @@ def data_source(level: int) -> str:
     return f"countdown_k{level}"
 
 
-def row(problem: Problem, split: str, index: int) -> dict:
+def row(problem: CountdownProblem, split: str, index: int) -> dict:
     """One row of veRL's schema."""
     return {
         "data_source": data_source(problem.level),
@@ -47,7 +47,7 @@ def row(problem: Problem, split: str, index: int) -> dict:
     }
 
 
-def held_out() -> dict[int, list[Problem]]:
+def held_out() -> dict[int, list[CountdownProblem]]:
     """The test problems by level."""
     return held_out_problems(SPLIT_SEED, TEST_PER_LEVEL)
 
@@ -57,7 +57,7 @@ def held_out_canonicals() -> frozenset[tuple]:
     return frozenset(problem.canonical for problems in held_out().values() for problem in problems)
 
 
-def train_problems(rows: int, seed: int) -> list[Problem]:
+def train_problems(rows: int, seed: int) -> list[CountdownProblem]:
     """`rows` random problems, the levels in turn. Easy problems are few, so they come up again."""
     excluded = held_out_canonicals()
     rng = np.random.default_rng([seed, rows])

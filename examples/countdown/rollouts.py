@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from examples.countdown.reward import is_correct
-from examples.countdown.task import LONGEST_ANSWER, Problem
+from examples.countdown.task import LONGEST_ANSWER, CountdownProblem
 
 RESPONSE_LENGTH = LONGEST_ANSWER + 3
 """Tokens, the end of sequence included; two to spare, so that a wrong answer can be too long."""
@@ -47,7 +47,7 @@ class Competence:
 def measure(
     model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
-    problems: list[Problem],
+    problems: list[CountdownProblem],
     samples: int,
     seed: int,
     rows_at_once: int = 512,

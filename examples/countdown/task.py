@@ -23,7 +23,7 @@ LONGEST_ANSWER = 2 * max(LEVELS) - 1
 
 
 @dataclass(frozen=True)
-class Problem:
+class CountdownProblem:
     """`numbers` in the order in which they are shown, and the `target`."""
 
     numbers: tuple[int, ...]
@@ -55,7 +55,9 @@ def random_expression(rng: np.random.Generator, numbers: Sequence[int]) -> str:
     return f"{numbers[0]}{tail}"
 
 
-def random_problem(rng: np.random.Generator, level: int, held_out: Collection[tuple] = ()) -> tuple[Problem, str]:
+def random_problem(
+    rng: np.random.Generator, level: int, held_out: Collection[tuple] = ()
+) -> tuple[CountdownProblem, str]:
     """A solvable problem and one answer to it, by rejection.
 
     numbers ~ uniform on 1..9 and expression ~ random_expression(numbers),
@@ -68,12 +70,12 @@ def random_problem(rng: np.random.Generator, level: int, held_out: Collection[tu
         numbers = tuple(int(number) for number in rng.integers(1, 10, size=level))
         expression = random_expression(rng, numbers)
         target = evaluate(expression)
-        problem = Problem(numbers, target)
+        problem = CountdownProblem(numbers, target)
         if 0 <= target <= LARGEST_TARGET and problem.canonical not in held_out:
             return problem, expression
 
 
-def solve(problem: Problem) -> str | None:
+def solve(problem: CountdownProblem) -> str | None:
     """The first expression, in depth-first order, that answers the problem; None if there is none."""
 
     def extend(expression: str, value: int, left: tuple[int, ...]) -> str | None:
@@ -94,12 +96,12 @@ def solve(problem: Problem) -> str | None:
     return None
 
 
-def held_out_problems(seed: int, per_level: dict[int, int]) -> dict[int, list[Problem]]:
+def held_out_problems(seed: int, per_level: dict[int, int]) -> dict[int, list[CountdownProblem]]:
     """`per_level[k]` different problems of every level k, for testing. Determined by `seed` alone."""
     problems = {}
     for level, count in per_level.items():
         rng = np.random.default_rng([seed, level])
-        drawn: dict[tuple, Problem] = {}
+        drawn: dict[tuple, CountdownProblem] = {}
         while len(drawn) < count:
             problem, _ = random_problem(rng, level, drawn)
             drawn[problem.canonical] = problem

@@ -23,7 +23,7 @@ from verl_aer.data import prepare as preparation
 from verl_aer.data.dataset import DataSet
 from verl_aer.data.inspect import inspect, row_error
 from verl_aer.data.prepare import CONTRADICTS, HELD_OUT, OVERLAPS, REPEATED, Settings, prepare
-from verl_aer.data.text import Held
+from verl_aer.data.text import EvalQuestionIndex
 
 SCRIPTS = sorted(path.stem for path in Path("data_prep").glob("*.py") if path.stem != "__init__")
 ROOT = Path(__file__).parents[2]
@@ -169,11 +169,11 @@ def test_questions_of_the_evaluation_sets_are_left_out(question, reason, evaluat
 
 
 def test_overlap_is_a_share_of_the_questions_own_ngrams():
-    held = Held(["one two three four five"], n=2)
-    assert held.overlap("one two three") == 1.0
-    assert held.overlap("zero one two three") == pytest.approx(2 / 3)
-    assert held.overlap("one") == 0.0
-    assert Held([], n=2).overlap("one two") == 0.0
+    eval_questions = EvalQuestionIndex(["one two three four five"], n=2)
+    assert eval_questions.overlap("one two three") == 1.0
+    assert eval_questions.overlap("zero one two three") == pytest.approx(2 / 3)
+    assert eval_questions.overlap("one") == 0.0
+    assert EvalQuestionIndex([], n=2).overlap("one two") == 0.0
 
 
 def test_the_settings_of_the_overlap_are_used(evaluation, tmp_path):

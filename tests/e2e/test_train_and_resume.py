@@ -17,7 +17,7 @@ import pytest
 from data_prep.dapo_math_17k import DATA_SET
 from examples.countdown.prepare import held_out, train_problems
 from examples.countdown.settings import RESPONSE_LENGTH, TEST_SAMPLES
-from examples.countdown.task import Problem
+from examples.countdown.task import CountdownProblem
 from tests.data_prep.hub_samples import dapo
 from tests.e2e.conftest import START_SECONDS, Inputs
 from tests.small_run import command_line
@@ -137,7 +137,7 @@ def test_killed_run_resumes_bit_for_bit_and_leaves_nothing_behind(train, inputs,
     )
 
 
-def prepared(problems: Sequence[Problem], out: Path) -> Path:
+def prepared(problems: Sequence[CountdownProblem], out: Path) -> Path:
     """Made by a script of `data_prep` from rows in DAPO-Math-17k's shape; short, as the policy's context is."""
     source = out.with_suffix(".jsonl")
     source.write_text("".join(json.dumps(dapo(problem.prompt, problem.key)) + "\n" for problem in problems))

@@ -55,7 +55,7 @@ def test_what_stands_in_for_cudas_autocast_takes_the_same_operations_in_float32(
 
 def test_memory_is_that_of_the_call():
     size = 2**26
-    costs = meter.taking_turns({"one": lambda: meter.timed(lambda: torch.ones(size, dtype=torch.uint8))}, repeats=1)
+    costs = meter.interleaved({"one": lambda: meter.timed(lambda: torch.ones(size, dtype=torch.uint8))}, repeats=1)
     assert costs["one"].extra_bytes == pytest.approx(size, rel=0.1)
     assert len(costs["one"].seconds) == 1
 
@@ -64,7 +64,7 @@ def test_a_path_that_needs_more_memory_than_there_is_has_no_numbers():
     def greedy() -> float:
         raise torch.cuda.OutOfMemoryError
 
-    costs = meter.taking_turns({"base": lambda: 1.0, "greedy": greedy}, repeats=2)
+    costs = meter.interleaved({"base": lambda: 1.0, "greedy": greedy}, repeats=2)
     text = meter.table(costs, "base", 1, "memory")
     assert "| greedy | out of memory | | | |" in text
     assert costs["base"].seconds == [1.0, 1.0]

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples.countdown.model import build_model, build_tokenizer, save
-from examples.countdown.task import LEVELS, Problem
+from examples.countdown.task import LEVELS, CountdownProblem
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_vocabularies_of_model_and_tokenizer_are_equal(folder):
 
 def test_chat_template_renders_the_users_content_and_nothing_else(folder):
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompt = Problem((3, 5, 7), 56).prompt
+    prompt = CountdownProblem((3, 5, 7), 56).prompt
     messages = [{"role": "user", "content": prompt}]
     assert tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) == prompt
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]

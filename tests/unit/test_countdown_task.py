@@ -21,7 +21,7 @@ from examples.countdown.task import (
     LEVELS,
     LONGEST_ANSWER,
     LONGEST_PROMPT,
-    Problem,
+    CountdownProblem,
     random_problem,
     solve,
 )
@@ -50,7 +50,7 @@ def test_evaluation_goes_from_left_to_right():
 @pytest.mark.parametrize("numbers", [(3, 5), (2, 2), (4, 7, 1), (6, 6, 9, 2)])
 def test_verifier_agrees_with_brute_force(numbers):
     for target in range(LARGEST_TARGET + 1):
-        problem = Problem(numbers, target)
+        problem = CountdownProblem(numbers, target)
         for text, value in expressions(numbers):
             assert is_correct(text, problem.key) == (value == target), (text, problem)
 
@@ -59,7 +59,7 @@ def test_verifier_agrees_with_brute_force(numbers):
 def test_solver_agrees_with_brute_force(numbers):
     reachable = {value for _, value in expressions(numbers)}
     for target in range(LARGEST_TARGET + 1):
-        problem = Problem(numbers, target)
+        problem = CountdownProblem(numbers, target)
         solution = solve(problem)
         assert (solution is not None) == (target in reachable)
         assert solution is None or is_correct(solution, problem.key)
@@ -93,7 +93,7 @@ def test_no_order_of_a_held_out_problem_is_trained_on():
     # 1,500 draws at 500 a level would hit each of the 30 held-out problems of level 2 some three times.
     excluded = held_out_canonicals()
     assert not {problem.canonical for problem in train_problems(1500, seed=0)} & excluded
-    assert Problem((5, 3), 8).canonical == Problem((3, 5), 8).canonical
+    assert CountdownProblem((5, 3), 8).canonical == CountdownProblem((3, 5), 8).canonical
 
 
 def test_files_have_the_schema_that_verl_reads(tmp_path):

@@ -22,7 +22,7 @@ class BadRow(VerlAerError, ValueError):
 
 
 @dataclass(frozen=True)
-class Problem:
+class MathProblem:
     """A question and its answer, and what else of the row is worth keeping."""
 
     question: str
@@ -43,13 +43,13 @@ class DataSet:
     name: str
     hub: str
     role: str
-    read: Callable[[Row], Problem]
+    read: Callable[[Row], MathProblem]
     columns: tuple[str, ...]
     config: str | None = None
     split: str = "train"
     repeats: tuple[str, ...] = ()
     about: tuple[str, ...] = ()
-    """Keys that ``read`` puts into ``Problem.about``, which become keys of ``extra_info``."""
+    """Keys that ``read`` puts into ``MathProblem.about``, which become keys of ``extra_info``."""
 
 
 def text(row: Row, key: str) -> str:
@@ -80,12 +80,12 @@ def number_or_text(row: Row, key: str) -> str:
     return whole.group(1) if whole else answer
 
 
-def reader(question: str, answer: str, about: tuple[str, ...] = ()) -> Callable[[Row], Problem]:
+def reader(question: str, answer: str, about: tuple[str, ...] = ()) -> Callable[[Row], MathProblem]:
     """For rows with a column of questions and one of answers; ``about``: columns that are kept as texts."""
 
-    def read(row: Row) -> Problem:
+    def read(row: Row) -> MathProblem:
         kept = {key: str(row[key]) for key in about if row.get(key) is not None}
-        return Problem(text(row, question), number_or_text(row, answer), kept)
+        return MathProblem(text(row, question), number_or_text(row, answer), kept)
 
     return read
 

@@ -25,9 +25,9 @@ import pyarrow.parquet as pq
 
 from verl_aer._files import replaced_atomically
 from verl_aer._tables import Table, as_text
-from verl_aer.data.dataset import BOXED, BadRow, DataSet, Problem, answer_kind
+from verl_aer.data.dataset import BOXED, BadRow, DataSet, MathProblem, answer_kind
 from verl_aer.data.reading import Block, open_parquet, read_blocks
-from verl_aer.data.text import Held, digest_of, key_of
+from verl_aer.data.text import EvalQuestionIndex, digest_of, key_of
 from verl_aer.errors import InputError, VerlAerError
 
 OK, BAD_INPUT = 0, 2
@@ -44,10 +44,6 @@ CONTRADICTS = "the same question as an earlier row, with another answer"
 HELD_OUT = "a question of an evaluation set"
 UNREADABLE = "answer: the math reward cannot read it"
 OVERLAPS = "shares most of its words with a question of an evaluation set"
-
-
-FaultOf = Callable[[str], str | None]
-"""Why an answer cannot be compared with others; None where it can."""
 
 
 @dataclass
@@ -142,11 +138,11 @@ class LeftOut:
 def prepared_rows(
     dataset: DataSet,
     blocks: Iterable[Block],
-    held: Held,
+    eval_questions: EvalQuestionIndex,
     settings: Settings,
     report: Report,
     leave_out: Callable[[LeftOut], None],
-    fault_of: FaultOf | None = None,
+    answer_error: Callable[[str], str | None] | None,
 ) -> Iterator[dict[str, Any]]:
     """Rows of veRL's schema; ``report`` and ``leave_out`` are told of all others, repetitions by their number alone."""
     answers: dict[bytes, bytes] = {}
@@ -161,11 +157,11 @@ def prepared_rows(
                 leave_out(LeftOut(block.file, number, str(error)))
                 continue
             key = digest_of(key_of(problem.question))
-            reason = _reason_against(problem, key, answers, held, settings)
-            fault = fault_of(problem.answer) if fault_of is not None and reason is None else None
-            if fault is not None:
+            reason = _reason_against(problem, key, answers, eval_questions, settings)
+            error = answer_error(problem.answer) if answer_error is not None and reason is None else None
+            if error is not None:
                 report.bad[UNREADABLE] += 1
-                leave_out(LeftOut(block.file, number, f"{UNREADABLE}: {problem.answer!r:.60}: {fault}"))
+                leave_out(LeftOut(block.file, number, f"{UNREADABLE}: {problem.answer!r:.60}: {error}"))
                 continue
             if reason is None:
                 answers[key] = digest_of(key_of(problem.answer))
@@ -177,7 +173,7 @@ def prepared_rows(
                 leave_out(LeftOut(block.file, number, reason, problem.question[:EXCERPT]))
 
 
-def _problem(dataset: DataSet, row: dict[str, Any] | str) -> Problem:
+def _problem(dataset: DataSet, row: dict[str, Any] | str) -> MathProblem:
     if isinstance(row, str):
         raise BadRow(row)
     problem = dataset.read(row)
@@ -192,16 +188,16 @@ def _kind_of(reason: str) -> str:
 
 
 def _reason_against(
-    problem: Problem, key: bytes, answers: dict[bytes, bytes], held: Held, settings: Settings
+    problem: MathProblem, key: bytes, answers: dict[bytes, bytes], eval_questions: EvalQuestionIndex, settings: Settings
 ) -> str | None:
     if key in answers:
         return REPEATED if answers[key] == digest_of(key_of(problem.answer)) else CONTRADICTS
-    if held.has(problem.question):
+    if eval_questions.has(problem.question):
         return HELD_OUT
-    return OVERLAPS if held.overlap(problem.question) >= settings.overlap else None
+    return OVERLAPS if eval_questions.overlap(problem.question) >= settings.overlap else None
 
 
-def _row(dataset: DataSet, problem: Problem, key: bytes, index: int, settings: Settings) -> dict[str, Any]:
+def _row(dataset: DataSet, problem: MathProblem, key: bytes, index: int, settings: Settings) -> dict[str, Any]:
     content = f"{problem.question}\n\n{settings.instruction}" if settings.instruction else problem.question
     return {
         "data_source": dataset.name,
@@ -218,7 +214,7 @@ def _row(dataset: DataSet, problem: Problem, key: bytes, index: int, settings: S
     }
 
 
-def _count(report: Report, problem: Problem) -> None:
+def _count(report: Report, problem: MathProblem) -> None:
     report.rows_out += 1
     report.answers[answer_kind(problem.answer)] += 1
     report.question_characters[len(problem.question)] += 1
@@ -240,7 +236,7 @@ def schema(dataset: DataSet) -> pa.Schema:
 
 
 def write(
-    dataset: DataSet, rows: Iterable[dict[str, Any]], out: Path, tokens_of: Callable | None, report: Report
+    dataset: DataSet, rows: Iterable[dict[str, Any]], out: Path, count_tokens: Callable | None, report: Report
 ) -> None:
     """Write the rows in groups; the content's hash is of the rows, whatever pyarrow's version makes of them."""
     content = hashlib.sha256()
@@ -248,8 +244,8 @@ def write(
         group: list[dict[str, Any]] = []
         for row in rows:
             content.update(json.dumps(row, ensure_ascii=True, sort_keys=True).encode())
-            if tokens_of is not None:
-                report.prompt_tokens[tokens_of(row["prompt"])] += 1
+            if count_tokens is not None:
+                report.prompt_tokens[count_tokens(row["prompt"])] += 1
             group.append(row)
             if len(group) == ROW_GROUP_ROWS:
                 writer.write_table(pa.Table.from_pylist(group, schema(dataset)))
@@ -284,9 +280,9 @@ def prepare(
     against: Sequence[Path] = (),
     settings: Settings | None = None,
     strict: bool = False,
-    tokens_of: Callable | None = None,
-    fault_of: FaultOf | None = None,
-    watch: Callable[[Iterable[Block]], Iterable[Block]] = iter,
+    count_tokens: Callable[[list[dict[str, str]]], int] | None = None,
+    answer_error: Callable[[str], str | None] | None = None,
+    on_progress: Callable[[int], None] | None = None,
 ) -> Report:
     """Prepare a data set; its parquet file, ``.report.json`` and ``.left-out.jsonl`` appear together or not at all.
 
@@ -294,9 +290,9 @@ def prepare(
         files: local copies of the source; none: the hub.
         against: prepared evaluation sets, whose questions must not be in it.
         strict: a bad row is an error.
-        tokens_of: a prompt's length.
-        fault_of: a row whose answer has a fault is a bad one.
-        watch: hands the blocks on and shows how far it is.
+        count_tokens: a prompt's length.
+        answer_error: why an answer cannot be compared with others, or None; a row with such an answer is a bad one.
+        on_progress: called with the number of rows that have been read.
 
     Raises:
         InputError: input that cannot be read, settings out of bounds, no row left, or a bad row where ``strict``.
@@ -304,7 +300,7 @@ def prepare(
     settings = settings or Settings()
     if settings.problems():
         raise InputError("; ".join(settings.problems()))
-    held = Held(questions_of(against), settings.ngram)
+    eval_questions = EvalQuestionIndex(questions_of(against), settings.ngram)
     report = Report(dataset.name, settings={**asdict(settings), "against": [file.name for file in against]})
     with ExitStack() as stack:
         parquet = stack.enter_context(replaced_atomically(out))
@@ -318,9 +314,11 @@ def prepare(
                 if not row.question and len(first_bad) < 5:
                     first_bad.append(row)
 
-            blocks = watch(read_blocks(dataset, list(files)))
-            rows = prepared_rows(dataset, blocks, held, settings, report, leave_out, fault_of)
-            write(dataset, rows, parquet, tokens_of, report)
+            blocks = read_blocks(dataset, list(files))
+            if on_progress is not None:
+                blocks = _counted(blocks, on_progress)
+            rows = prepared_rows(dataset, blocks, eval_questions, settings, report, leave_out, answer_error)
+            write(dataset, rows, parquet, count_tokens, report)
         refusal = f"no row of {report.rows_in} is left" if not report.rows_out else ""
         if strict and report.bad:
             refusal = f"{sum(report.bad.values())} bad rows, and --strict"
@@ -343,9 +341,9 @@ def run(dataset: DataSet, arguments: Sequence[str] | None = None) -> int:
             against=args.against,
             settings=settings,
             strict=args.strict,
-            tokens_of=_token_counter(args.tokenizer) if args.tokenizer else None,
-            fault_of=_math_fault if args.check_answers else None,
-            watch=_shown,
+            count_tokens=_token_counter(args.tokenizer) if args.tokenizer else None,
+            answer_error=_math_answer_error if args.check_answers else None,
+            on_progress=_progress_line(),
         )
     except (VerlAerError, OSError) as error:
         print(f"{dataset.name}: {error}", file=sys.stderr)
@@ -387,7 +385,7 @@ def _parser(dataset: DataSet) -> argparse.ArgumentParser:
     return parser
 
 
-def _math_fault(answer: str) -> str | None:
+def _math_answer_error(answer: str) -> str | None:
     # Imported here: it asks for math-verify.
     from verl_aer.rewards.math_reward import check_ground_truth
 
@@ -411,17 +409,26 @@ def _token_counter(name: str) -> Callable[[list[dict[str, str]]], int]:
     return tokens
 
 
-def _shown(blocks: Iterable[Block]) -> Iterator[Block]:
-    """A line that counts the rows: in place on a terminal, a new one every few seconds elsewhere."""
-    rows, started, told = 0, time.monotonic(), time.monotonic()
-    live = sys.stderr.isatty()
+def _counted(blocks: Iterable[Block], on_progress: Callable[[int], None]) -> Iterator[Block]:
+    rows = 0
     for block in blocks:
         yield block
         rows += len(block.rows) + block.repeated
+        on_progress(rows)
+
+
+def _progress_line() -> Callable[[int], None]:
+    """Show how many rows have been read: in place on a terminal, in a new line every few seconds elsewhere."""
+    started = told = time.monotonic()
+    live = sys.stderr.isatty()
+
+    def show(rows: int) -> None:
+        nonlocal told
         now = time.monotonic()
         if live or now - told > PLAIN_PROGRESS_SECONDS:
             told = now
             pace = rows / max(now - started, 1e-9)
-            print(f"{rows:,} rows read, {pace:,.0f} a second", end="\r" if live else "\n", file=sys.stderr, flush=True)
-    if live:
-        print(file=sys.stderr)
+            text = f"{rows:,} rows read, {pace:,.0f} per second"
+            print(text, end="\r" if live else "\n", file=sys.stderr, flush=True)
+
+    return show

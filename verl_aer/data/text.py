@@ -60,10 +60,10 @@ def ngrams_of(question: str, n: int) -> Iterator[int]:
         yield int.from_bytes(digest_of(" ".join(words[start : start + n]))[:8], "little")
 
 
-class Held:
-    """Questions that a training set must not have: those of the evaluation sets.
+class EvalQuestionIndex:
+    """The questions of the evaluation sets, which a training set must not have.
 
-    n: words of an n-gram. A question *overlaps* by the share of its n-grams that the held questions have.
+    n: words of an n-gram. A question *overlaps* by the share of its n-grams that these questions have.
     """
 
     def __init__(self, questions: Iterable[str], n: int) -> None:

@@ -238,6 +238,8 @@ def test_an_evaluation_resumes_where_it_was(tmp_path):
     assert first.asked == ["q0", "q1", "q2", "q3"]
     with pytest.raises(ValueError, match="2 of 3 batches are there; the same `verl-aer evaluate` resumes it"):
         read_run(tmp_path / "out")
+    # What a worker leaves that is killed while it writes.
+    (tmp_path / "out" / "samples" / ".00002.jsonl.0123456789abcdef.jsonl").write_text('{"problem"')
     found = run(config_of(tmp_path / "out", file), second)
     assert second.asked == ["q4"]
     assert found == run(config_of(tmp_path / "whole", file), Oracle()) == read_run(tmp_path / "out")

@@ -99,7 +99,7 @@ class SampleStore:
 
     def samples(self) -> Iterator[dict[str, Any]]:
         """Read all samples, batch by batch."""
-        for file in sorted((self.folder / "samples").glob("*.jsonl")):
+        for file in _batch_files(self.folder):
             for line in file.read_text(encoding="utf-8").splitlines():
                 yield json.loads(line)
 
@@ -132,7 +132,7 @@ def read_run(folder: Path) -> list[Answers]:
     Raises:
         InputError: there are none, or not all.
     """
-    files = sorted((folder / "samples").glob("*.jsonl"))
+    files = _batch_files(folder)
     if not files:
         raise InputError(f"{folder}: no samples in it; give a folder that `verl-aer evaluate` has written")
     settings = read_json(folder / "settings.json")
@@ -142,3 +142,8 @@ def read_run(folder: Path) -> list[Answers]:
             "the same `verl-aer evaluate` resumes it"
         )
     return gather(SampleStore(folder, settings).samples())
+
+
+def _batch_files(folder: Path) -> list[Path]:
+    # A worker that is killed while it writes leaves a temporary file, whose name begins with a dot.
+    return sorted((folder / "samples").glob("[0-9]*.jsonl"))

@@ -16,6 +16,7 @@ CONSEQUENCES = (
     "RayActorError",
     "ActorUnavailableError",
     "EngineDeadError",
+    "Engine core initialization failed",
     "CancelledError",
     "KeyboardInterrupt",
 )
@@ -34,7 +35,7 @@ _END_OF_TRAINING = re.compile(r"""^[("']*Final validation metrics: |^\[verl_aer\
 """What veRL prints after the last step, as a Python literal that may be wrapped, or we after one that was the last."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_RAY_PREFIX = re.compile(r"^\([^()]*\bpid=\d+[^()]*\)\s?")
+_PREFIX = re.compile(r"^(?:\([^()]*\bpid=\d+[^()]*\)\s?)?(?:\[rank\d+\]:\s)?")
 _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Interrupt)(?:\([\w.]+\))?(?::|$)")
 
 
@@ -106,9 +107,9 @@ def root_cause(lines: Sequence[str]) -> list[str]:
 
 
 def strip_prefix(line: str) -> str:
-    """`line` without color codes and without Ray's `(TaskRunner pid=123) `.
+    """Remove color codes, the `(TaskRunner pid=123) ` of Ray and vLLM, and the `[rank0]: ` of torch from a line.
 
     >>> strip_prefix("(TaskRunner pid=123, ip=10.0.0.1) [verl_aer] ready")
     '[verl_aer] ready'
     """
-    return _RAY_PREFIX.sub("", _ANSI.sub("", line).rstrip("\r\n"))
+    return _PREFIX.sub("", _ANSI.sub("", line).rstrip("\r\n"))

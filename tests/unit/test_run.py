@@ -149,6 +149,20 @@ def test_our_own_reason_is_the_cause_between_what_follows_from_it(ours: str) -> 
     assert root_cause(lines) == lines[2:]
 
 
+def test_the_cause_in_an_engine_of_vllm_is_found() -> None:
+    lines = [
+        "(EngineCore pid=7) Traceback (most recent call last):",
+        "(EngineCore pid=7) RuntimeError: start (0) + length (768) exceeds dimension size (384).",
+        "(EngineCore pid=7)",
+        "[rank0]: Traceback (most recent call last):",
+        "[rank0]: RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}",
+    ]
+    assert root_cause(lines) == ["RuntimeError: start (0) + length (768) exceeds dimension size (384)."]
+    assert root_cause([f"[rank0]: {line}" for line in ("Traceback:", "ValueError: no weights")]) == [
+        "ValueError: no weights"
+    ]
+
+
 def test_killed_for_memory_is_said(tmp_path: Path) -> None:
     log = tmp_path / "train.log"
     log.write_text("loading\n")

@@ -68,7 +68,7 @@ def sample_with_workers(config: EvaluationConfig, batches: Sequence[Sequence[Eva
             task = WorkerTask(config, missing[place :: len(devices)], os.getpid())
             if task.batches:
                 workers.append(Worker(task, own, config.folder / f"worker-{place}.log"))
-        print(f"the model is loading; whole output: {workers[0].log}", file=sys.stderr)
+        print(f"the model is loading; whole output: {config.folder}/worker-*.log", file=sys.stderr)
         while missing:
             time.sleep(POLL_SECONDS)
             for worker in workers:

@@ -43,7 +43,7 @@ def dump(path: Path, problems: dict[str, tuple[int, str]]) -> Path:
 
 
 def test_reader_takes_the_final_output_of_each_session(tmp_path: Path) -> None:
-    # Session 0 of problem a emits two outputs; only the last one, wrong, counts. uids may hold "_".
+    # Session 0 of problem a and session 1 of b emit two outputs; only the last one, wrong, counts. uids may hold "_".
     path = write(
         tmp_path / "7.jsonl",
         [
@@ -51,7 +51,8 @@ def test_reader_takes_the_final_output_of_each_session(tmp_path: Path) -> None:
             line("a_x", 0, 0, 1.0, prompt="A", level=2),
             line("a_x", 1, 0, 1.0, prompt="A", level=2),
             line("b", 0, 0, True, prompt="B", level=3),
-            line("b", 1, 0, False, prompt="B", level=3),
+            line("b", 1, 0, True, prompt="B", level=3),
+            line("b", 1, 1, False, prompt="B", level=3),
         ],
     )
     first, second = read_dump(path)

@@ -141,6 +141,8 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         compare({"before": [first], "after": [other]})
     with pytest.raises(ValueError, match=r"run: pass@8 needs 8 answers per problem, there are 4; .* validate with n=8"):
         compare({"run": [first]}, ks=[8])
+    with pytest.raises(ValueError, match="--k 0: a number of tries has to be at least 1"):
+        compare({"run": [first]}, ks=[0, 1])
     (tmp_path / "evaluation").mkdir()
     with pytest.raises(ValueError, match="compare folders with folders, or validation dumps with dumps"):
         compare({"before": [first], "after": [tmp_path / "evaluation"]})

@@ -162,6 +162,8 @@ def _metrics_of(label: str, run: Run, problems: Sequence[Answers], ks: Sequence[
     """Compute each metric, ``(problems,)``, as the mean over the seeds, in the order of `problems`."""
     seeds = _aligned(label, run, problems)
     n = min(map(fewest_answers, seeds))
+    if min(ks) < 1:
+        raise InputError(f"--k {min(ks)}: a number of tries has to be at least 1")
     if max(ks) > n:
         raise InputError(
             f"{label}: pass@{max(ks)} needs {max(ks)} answers per problem, there are {n}; sample more with "
@@ -190,7 +192,8 @@ def _aligned(label: str, run: Run, problems: Sequence[Answers]) -> list[list[Ans
         differing = sorted(by_problem.keys() ^ {problem.problem for problem in problems})
         if differing:
             raise InputError(
-                f"{label}: not the same problems; {len(differing)} are in only one of two runs, such as {differing[0]}"
+                f"{label}: not the same problems; {len(differing)} are in only one of two runs, "
+                f"such as {differing[0]:.80}"
             )
         aligned.append([by_problem[problem.problem] for problem in problems])
     return aligned

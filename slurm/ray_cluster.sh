@@ -44,8 +44,8 @@ start_ray_node() {
 # The command that waits until all nodes are there, and looks at each of them.
 ray_wait_command() {
     local command=(
-        "$PYTHON" -m verl_aer.cli doctor --cluster "$RAY_HEAD" --nodes "${NODE_NAMES[@]}"
-        --gpus-per-node "$GPUS_PER_NODE" --wait "$JOIN_SECONDS" --shared "$DIR"
+        "$PYTHON" -m verl_aer.cli cluster --address "$RAY_HEAD" --gpus-per-node "$GPUS_PER_NODE"
+        --wait "$JOIN_SECONDS" --shared "$DIR" "${NODE_NAMES[@]}"
     )
     [ "$CLUSTER_CHECK" != 0 ] || command+=(--only-wait)
     on_node "${NODE_NAMES[0]}" "$ATTEMPT/cluster.log" "${command[@]}"

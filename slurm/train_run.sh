@@ -117,9 +117,9 @@ end_of_training() {
         # A node that died takes the driver with it: the node is the cause.
         pause 3
         ray_cluster_watch
-        on_node "${NODE_NAMES[0]}" "$ATTEMPT/why.log" "$PYTHON" -m verl_aer.cli why "$ATTEMPT/train.log" --exit-code "$code"
+        on_node "${NODE_NAMES[0]}" "$ATTEMPT/diagnosis.log" "$PYTHON" -m verl_aer.cli diagnose "$ATTEMPT/train.log" --exit-code "$code"
         "${LAUNCH[@]}" </dev/null || true
-        fail "$(cat "$ATTEMPT/why.log" 2>/dev/null || echo "see $ATTEMPT/train.log")" "$code"
+        fail "$(cat "$ATTEMPT/diagnosis.log" 2>/dev/null || echo "see $ATTEMPT/train.log")" "$code"
     fi
     # A request that came after the last step is still there, and the run is finished.
     if [ -e "$DIR/checkpoints/stopped_on_request" ]; then
@@ -164,5 +164,5 @@ dry_run() {
     show "${LAUNCH[@]}"
     ATTEMPT=""
     echo "# config"
-    "$PYTHON" -m verl_aer.cli doctor --elsewhere --show-config "${VERL[@]}" || fail "the config has problems, see above" 2
+    "$PYTHON" -m verl_aer.cli doctor --no-local-checks --show-config "${VERL[@]}" || fail "the config has problems, see above" 2
 }

@@ -49,5 +49,5 @@ done
 
 [[ -n $DRY_RUN ]] && exit 0
 "$BIN/verl-aer" summary "${logs[@]}"
-"$BIN/verl-aer" compare "before=$before" "${dumps[@]}" --k 1 8
+"$BIN/verl-aer" compare "before=$before" "${dumps[@]}" --k 1 --k 8
 "$BIN/verl-aer" plot "${logs[@]}" --title "Countdown, $STEPS steps, seeds $SEEDS" --log-entropy --out "$RUNS/compare.png"

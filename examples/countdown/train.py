@@ -25,7 +25,7 @@ from pathlib import Path
 
 from examples.countdown import prepare, settings, warm_start
 from verl_aer._files import write_text_atomically
-from verl_aer.cli import main as verl_aer
+from verl_aer.cli.main import main as verl_aer
 from verl_aer.launch.run import run_with_progress
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -59,7 +59,7 @@ run_recipe() {
     if [ "${DRY_RUN:-0}" = 1 ]; then
         printf '%q ' "$PYTHON" -m verl.trainer.main_ppo "${config[@]}" "${overrides[@]}"
         echo
-        exec "$PYTHON" -m verl_aer.cli doctor --elsewhere "${config[@]}" "${overrides[@]}"
+        exec "$PYTHON" -m verl_aer.cli doctor --no-local-checks "${config[@]}" "${overrides[@]}"
     fi
     mkdir -p "$out"
     VERL_FILE_LOGGER_PATH=$out/metrics.jsonl exec "$PYTHON" -m verl.trainer.main_ppo "${config[@]}" "${overrides[@]}"

@@ -47,7 +47,7 @@ if [ "${DRY_RUN:-0}" = 1 ]; then
     printf '%q ' "${submit[@]}"
     printf '\n\n'
     cat "$runtime_env"
-    "$PYTHON" -m verl_aer.cli doctor --elsewhere "${config[@]}"
+    "$PYTHON" -m verl_aer.cli doctor --no-local-checks "${config[@]}"
     exit
 fi
 "${submit[@]}"

@@ -18,7 +18,7 @@ import pytest
 
 from examples.countdown.model import build_tokenizer
 from tests.data_prep.hub_samples import SAMPLES, Sample, aime, dapo, math500
-from verl_aer.cli import main
+from verl_aer.cli.main import main
 from verl_aer.data import prepare as preparation
 from verl_aer.data.dataset import DataSet
 from verl_aer.data.inspect import inspect, row_error

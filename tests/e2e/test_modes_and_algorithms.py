@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.e2e.conftest import Training
-from verl_aer.cli import main as verl_aer
+from verl_aer.cli.main import main as verl_aer
 
 pytestmark = pytest.mark.e2e
 

@@ -21,7 +21,7 @@ from examples.countdown.task import CountdownProblem
 from tests.data_prep.hub_samples import dapo
 from tests.e2e.conftest import START_SECONDS, Inputs
 from tests.small_run import command_line
-from verl_aer.cli import main as verl_aer
+from verl_aer.cli.main import main as verl_aer
 from verl_aer.data.prepare import Settings, prepare
 from verl_aer.evaluation.samples import read_run
 from verl_aer.evaluation.validation_dumps import read_dump

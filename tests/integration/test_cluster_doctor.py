@@ -1,4 +1,4 @@
-"""`verl-aer doctor --cluster`: what it makes of the nodes' reports, and of a cluster that is not there."""
+"""`verl-aer cluster`: what it makes of the nodes' reports, and of a cluster that is not there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from verl_aer.cli import main as verl_aer
+from verl_aer.cli.main import main as verl_aer
 from verl_aer.launch.cluster_doctor import (
     COMPARED,
     Node,
@@ -100,5 +100,5 @@ def test_a_difference_that_the_answers_time_explains_is_none():
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "[::1]:9", "nowhere", "localhost:http"])
 def test_a_cluster_that_is_not_there_is_one_clear_error(address, capsys):
-    assert verl_aer(["doctor", "--cluster", address]) == 2
-    assert f"verl-aer doctor: no Ray cluster answers at {address} (HOST:PORT" in capsys.readouterr().err
+    assert verl_aer(["cluster", "--address", address]) == 2
+    assert f"verl-aer cluster: no Ray cluster answers at {address} (HOST:PORT" in capsys.readouterr().err

@@ -73,7 +73,7 @@ print(allocate(get_method("aer_quadratic").allocation, groups).tolist())
 def test_the_command_line_knows_it(outside):
     found = run(outside, "-m", "verl_aer.cli", "methods", "aer_quadratic")
     assert found.stdout.startswith("aer_quadratic: AER with a quadratic allocation\nprovenance: custom\n"), found.stderr
-    found = run(outside, "-m", "verl_aer.cli", "simulate", "--method", "aer_quadratic", "--steps", "20")
+    found = run(outside, "-m", "verl_aer.cli", "simulate", "aer_quadratic", "--steps", "20")
     assert found.stdout.startswith("aer_quadratic around a synthetic plant"), found.stderr
     found = run({**outside, "VERL_USE_EXTERNAL_MODULES": "nowhere"}, "-m", "verl_aer.cli", "methods")
     assert found.returncode == 2

@@ -1,4 +1,4 @@
-"""`verl-aer doctor --cluster` and a job's runtime environment, on a real Ray of two nodes that lack this package."""
+"""`verl-aer cluster` and a job's runtime environment, on a real Ray of two nodes that lack this package."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import pytest
 from tests.slurm.jobs import countdown_overrides
 from tests.small_run import make_inputs
 from verl_aer._processes import ProcessTree
-from verl_aer.cli import main as verl_aer
+from verl_aer.cli.main import main as verl_aer
 from verl_aer.launch.ray_node import ray_start_command
 
 ROOT = Path(__file__).parents[2]
@@ -107,10 +107,10 @@ def submitted(cluster: BareCluster, folder: Path, *command: str) -> Iterator[sub
     )
 
 
-def doctor(cluster: BareCluster, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def check_cluster(cluster: BareCluster, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """In a separate process, because Ray reads its token once, and not in the checkout: Ray shows the nodes every
     folder that Python searches here."""
-    command = [sys.executable, "-m", "verl_aer.cli", "doctor", "--cluster", cluster.address, *words]
+    command = [sys.executable, "-m", "verl_aer.cli", "cluster", "--address", cluster.address, *words]
     env = {**cluster.environment, **environment}
     return subprocess.run(
         command, env=env, cwd=cluster.python.parent, capture_output=True, text=True, timeout=120, check=False
@@ -119,7 +119,7 @@ def doctor(cluster: BareCluster, *words: str, **environment: str) -> subprocess.
 
 @pytest.mark.timeout(300)
 def test_nodes_without_the_package_are_found(bare_cluster, tmp_path):
-    done = doctor(bare_cluster, "--gpus-per-node", "1", "--shared", str(tmp_path))
+    done = check_cluster(bare_cluster, "--gpus-per-node", "1", "--shared", str(tmp_path))
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.count("verl_aer  not installed") == 2, done.stdout
     assert "ok    torch" in done.stdout
@@ -129,9 +129,7 @@ def test_nodes_without_the_package_are_found(bare_cluster, tmp_path):
 
 @pytest.mark.timeout(300)
 def test_a_job_carries_the_package_to_every_node(bare_cluster, tmp_path):
-    with submitted(
-        bare_cluster, tmp_path, "-m", "verl_aer.cli", "doctor", "--cluster", "--shared", str(tmp_path)
-    ) as job:
+    with submitted(bare_cluster, tmp_path, "-m", "verl_aer.cli", "cluster", "--shared", str(tmp_path)) as job:
         assert job.returncode == 0, job.stdout + job.stderr
         assert "nothing is missing" in job.stdout
         assert "verl_aer      0.1.0 (" in job.stdout
@@ -139,17 +137,17 @@ def test_a_job_carries_the_package_to_every_node(bare_cluster, tmp_path):
 
 @pytest.mark.timeout(120)
 def test_nodes_that_do_not_come_are_named(bare_cluster):
-    done = doctor(bare_cluster, "--nodes", "n7", "--gpus-per-node", "2", "--wait", "1")
+    done = check_cluster(bare_cluster, "n7", "--gpus-per-node", "2", "--wait", "1")
     assert done.returncode == 2
     last = done.stderr.splitlines()[-1]
-    assert last.startswith("verl-aer doctor: after 1 s the cluster is not whole: n7 has not joined; "), last
+    assert last.startswith("verl-aer cluster: after 1 s the cluster is not whole: n7 has not joined; "), last
     assert last.count(" has 1 of 2 GPUs") == 2
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_another_token_is_refused_with_what_to_do(bare_cluster):
-    done = doctor(bare_cluster, RAY_AUTH_TOKEN="cd" * 32)
+    done = check_cluster(bare_cluster, RAY_AUTH_TOKEN="cd" * 32)
     assert done.returncode == 2
     assert "RAY_AUTH_TOKEN (or ~/.ray/auth_token) has to be the same" in done.stderr.splitlines()[-1]
 

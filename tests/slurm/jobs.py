@@ -155,13 +155,13 @@ class Jobs:
         return self.slurm.command(str(FOLDER / script), *arguments, env=env, cwd=self.shared)
 
     def look_at_cluster(self, job: Job, shared: Path) -> subprocess.CompletedProcess[str]:
-        """`verl-aer doctor --cluster` on the first node, with the token that the job's Ray asks for."""
+        """`verl-aer cluster` on the first node, with the token that the job's Ray asks for."""
         node = self.slurm.nodes[0]
         pid = next(pid for pid, line in node.processes("verl_aer.launch.ray_node") if "srun" not in line)
         variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
         environment = [v for v in variables if v.startswith(("RAY_AUTH_", "PATH=", "PYTHONPATH=", "HOME="))]
         address = (job.latest / "ray-address").read_text().strip()
-        command = [sys.executable, "-m", "verl_aer.cli", "doctor", "--cluster", address, "--shared", str(shared)]
+        command = [sys.executable, "-m", "verl_aer.cli", "cluster", "--address", address, "--shared", str(shared)]
         return node.run("env", "-i", *environment, *command)
 
     @contextmanager

@@ -10,7 +10,7 @@ import pytest
 
 from tests.slurm.jobs import Job, Jobs
 from tests.slurm.real_slurm import LOCAL
-from verl_aer.cli import main as verl_aer
+from verl_aer.cli.main import main as verl_aer
 from verl_aer.evaluation.samples import read_run
 from verl_aer.reports.metrics_log import read_metrics_log
 
@@ -120,7 +120,7 @@ def test_a_node_that_never_joins_ends_the_job_and_is_named(jobs: Jobs):
     assert job.wait(END_SECONDS) == "FAILED"
     assert "Failed to connect to GCS at address 192.168.11.1" in job.last_words, job.log
     assert job.last_words.splitlines()[-1] == (
-        "verl-aer doctor: after 15 s the cluster is not whole: n2 has not joined"
+        "verl-aer cluster: after 15 s the cluster is not whole: n2 has not joined"
     )
     assert jobs.left_behind() == []
 

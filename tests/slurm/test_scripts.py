@@ -234,7 +234,7 @@ def test_a_dry_run_shows_every_command_and_submits_nothing(tmp_path):
     assert head[head.index("-m") :][1:3] == ["verl_aer.launch.ray_node", "head"]
     assert "--nodelist=NODE2" in worker
     assert worker[worker.index("-m") :][1:3] == ["verl_aer.launch.ray_node", "worker"]
-    assert wait[wait.index("--nodes") :][1:3] == ["NODE1", "NODE2"]
+    assert wait[wait.index("cluster") :][-2:] == ["NODE1", "NODE2"]
     (training,) = shown["training"]
     assert training[-2:] == ["entropy=aer", "data.seed=1"]
     assert {"trainer.nnodes=2", "trainer.n_gpus_per_node=8", "trainer.experiment_name=first"} <= set(training)

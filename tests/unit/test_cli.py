@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from verl_aer import get_method, method_names, parse_entropy_config, to_mapping
-from verl_aer.cli import BAD_INPUT, OK, PROBLEM, main, sparkline
+from verl_aer.cli.arguments import BAD_INPUT, PROBLEM
+from verl_aer.cli.main import main
+from verl_aer.cli.simulate import sparkline
 from verl_aer.control.simulation import Plant, simulate
 from verl_aer.methods.base import method_builder
 
@@ -41,7 +44,7 @@ def write_dump(path: Path, correct: list[bool]) -> Path:
 
 
 def test_methods_are_listed_with_their_standing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["methods"]) == OK
+    assert main(["methods"]) == 0
     _title, header, _rule, *lines = capsys.readouterr().out.splitlines()
     assert header.split()[:3] == ["method", "parts", "provenance"]
     assert [line.split()[0] for line in lines] == method_names()
@@ -54,7 +57,7 @@ def test_methods_are_listed_with_their_standing(capsys: pytest.CaptureFixture[st
 
 
 def test_the_page_of_the_methods_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["methods", "--markdown"]) == OK
+    assert main(["methods", "--markdown"]) == 0
     page = capsys.readouterr().out
     assert page == (ROOT / "docs" / "methods.md").read_text(), "run `verl-aer methods --markdown > docs/methods.md`"
     assert re.findall(r"^## (\w+)$", page, flags=re.MULTILINE) == method_names()
@@ -62,7 +65,7 @@ def test_the_page_of_the_methods_is_up_to_date(capsys: pytest.CaptureFixture[str
 
 @pytest.mark.parametrize("name", method_names())
 def test_a_method_is_explained_with_every_setting(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["methods", name]) == OK
+    assert main(["methods", name]) == 0
     output = capsys.readouterr().out
     config = to_mapping(parse_entropy_config({"method": name}))
     for part in ("allocation", "measure", "target", "controller"):
@@ -79,7 +82,7 @@ def test_a_method_is_explained_with_every_setting(name: str, capsys: pytest.Capt
 
 def test_simulate_compares_several_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figure = tmp_path / "plant.png"
-    assert main(["simulate", "--method", "none", "aer", "--noise", "0", "--steps", "300", "--out", str(figure)]) == OK
+    assert main(["simulate", "none", "aer", "--noise", "0", "--steps", "300", "--out", str(figure)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines if "synthetic plant" in line] == ["none", "aer"]
     ends = [float(line.split()[-1]) for line in lines if "entropy, nats" in line]
@@ -96,16 +99,15 @@ def test_bad_input_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str
     assert "entropy.target.tau" in capsys.readouterr().err
     assert main(["plot", "nowhere.jsonl"]) == BAD_INPUT
     assert capsys.readouterr().err.startswith("verl-aer plot: nowhere.jsonl: no such file")
-    with pytest.raises(SystemExit) as usage:
-        main(["methds"])
-    assert usage.value.code == BAD_INPUT
+    assert main(["methds"]) == BAD_INPUT
+    assert "No such command 'methds'" in capsys.readouterr().err
 
 
 def test_simulation_reaches_its_target_and_writes_its_figure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     figure = tmp_path / "plant.png"
-    assert main(["simulate", "--steps", "400", "--noise", "0", "--out", str(figure)]) == OK
+    assert main(["simulate", "--steps", "400", "--noise", "0", "--out", str(figure)]) == 0
     entropy, alpha, target, written = capsys.readouterr().out.splitlines()[1:]
     # H* = 0.4 * 0.8, and holding it takes alpha = decay * H* / gain = 0.05 * 0.32 / 0.15.
     assert entropy.endswith("0.800 → 0.320")
@@ -116,7 +118,7 @@ def test_simulation_reaches_its_target_and_writes_its_figure(
 
 
 def test_simulate_shows_hard_and_easy_prompts(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["simulate", "--generalization", "0.5", "--multiplicative", "--noise", "0", "--steps", "50"]) == OK
+    assert main(["simulate", "--generalization", "0.5", "--multiplicative", "--noise", "0", "--steps", "50"]) == 0
     shown = capsys.readouterr().out
     assert "of hard prompts" in shown
     assert "of easy prompts" in shown
@@ -125,7 +127,7 @@ def test_simulate_shows_hard_and_easy_prompts(capsys: pytest.CaptureFixture[str]
 
 def test_replay_agrees_exactly_or_names_the_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = write_log(tmp_path / "metrics.jsonl")
-    assert main(["simulate", "--replay", str(log)]) == OK
+    assert main(["simulate", "--replay", str(log)]) == 0
     assert "61 alphas recomputed, largest difference 0\n" in capsys.readouterr().out
     write_log(log, tamper={40: 1e-9})
     assert main(["simulate", "--replay", str(log)]) == PROBLEM
@@ -150,7 +152,7 @@ def test_replay_without_settings_says_where_they_are_expected(
 
 def test_plot_of_two_arms_writes_beside_the_first_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = write_log(tmp_path / "a.jsonl"), write_log(tmp_path / "b.jsonl")
-    assert main(["plot", f"aer={first}", f"aer={second}", f"fixed={first}"]) == OK
+    assert main(["plot", f"aer={first}", f"aer={second}", f"fixed={first}"]) == 0
     assert capsys.readouterr().out == f"figure: {tmp_path / 'a.png'}\n"
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
@@ -158,7 +160,7 @@ def test_plot_of_two_arms_writes_beside_the_first_log(tmp_path: Path, capsys: py
 def test_dumps_before_and_after_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = write_dump(tmp_path / "0.jsonl", [True, False, False, False])
     after = write_dump(tmp_path / "9.jsonl", [True, True, False, False])
-    assert main(["compare", f"before={before}", f"after={after}", "--k", "1", "4"]) == OK
+    assert main(["compare", f"before={before}", f"after={after}", "--k", "1", "--k", "4"]) == 0
     output = capsys.readouterr().out
     # pass@1: 1/4 -> 2/4; pass@4: 1 -> 1.
     assert "pass@1  before  0.250 [0.250, 0.250]\n" in output
@@ -166,28 +168,28 @@ def test_dumps_before_and_after_are_compared(tmp_path: Path, capsys: pytest.Capt
     assert "pass@4  after   1.000 [1.000, 1.000]  +0.000" in output
     assert main(["compare", f"before={before}", "--k", "8"]) == BAD_INPUT
     assert "val_kwargs" in capsys.readouterr().err
-    assert main(["compare", f"before={before}", "--k", "1", "--markdown"]) == OK
+    assert main(["compare", f"before={before}", "--k", "1", "--markdown"]) == 0
     assert capsys.readouterr().out.startswith("|  | problems | pass@1 | maj@4 |\n| --- |")
 
 
-def test_why_names_the_exception_that_began_it(tmp_path, capsys):
+def test_diagnose_names_the_exception_that_began_it(tmp_path, capsys):
     log = tmp_path / "train.log"
     lines = ["(Worker pid=1) ValueError: no such model", "", "ray.exceptions.RayTaskError(ValueError): it died"]
     log.write_text("\n".join(lines))
-    assert main(["why", str(log), "--exit-code", "-9"]) == OK
+    assert main(["diagnose", str(log), "--exit-code", "-9"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "the run failed (killed by SIGKILL, as the system does when memory runs out):"
     assert said[1:] == ["  ValueError: no such model", f"whole log: {log}"]
-    assert main(["why", str(log)]) == OK
+    assert main(["diagnose", str(log)]) == 0
     assert capsys.readouterr().out.splitlines() == ["the run failed:", *said[1:]]
     log.write_text("(TaskRunnerV1 pid=2) 'Final validation metrics: None'\n")
-    assert main(["why", str(log)]) == OK
+    assert main(["diagnose", str(log)]) == 0
     assert capsys.readouterr().out.startswith("the run succeeded")
-    assert main(["why", "nowhere.log"]) == BAD_INPUT
+    assert main(["diagnose", "nowhere.log"]) == BAD_INPUT
 
 
 def test_metrics_table(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["metrics"]) == OK
+    assert main(["metrics"]) == 0
     assert "| `aer/alpha` | loss/nat |" in capsys.readouterr().out
 
 
@@ -196,17 +198,33 @@ def test_sparkline_shows_a_constant_as_flat_and_averages_long_series() -> None:
     assert sparkline([0.0] * 300 + [1.0] * 300) == "▁" * 30 + "█" * 30
 
 
-def test_the_command_imports_nothing_before_it_knows_what_to_do() -> None:
-    """Every subcommand's help works, and parsing does not load matplotlib, rich or veRL."""
+def test_the_command_imports_nothing_heavy_before_it_knows_what_to_do() -> None:
     code = (
-        "import sys; from verl_aer.cli import main\n"
-        "try: main(['plot', '--help'])\n"
-        "except SystemExit: pass\n"
-        "assert not {'matplotlib', 'rich', 'verl', 'ray', 'hydra'} & set(sys.modules)"
+        "import sys; from verl_aer.cli.main import main\n"
+        "assert main(['plot', '--help']) == 0\n"
+        "assert not {'matplotlib', 'numpy', 'torch', 'verl', 'ray', 'hydra'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "examples:\n  verl-aer plot" in done.stdout
+    assert "verl-aer plot runs/aer/metrics.jsonl" in done.stdout
+
+
+def test_help_lists_each_command_and_each_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    listed = re.findall(r"^│ ([a-z-]+) ", capsys.readouterr().out, flags=re.MULTILINE)
+    files = {path.stem.replace("_", "-") for path in (ROOT / "verl_aer" / "cli").glob("[a-z]*.py")}
+    commands = set(listed) - {"--install-completion", "--show-completion", "--help"}
+    assert commands == files - {"main", "arguments"}
+    for command in commands:
+        assert main([command, "--help"]) == 0
+        assert f"Usage: verl-aer {command} " in capsys.readouterr().out
+
+
+def test_the_shell_completes_commands() -> None:
+    words = {"_VERL_AER_COMPLETE": "complete_bash", "COMP_WORDS": "verl-aer di", "COMP_CWORD": "1"}
+    command = [sys.executable, "-m", "verl_aer.cli"]
+    done = subprocess.run(command, env=os.environ | words, capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["diagnose"]
 
 
 def test_a_reader_that_has_read_enough_is_no_error():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import venv
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ import pytest
 from verl_aer.launch import doctor
 from verl_aer.launch.doctor import FAIL, OK, WARN, Check, Probe
 
+TYPER = (
+    *("typer", "annotated_doc", "shellingham", "pydantic", "pydantic_core", "annotated_types"),
+    *("typing_extensions", "typing_inspection"),
+)
+"""What the command line itself imports."""
 ROOT = Path(doctor.__file__).resolve().parents[2]
 
 
@@ -213,12 +219,16 @@ def test_notes_are_marked_and_fail_nothing(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_on_a_bare_machine(tmp_path: Path) -> None:
-    """A real interpreter without any package: no check may crash, and each says what to install."""
+    """A real interpreter without any package but Typer: no check may crash, and each says what to install."""
     venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     # The package alone: an editable install leaves its metadata, and with it the entry point, in the root.
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "verl_aer").symlink_to(ROOT / "verl_aer")
+    for name in TYPER:
+        origin = Path(find_spec(name).origin)
+        origin = origin.parent if origin.stem == "__init__" else origin
+        (tmp_path / "source" / origin.name).symlink_to(origin)
     environment["PYTHONPATH"] = str(tmp_path / "source")
     done = subprocess.run(
         [str(tmp_path / "bare" / "bin" / "python"), "-m", "verl_aer.cli", "doctor", "+entropy=aer"],

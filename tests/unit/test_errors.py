@@ -14,7 +14,8 @@ import pytest
 import verl_aer
 from verl_aer import errors
 from verl_aer._files import read_json
-from verl_aer.cli import BAD_INPUT, main
+from verl_aer.cli.arguments import BAD_INPUT
+from verl_aer.cli.main import main
 from verl_aer.errors import InputError
 
 
@@ -58,14 +59,12 @@ def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["why", "nowhere.log"], "verl-aer why: [Errno 2] No such file or directory: 'nowhere.log'\n"),
         (["data", "inspect", "nowhere.parquet"], "verl-aer data: nowhere.parquet: no such file\n"),
         (["data", "inspect", "FILE"], "verl-aer data: FILE: not a parquet file ("),
         (["simulate", "--replay", "LOG", "--config", "FILE"], "verl-aer simulate: FILE: not a JSON file ("),
         (["simulate", "--set", "target.tau=2"], "verl-aer simulate: the entropy control found 1 problem"),
         (["simulate", "--set", "target.tau=${"], "verl-aer simulate: --set: "),
         (["simulate", "--set", "target.tau=[1"], "verl-aer simulate: --set: "),
-        (["runtime-env", "--out", "FILE/x.yaml"], "verl-aer runtime-env: ["),
     ],
 )
 def test_bad_input_is_one_message(
@@ -78,6 +77,26 @@ def test_bad_input_is_one_message(
     said = capsys.readouterr().err
     assert said.startswith(message.replace("FILE", str(file)))
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["diagnose", "nowhere.log"], "'nowhere.log' does not exist"),
+        (["runtime-env", "--out", "damaged/x.yaml"], "damaged is not a folder that you can write to."),
+    ],
+)
+def test_files_that_cannot_be_read_or_written_are_refused_at_once(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "damaged").touch()
+    assert main(arguments) == BAD_INPUT
+    assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
 def test_a_json_file_is_read_or_named(tmp_path: Path) -> None:

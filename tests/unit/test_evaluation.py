@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from verl_aer.cli import main
+from verl_aer.cli.main import main
 from verl_aer.errors import InputError
 from verl_aer.evaluation import workers
 from verl_aer.evaluation.config import EvaluationConfig
@@ -385,7 +385,7 @@ def test_runs_are_compared_side_by_side(tmp_path, capsys):
     run(config_of(tmp_path / "aer", file), Better())
     out = tmp_path / "compared.png"
     runs = [f"{name}={tmp_path / name}" for name in ("none", "aer")]
-    assert main(["compare", *runs, "--k", "1", "2", "--markdown", "--out", str(out)]) == 0
+    assert main(["compare", *runs, "--k", "1", "--k", "2", "--markdown", "--out", str(out)]) == 0
     table = capsys.readouterr().out
     assert "|  | problems | metric | run | mean | minus none | 95 % CI excludes 0 |" in table
     assert "| all | 40 | pass@1 | aer | 1.000 [1.000, 1.000] | +0.500 [" in table

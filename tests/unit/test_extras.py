@@ -103,14 +103,14 @@ def test_a_light_installation_trains_and_answers():
         "import verl_aer, verl_aer.integration.plugin, verl_aer.integration.trainer\n"
         "from verl.trainer.ppo.v1 import get_trainer_cls\n"
         "print(get_trainer_cls('aer_sync').__module__)\n"
-        "from verl_aer.cli import main\n"
+        "from verl_aer.cli.main import main\n"
         "print(main(['methods', 'aer']), main(['simulate', '--steps', '3']))\n"
         "main(['--help'])\n"
     )
     assert done.returncode == 0, done.stderr
     assert "\n0 0\n" in done.stdout
     assert done.stdout.startswith("verl_aer.integration.trainer\n")
-    assert "usage: verl-aer" in done.stdout
+    assert "Usage: verl-aer" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_command_without_its_extra_says_which(arguments, message, tmp_path):
     log = tmp_path / "metrics.jsonl"
     log.write_text('{"step": 1, "data": {"aer/entropy": 0.5}}\n')
     arguments = [str(log) if argument == "LOG" else argument for argument in arguments]
-    done = light(f"from verl_aer.cli import main; sys.exit(main({arguments!r}))")
+    done = light(f"from verl_aer.cli.main import main; sys.exit(main({arguments!r}))")
     assert (done.returncode, done.stdout, done.stderr) == (2, "", message)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_aer.cli import main
+from verl_aer.cli.main import main
 from verl_aer.control.metrics import MetricsRow
 from verl_aer.reports.html_report import html_report
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import verl_aer
-from verl_aer.cli import main
+from verl_aer.cli.main import main
 from verl_aer.launch.runtime_env import SET_BY_VERL, runtime_env_yaml
 
 

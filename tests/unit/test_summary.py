@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from verl_aer.cli import main
+from verl_aer.cli.main import main
 from verl_aer.control.metrics import MetricsRow
 from verl_aer.reports.summary import WINDOW, advice_on_bounds, bound_that_holds, summarize, summary_table
 

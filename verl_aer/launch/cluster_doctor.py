@@ -1,4 +1,4 @@
-"""`verl-aer doctor --cluster`: what every node of a running Ray cluster has, side by side.
+"""`verl-aer cluster`: what every node of a running Ray cluster has, side by side.
 
 What runs on the nodes is sent there by value: a node that lacks this package is one of the things to be found.
 """

@@ -83,7 +83,7 @@ def doctor(
     overrides: Sequence[str] = (),
     config_name: str = "ppo_trainer",
     config_path: str = VERL_CONFIGS,
-    elsewhere: bool = False,
+    no_local_checks: bool = False,
     config_only: bool = False,
     show_config: bool = False,
 ) -> int:
@@ -93,15 +93,15 @@ def doctor(
         overrides: Hydra overrides of a run whose config is to be checked; none checks the machine only.
         config_name: that run's primary config, as for veRL's own command.
         config_path: the package where it lies, as for veRL's own command.
-        elsewhere: the run is for another machine: its config is checked, and nothing of this one.
+        no_local_checks: the run is for another machine: its config is checked, and nothing of this one.
         config_only: no packages are checked, but the config and the files that it names.
         show_config: print the composed config before the report.
     """
     if show_config:
         print(composed_yaml(overrides, config_name, config_path))
-    checks = [] if elsewhere or config_only else machine_checks()
-    if elsewhere or config_only or (overrides and not any(check.status == FAIL for check in checks)):
-        checks += config_checks(overrides, config_name, config_path, elsewhere)
+    checks = [] if no_local_checks or config_only else machine_checks()
+    if no_local_checks or config_only or (overrides and not any(check.status == FAIL for check in checks)):
+        checks += config_checks(overrides, config_name, config_path, no_local_checks)
     print(report(checks))
     failed = sum(check.status == FAIL for check in checks)
     if failed and overrides and not any(check.name.startswith("config") for check in checks):

@@ -14,11 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import torch
 
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
-PAGE_BYTES = 4096
 
 
 class Cost(NamedTuple):
@@ -112,7 +112,7 @@ def peak_bytes() -> Iterator[list[int]]:
 
 
 def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE_BYTES
+    return psutil.Process().memory_info().rss
 
 
 def _collect() -> None:

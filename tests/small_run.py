@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import psutil
+
 from examples.countdown.model import build_model, build_tokenizer, save
 from examples.countdown.prepare import prepare
 
@@ -38,6 +40,6 @@ def logged_steps(log: Path) -> list[dict]:
 def command_line(pid: int) -> str:
     """Of a process; empty if it has ended."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
+        return " ".join(psutil.Process(pid).cmdline())
+    except psutil.NoSuchProcess:
         return ""

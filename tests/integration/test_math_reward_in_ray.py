@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import torch
@@ -176,6 +176,6 @@ def test_hostile_answers_in_an_actor_end_at_their_limit_and_leave_nothing(thread
     processes = ray.get(caller.processes.remote())
     ray.kill(caller)
     end = time.monotonic() + 15
-    while any(Path(f"/proc/{pid}").exists() for pid in processes) and time.monotonic() < end:
+    while any(psutil.pid_exists(pid) for pid in processes) and time.monotonic() < end:
         time.sleep(0.1)
-    assert [pid for pid in processes if Path(f"/proc/{pid}").exists()] == []
+    assert [pid for pid in processes if psutil.pid_exists(pid)] == []

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from examples.countdown import settings
 from tests.slurm.real_slurm import LOCAL, Slurm, wait_until
 from tests.small_run import SMALL, logged_steps, make_inputs
@@ -158,7 +160,7 @@ class Jobs:
         """`verl-aer cluster` on the first node, with the token that the job's Ray asks for."""
         node = self.slurm.nodes[0]
         pid = next(pid for pid, line in node.processes("verl_aer.launch.ray_node") if "srun" not in line)
-        variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        variables = [f"{name}={value}" for name, value in psutil.Process(pid).environ().items()]
         environment = [v for v in variables if v.startswith(("RAY_AUTH_", "PATH=", "PYTHONPATH=", "HOME="))]
         address = (job.latest / "ray-address").read_text().strip()
         command = [sys.executable, "-m", "verl_aer.cli", "cluster", "--address", address, "--shared", str(shared)]

@@ -15,9 +15,9 @@ from verl_aer.launch.doctor import FAIL, OK, WARN, Check, Probe
 
 TYPER = (
     *("typer", "annotated_doc", "shellingham", "pydantic", "pydantic_core", "annotated_types"),
-    *("typing_extensions", "typing_inspection"),
+    *("typing_extensions", "typing_inspection", "psutil"),
 )
-"""What the command line itself imports."""
+"""What the command line and the doctor import."""
 ROOT = Path(doctor.__file__).resolve().parents[2]
 
 
@@ -219,7 +219,7 @@ def test_notes_are_marked_and_fail_nothing(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_on_a_bare_machine(tmp_path: Path) -> None:
-    """A real interpreter without any package but Typer: no check may crash, and each says what to install."""
+    """An interpreter with Typer and psutil only: no check may crash, and each says what to install."""
     venv.create(tmp_path / "bare", with_pip=False, symlinks=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     # The package alone: an editable install leaves its metadata, and with it the entry point, in the root.

@@ -12,6 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from verl_aer.rewards import exact, math_reward, verifier
@@ -49,19 +50,8 @@ def verdict(result: math_reward.MathScore) -> str:
 
 def processes_below(pid: int) -> set[int]:
     """The children of `pid` and theirs."""
-    parents = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if fields[0] != "Z":
-            parents[int(stat.parent.name)] = int(fields[1])
-    found, new = set(), {pid}
-    while new:
-        new = {child for child, parent in parents.items() if parent in new}
-        found |= new
-    return found
+    children = psutil.Process(pid).children(recursive=True)
+    return {child.pid for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE}
 
 
 def wait_until(condition, seconds: float = 10.0) -> bool:
@@ -448,7 +438,7 @@ def test_no_process_is_left_when_the_caller_ends(end):
         caller.stdin.flush()
         # Nothing hangs at the interpreter's exit either.
         caller.wait(15)
-    assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below))
+    assert wait_until(lambda: not any(psutil.pid_exists(pid) for pid in below))
 
 
 # Random strings.

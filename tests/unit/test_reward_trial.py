@@ -8,6 +8,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import psutil
 import pytest
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
@@ -88,10 +89,9 @@ def tried(tmp_path: Path, code: str) -> Outcome:
 
 def is_alive(pid: int) -> bool:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
-    return state != "Z"
 
 
 def test_a_reward_that_hangs_is_ended_at_the_limit_with_all_that_it_started(

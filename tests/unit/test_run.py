@@ -12,12 +12,13 @@ import textwrap
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from verl_aer import _processes
 from verl_aer._failure import explain_failure, root_cause
-from verl_aer._processes import ProcessTree, read_process_table
+from verl_aer._processes import ProcessTree
 from verl_aer.control.metrics import MetricsRow
 from verl_aer.integration import watchdog
 from verl_aer.launch import run as progress
@@ -53,9 +54,9 @@ class Run:
         return self.stream.getvalue().splitlines()
 
     def alive(self) -> list[int]:
-        table = read_process_table()
-        written = [int(pid) for pid in self.pids.read_text().split()]
-        return [pid for pid in written if pid in table and not table[pid].is_zombie]
+        written = {int(pid) for pid in self.pids.read_text().split()}
+        living = psutil.process_iter(["status"])
+        return [p.pid for p in living if p.pid in written and p.info["status"] != psutil.STATUS_ZOMBIE]
 
 
 @pytest.fixture

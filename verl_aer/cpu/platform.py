@@ -9,12 +9,11 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+import psutil
 import torch
 from verl.plugin.platform import PlatformBase, PlatformRegistry
 
 from verl_aer.cpu.detection import CPU_PLATFORM, accelerator_present
-
-PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 # vLLM's own default takes a share of the whole memory for the KV cache, once per replica.
 ROLLOUT_ENVIRONMENT = {
@@ -44,8 +43,7 @@ class CPUDevice(ModuleType):
     @staticmethod
     def memory_allocated(device: Any = None) -> int:
         """Resident size of this process in bytes."""
-        with open("/proc/self/statm") as statm:
-            return int(statm.read().split()[1]) * PAGE_BYTES
+        return psutil.Process().memory_info().rss
 
     memory_reserved = memory_allocated
 
@@ -59,7 +57,8 @@ class CPUDevice(ModuleType):
     @staticmethod
     def mem_get_info(device: Any = None) -> tuple[int, int]:
         """(free, total) memory of the host in bytes."""
-        return os.sysconf("SC_AVPHYS_PAGES") * PAGE_BYTES, os.sysconf("SC_PHYS_PAGES") * PAGE_BYTES
+        memory = psutil.virtual_memory()
+        return memory.free, memory.total
 
     @staticmethod
     def empty_cache() -> None:

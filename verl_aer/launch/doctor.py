@@ -1,6 +1,6 @@
 """`verl-aer doctor`: what is here, what is missing, and the command that fixes it.
 
-It has to work where nothing else does: it imports the standard library only, and whatever may be broken is
+It has to work where nothing else does: it imports the standard library and psutil only, and whatever may be broken is
 imported in a separate process. With Hydra overrides it also composes the config of that run and checks it,
 without starting Ray.
 """
@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from typing import TYPE_CHECKING, NamedTuple
+
+import psutil
 
 from verl_aer._failure import root_cause
 
@@ -341,14 +343,9 @@ def _release(version: str) -> tuple[int, ...]:
     return tuple(numbers + [0] * (4 - len(numbers)))
 
 
-def available_memory() -> int | None:
-    """Bytes that can be used without swapping, from Linux's /proc/meminfo; None elsewhere."""
-    try:
-        with open("/proc/meminfo") as table:
-            fields = dict(line.split(":", 1) for line in table)
-    except OSError:
-        return None
-    return int(fields["MemAvailable"].split()[0]) * 1024
+def available_memory() -> int:
+    """Return how many bytes can be used without swapping."""
+    return psutil.virtual_memory().available
 
 
 def free_disk(path: str) -> int | None:

@@ -47,7 +47,7 @@ class ProcessTree:
     def wait_until_gone(self, seconds: float, hurry: Callable[[], bool] = lambda: False) -> bool:
         """Return whether no member lives any more, after `seconds` at most or as soon as `hurry()`."""
         deadline = time.monotonic() + seconds
-        # Not `psutil.wait_procs`: it takes the exit code of the child away from `subprocess`, and nobody can join.
+        # Not `psutil.wait_procs`: it would take the child's exit code away from `subprocess`.
         while self.watch():
             if time.monotonic() > deadline or hurry():
                 return False

@@ -13,8 +13,6 @@ import json
 import math
 import os
 import shutil
-import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from examples.countdown.model import build_model, build_tokenizer, save
 from examples.countdown.prepare import held_out_canonicals, train_problems
 from examples.countdown.rollouts import measure
 from examples.countdown.task import LEVELS, random_expression, random_problem
+from verl_aer._progress import ProgressDisplay
 
 SETTINGS_FILE = "warm_start.json"
 MEASURED_PROMPTS = 256
@@ -84,27 +83,18 @@ def train(settings: Settings) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01, betas=(0.9, 0.99))
     rng = np.random.default_rng([settings.seed, 1])
     excluded = held_out_canonicals()
-    started = time.monotonic()
-    for step in range(1, settings.steps + 1):
-        ids, labels = encode(demonstrations(rng, settings, excluded), tokenizer)
-        loss = model(input_ids=ids, labels=labels).loss
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate_at(step)
-        optimizer.step()
-        show_progress(step, settings.steps, loss.item(), time.monotonic() - started)
+    with ProgressDisplay(settings.steps) as display:
+        for step in range(1, settings.steps + 1):
+            ids, labels = encode(demonstrations(rng, settings, excluded), tokenizer)
+            loss = model(input_ids=ids, labels=labels).loss
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate_at(step)
+            optimizer.step()
+            display.show(step, f"steps of the warm start, loss {loss.item():.3f} nats/token")
     return model.eval(), tokenizer
-
-
-def show_progress(step: int, steps: int, loss: float, seconds: float) -> None:
-    """One line that is rewritten on a terminal; elsewhere a line every tenth of the way."""
-    text = f"warm start {step}/{steps}  loss {loss:.3f} nats/token  {seconds:.0f} s"
-    if sys.stdout.isatty():
-        print(f"\r{text}", end="\n" if step == steps else "", flush=True)
-    elif step % max(1, steps // 10) == 0:
-        print(text, flush=True)
 
 
 def is_done(out: Path, settings: Settings) -> bool:

@@ -16,7 +16,7 @@ import verl_aer
 
 PACKAGE = Path(verl_aer.__file__).parent
 
-HELPERS = {"errors", "extras", "_failure", "_files", "_import_hooks", "_processes", "_settings", "_tables"}
+HELPERS = {"errors", "extras", "_failure", "_files", "_import_hooks", "_processes", "_progress", "_settings", "_tables"}
 """Modules without a folder. They import each other at most."""
 
 CORE = {

@@ -12,7 +12,6 @@ import argparse
 import hashlib
 import json
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -24,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from verl_aer._files import replaced_atomically
+from verl_aer._progress import ProgressDisplay
 from verl_aer._tables import Table, as_text
 from verl_aer.data.dataset import BOXED, BadRow, DataSet, MathProblem, answer_kind
 from verl_aer.data.reading import Block, open_parquet, read_blocks
@@ -36,7 +36,6 @@ LONGEST_ANSWER = 1000
 """Characters; what is longer is a solution, and no rule can check it."""
 EXCERPT = 200
 """Characters of a question in the file of left-out rows."""
-PLAIN_PROGRESS_SECONDS = 10.0
 
 # Why a row is left out.
 REPEATED = "the same question and answer as an earlier row"
@@ -334,17 +333,18 @@ def run(dataset: DataSet, arguments: Sequence[str] | None = None) -> int:
     args = _parser(dataset).parse_args(arguments)
     settings = Settings(args.instruction, args.overlap, args.ngram)
     try:
-        report = prepare(
-            dataset,
-            args.out,
-            files=args.input,
-            against=args.against,
-            settings=settings,
-            strict=args.strict,
-            count_tokens=_token_counter(args.tokenizer) if args.tokenizer else None,
-            answer_error=_math_answer_error if args.check_answers else None,
-            on_progress=_progress_line(),
-        )
+        with ProgressDisplay() as display:
+            report = prepare(
+                dataset,
+                args.out,
+                files=args.input,
+                against=args.against,
+                settings=settings,
+                strict=args.strict,
+                count_tokens=_token_counter(args.tokenizer) if args.tokenizer else None,
+                answer_error=_math_answer_error if args.check_answers else None,
+                on_progress=lambda rows: display.show(rows, f"{rows:,} rows read"),
+            )
     except (VerlAerError, OSError) as error:
         print(f"{dataset.name}: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -415,20 +415,3 @@ def _counted(blocks: Iterable[Block], on_progress: Callable[[int], None]) -> Ite
         yield block
         rows += len(block.rows) + block.repeated
         on_progress(rows)
-
-
-def _progress_line() -> Callable[[int], None]:
-    """Show how many rows have been read: in place on a terminal, in a new line every few seconds elsewhere."""
-    started = told = time.monotonic()
-    live = sys.stderr.isatty()
-
-    def show(rows: int) -> None:
-        nonlocal told
-        now = time.monotonic()
-        if live or now - told > PLAIN_PROGRESS_SECONDS:
-            told = now
-            pace = rows / max(now - started, 1e-9)
-            text = f"{rows:,} rows read, {pace:,.0f} per second"
-            print(text, end="\r" if live else "\n", file=sys.stderr, flush=True)
-
-    return show

@@ -7,12 +7,13 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from verl_aer._failure import explain_failure
 from verl_aer._processes import GRACE_SECONDS, ProcessTree
+from verl_aer._progress import ProgressDisplay
 from verl_aer.errors import InputError
 from verl_aer.evaluation.config import EvaluationConfig
 from verl_aer.evaluation.samples import EvalProblem, SampleStore
@@ -20,7 +21,6 @@ from verl_aer.evaluation.samples import EvalProblem, SampleStore
 # Not multiprocessing, whose spawn imports the caller's main module again: scripts without a guard do not survive it.
 WORKER_COMMAND = [sys.executable, "-m", "verl_aer.evaluation.worker"]
 POLL_SECONDS = 0.5
-PLAIN_PROGRESS_SECONDS = 10.0
 
 
 class WorkerTask(NamedTuple):
@@ -61,24 +61,27 @@ def sample_with_workers(config: EvaluationConfig, batches: Sequence[Sequence[Eva
     """
     devices = _devices_of_workers(config)
     missing = store.missing(len(batches))
-    progress = Progress({number: len(batches[number]) * config.sampling.n for number in missing})
+    answers = {number: len(batches[number]) * config.sampling.n for number in missing}
+    display = ProgressDisplay(total=len(missing))
     workers: list[Worker] = []
     try:
         for place, own in enumerate(devices):
             task = WorkerTask(config, missing[place :: len(devices)], os.getpid())
             if task.batches:
                 workers.append(Worker(task, own, config.folder / f"worker-{place}.log"))
-        print(f"the model is loading; whole output: {config.folder}/worker-*.log", file=sys.stderr)
-        while missing:
-            time.sleep(POLL_SECONDS)
-            for worker in workers:
-                worker.tree.watch()
-            ended = [worker for worker in workers if worker.process.poll() is not None]
-            missing = store.missing(len(batches))
-            progress.show(missing)
-            for worker in ended:
-                if set(worker.batches) & set(missing):
-                    raise InputError("\n".join(explain_failure(worker.process.returncode, worker.log)))
+        display.note(f"whole output: {workers[0].log}")
+        with display:
+            while missing:
+                time.sleep(POLL_SECONDS)
+                for worker in workers:
+                    worker.tree.watch()
+                ended = [worker for worker in workers if worker.process.poll() is not None]
+                missing = store.missing(len(batches))
+                done = [answers[number] for number in answers.keys() - missing]
+                display.show(len(done), f"batches, {sum(done):,} answers" if done else "the model is loading")
+                for worker in ended:
+                    if set(worker.batches) & set(missing):
+                        raise InputError("\n".join(explain_failure(worker.process.returncode, worker.log)))
         for worker in workers:
             worker.tree.wait_until_gone(GRACE_SECONDS)
     finally:
@@ -112,29 +115,3 @@ def _gpus() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-class Progress:
-    """A line that counts the batches: in place on a terminal, a new one every few seconds elsewhere.
-
-    The pace is that since the first batch was there: loading the model is not in it.
-    """
-
-    def __init__(self, answers: Mapping[int, int]) -> None:
-        """answers: the number of answers of each batch."""
-        self.answers = answers
-        self.first: tuple[float, int] | None = None
-        self.told = 0.0
-
-    def show(self, missing: Collection[int]) -> None:
-        done = [answers for batch, answers in self.answers.items() if batch not in missing]
-        now, live = time.monotonic(), sys.stderr.isatty()
-        if not done or not (live or len(done) == len(self.answers) or now - self.told > PLAIN_PROGRESS_SECONDS):
-            return
-        self.told = now
-        self.first = self.first or (now, sum(done))
-        since_first = sum(done) - self.first[1]
-        pace = f", {since_first / (now - self.first[0]):.1f} per second" if since_first else ""
-        text = f"{len(done)}/{len(self.answers)} batches, {sum(done):,} answers sampled{pace}"
-        end = "\r" if live and len(done) < len(self.answers) else "\n"
-        print(text, end=end, file=sys.stderr, flush=True)

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.timing import machine
 from data_prep.dapo_math_17k import AFTER, BEFORE, DATA_SET
+from verl_aer._tables import Table, as_markdown
 
 PROBLEMS, COPIES = 17_917, 100
 ROWS_AT_ONCE = 100_000
@@ -102,10 +103,12 @@ def main(arguments: list[str]) -> int:
             command = [sys.executable, "-W", "ignore", "-m", "benchmarks.data", way, str(file)]
             found[way] = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
     print(f"{machine()}\n\n### {PROBLEMS * COPIES:,} rows in the shape of DAPO-Math-17k\n")
-    print("| | rows kept | seconds | ratio | peak memory, MiB |\n|---|---:|---:|---:|---:|")
+    rows = []
     for way, result in found.items():
         ratio = result["seconds"] / found["pandas"]["seconds"]
-        print(f"| {way} | {result['rows']:,} | {result['seconds']:.1f} | {ratio:.2f} | {result['peak'] / 2**20:,.0f} |")
+        row = [f"{result['rows']:,}", f"{result['seconds']:.1f}", f"{ratio:.2f}", f"{result['peak'] / 2**20:,.0f}"]
+        rows.append([way, *row])
+    print(as_markdown(Table("costs", ["", "rows kept", "seconds", "ratio", "peak memory, MiB"], rows)), end="")
     return 0
 
 

@@ -21,6 +21,7 @@ import verl
 from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 
 from verl_aer import EntropyControl, parse_entropy_config
+from verl_aer._tables import Table, as_text
 from verl_aer.parts.allocation import allocate
 from verl_aer.rollouts.groups import group_rows
 
@@ -80,7 +81,7 @@ def spread(times: list[float]) -> str:
 def main() -> None:
     torch.set_num_threads(1)
     print(f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, veRL {verl.__version__}")
-    print(f"{'trajectories':>12} {'groups':>7}  {'entropy control, s':<24} {'GRPO advantages, s':<24} ratio")
+    rows = []
     for prompts in PROMPTS:
         batch = make_batch(prompts)
         ours, verls = [], []
@@ -88,9 +89,9 @@ def main() -> None:
             ours.append(seconds(entropy_control, batch))
             verls.append(seconds(verls_advantages, batch))
         ratio = statistics.median(ours) / statistics.median(verls)
-        print(
-            f"{prompts * ROLLOUTS:12,d} {prompts:7,d}  {spread(ours):<24} {spread(verls):<24} {ratio:.2f}", flush=True
-        )
+        rows.append([f"{prompts * ROLLOUTS:,}", f"{prompts:,}", spread(ours), spread(verls), f"{ratio:.2f}"])
+    header = ["trajectories", "groups", "entropy control, s", "GRPO advantages, s", "ratio"]
+    print(as_text(Table("the driver's work per step", header, rows)), end="")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def main() -> int:
 
     costs = interleaved({name: lambda forward=forward: run(forward) for name, forward in PASSES.items()}, REPEATS)
     print(f"{machine()}\n\n### {TOKENS:,} tokens, hidden size {HIDDEN}, vocabulary {VOCABULARY:,}, float32\n")
-    print(table(costs, "veRL, unfused", 4 * TOKENS * VOCABULARY, "memory / logits"))
+    print(table(costs, "veRL, unfused", 4 * TOKENS * VOCABULARY, "memory / logits"), end="")
     return 0
 
 

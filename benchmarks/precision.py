@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from verl.utils.torch_functional import entropy_from_logits
 
 from benchmarks.timing import DEVICE, GPU, machine
+from verl_aer._tables import Table, as_markdown
 from verl_aer.kernels import logprob_and_entropy
 from verl_aer.parts.measure import Full
 
@@ -103,11 +104,9 @@ def both_ways(entropy: Entropy, logits: torch.Tensor, temperature: float) -> tup
 def measure(logits: torch.Tensor, temperature: float) -> str:
     wanted, gradient = both_ways(exactly, logits.double(), temperature)
     size = f"{TOKENS} tokens, vocabulary {VOCABULARY:,}"
-    lines = [
-        f"### Temperature {temperature}: {size}, mean entropy {wanted.mean():.3f}\n",
-        "| | mean error | error per token, sd | largest | entropies <= 0 | gradient, relative error |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
+    heading = f"### Temperature {temperature}: {size}, mean entropy {wanted.mean():.3f}"
+    header = ["", "mean error", "error per token, sd", "largest", "entropies <= 0", "gradient, relative error"]
+    rows = []
     paths: dict[str, Entropy] = {
         "ours (FSDP)": ours,
         "VeOmni, TorchTitan, Automodel": under_autocast,
@@ -119,11 +118,9 @@ def measure(logits: torch.Tensor, temperature: float) -> str:
         found, grad = both_ways(entropy, logits, temperature)
         error = found - wanted
         off = (grad - gradient).norm() / gradient.norm()
-        lines.append(
-            f"| {name} | {error.mean():+.5f} | {error.std():.5f} | {error.abs().max():.4f} "
-            f"| {(found <= 0).double().mean():.1%} | {off:.2%} |"
-        )
-    return "\n".join(lines) + "\n"
+        errors = [f"{error.mean():+.5f}", f"{error.std():.5f}", f"{error.abs().max():.4f}"]
+        rows.append([name, *errors, f"{(found <= 0).double().mean():.1%}", f"{off:.2%}"])
+    return f"{heading}\n\n{as_markdown(Table(heading, header, rows))}"
 
 
 def main() -> int:

@@ -153,8 +153,8 @@ def main() -> int:
     }
     wide = 4 * MICRO_BATCH_ROWS * (PROMPT + RESPONSE) * VOCABULARY
     print(f"{machine()}\n\n### A step of {ROWS} rollouts of {PROMPT} + {RESPONSE} tokens, vocabulary {VOCABULARY:,}\n")
-    print(table(interleaved(updates, REPEATS), base, wide, "memory / logits of a micro-batch"), end="\n\n")
-    print(table(interleaved(passes, REPEATS), base_pass, wide, "memory / logits of a micro-batch"))
+    print(table(interleaved(updates, REPEATS), base, wide, "memory / logits of a micro-batch"))
+    print(table(interleaved(passes, REPEATS), base_pass, wide, "memory / logits of a micro-batch"), end="")
     torch.distributed.destroy_process_group()
     return 0
 

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import psutil
 import torch
 
+from verl_aer._tables import Table, as_markdown
+
 GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if GPU else "cpu")
 
@@ -126,15 +128,15 @@ def _collect() -> None:
 
 def table(costs: Mapping[str, Cost], base: str, wide: int, memory_name: str) -> str:
     """Markdown: medians with their spread, as ratios to ``base``; memory in multiples of ``wide`` bytes."""
-    lines = [f"| | ms | spread | ratio | {memory_name} |", "|---|---:|---:|---:|---:|"]
+    rows = []
     median = {name: statistics.median(cost.seconds) for name, cost in costs.items() if cost.seconds}
     for name, cost in costs.items():
         if name not in median:
-            lines.append(f"| {name} | out of memory | | | |")
+            rows.append([name, "out of memory", "", "", ""])
             continue
         ms = [1000 * value for value in cost.seconds]
         spread = f"{min(ms):.3g}…{max(ms):.3g}" if max(ms) < 100 else f"{min(ms):.0f}…{max(ms):.0f}"
         middle = f"{statistics.median(ms):.3g}" if max(ms) < 100 else f"{statistics.median(ms):.0f}"
         ratio = f"{median[name] / median[base]:.3f}" if base in median else ""
-        lines.append(f"| {name} | {middle} | {spread} | {ratio} | {cost.extra_bytes / wide:.3f} |")
-    return "\n".join(lines)
+        rows.append([name, middle, spread, ratio, f"{cost.extra_bytes / wide:.3f}"])
+    return as_markdown(Table("costs", ["", "ms", "spread", "ratio", memory_name], rows))

@@ -15,6 +15,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from verl_aer._files import write_text_atomically
+from verl_aer._tables import Table, as_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "algorithms.md"
@@ -45,13 +46,11 @@ HEADER = """# What it works beside
 Written by `make support-table` from the tests that ran; a row is one test. *works*: the test passed. *refused*: veRL
 0.9.1 itself fails there, the preflight says so before the run starts, and a test shows that it does fail.
 
-| what | name | | test |
-|---|---|---|---|
 """
 
 
-def rows(report: Path) -> list[str]:
-    """One line of the table for each test case of a JUnit report."""
+def rows(report: Path) -> list[list[str]]:
+    """One row of the table for each test case of a JUnit report."""
     found = []
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         test, _, parameter = case.attrib["name"].partition("[")
@@ -60,7 +59,7 @@ def rows(report: Path) -> list[str]:
         failed = any(child.tag in ("failure", "error", "skipped") for child in case)
         outcome = "**fails**" if failed else "refused" if test == REFUSED else "works"
         name = parameter.rstrip("]")
-        found.append(f"| {KINDS[test]} | {f'`{name}`' if name else ''} | {outcome} | `{test}` |")
+        found.append([KINDS[test], f"`{name}`" if name else "", outcome, f"`{test}`"])
     return sorted(found)
 
 
@@ -75,7 +74,7 @@ def main() -> int:
         chosen = " or ".join(KINDS)
         command = [sys.executable, "-m", "pytest", "-q", "-k", chosen, f"--junitxml={report}", "tests"]
         done = subprocess.run(command, cwd=ROOT, check=False)
-        write_text_atomically(PAGE, HEADER + "\n".join(rows(report)) + "\n")
+        write_text_atomically(PAGE, HEADER + as_markdown(Table("tests", ["what", "name", "", "test"], rows(report))))
     print(f"wrote {PAGE.relative_to(ROOT)}")
     return done.returncode
 

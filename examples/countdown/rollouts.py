@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from examples.countdown.reward import is_correct
 from examples.countdown.task import LONGEST_ANSWER, CountdownProblem
+from verl_aer._tables import Table, as_text
 
 RESPONSE_LENGTH = LONGEST_ANSWER + 3
 """Tokens, the end of sequence included; two to spare, so that a wrong answer can be too long."""
@@ -33,14 +34,15 @@ class Competence:
 
     def report(self) -> str:
         """A table by level, then the entropy and the shares of hard and easy groups."""
-        lines = [f"{'level':>6} {'prompts':>8} {'pass@1':>7} {f'pass@{self.samples}':>7}"]
+        rows = []
         for level in [*np.unique(self.level), "all"]:
             accuracy = self.accuracy if level == "all" else self.accuracy[self.level == level]
             solved = (accuracy > 0).mean()
-            lines.append(f"{level!s:>6} {len(accuracy):8d} {accuracy.mean():7.3f} {solved:7.3f}")
+            rows.append([str(level), str(len(accuracy)), f"{accuracy.mean():.3f}", f"{solved:.3f}"])
+        table = Table("the policy by level", ["level", "prompts", "pass@1", f"pass@{self.samples}"], rows)
         hard, easy = (self.accuracy <= 0.25).mean(), (self.accuracy >= 0.75).mean()
-        lines.append(f"entropy {self.entropy:.3f} nats/token; group accuracy <= 0.25: {hard:.0%}, >= 0.75: {easy:.0%}")
-        return "\n".join(lines)
+        shares = f"group accuracy <= 0.25: {hard:.0%}, >= 0.75: {easy:.0%}"
+        return f"{as_text(table)}entropy {self.entropy:.3f} nats/token; {shares}"
 
 
 @torch.no_grad()

@@ -28,10 +28,10 @@ def test_clamped_by_topk_is_the_measure_that_ours_is_compared_on():
 
 def test_a_table_has_a_line_for_each_pass(monkeypatch):
     monkeypatch.setattr(logits, "REPEATS", 1)
-    lines = [line for line in logits.measure(8, 64, torch.float32).splitlines() if line.startswith("| ")]
-    assert [line.split(" | ")[0][2:] for line in lines[1:]] == list(logits.PASSES)
-    assert lines[1].split(" | ")[3] == "1.000"
-    assert all(float(line.split(" | ")[1]) > 0 for line in lines[1:])
+    lines = [line for line in logits.measure(8, 64, torch.float32).splitlines() if line.startswith("| ")][2:]
+    assert [line.split(" | ")[0][2:] for line in lines] == list(logits.PASSES)
+    assert lines[0].split(" | ")[3] == "1.000"
+    assert all(float(line.split(" | ")[1]) > 0 for line in lines)
 
 
 def test_what_stands_in_for_cudas_autocast_takes_the_same_operations_in_float32():
@@ -66,5 +66,5 @@ def test_a_path_that_needs_more_memory_than_there_is_has_no_numbers():
 
     costs = meter.interleaved({"base": lambda: 1.0, "greedy": greedy}, repeats=2)
     text = meter.table(costs, "base", 1, "memory")
-    assert "| greedy | out of memory | | | |" in text
+    assert "| greedy | out of memory |  |  |  |" in text
     assert costs["base"].seconds == [1.0, 1.0]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from verl_aer._tables import Table, as_markdown
 from verl_aer.control.loop import ControlState, Decision
 
 
@@ -141,9 +142,8 @@ METRICS = [
 
 def markdown_table() -> str:
     """METRICS as a Markdown table, for the README."""
-    rows = ["| metric | unit | formula | reading |", "|---|---|---|---|"]
-    rows += [f"| `{m.name}` | {m.unit} | {m.formula} | {m.reading} |" for m in METRICS]
-    return "\n".join(rows) + "\n"
+    rows = [[f"`{metric.name}`", metric.unit, metric.formula, metric.reading] for metric in METRICS]
+    return as_markdown(Table("metrics", ["metric", "unit", "formula", "reading"], rows))
 
 
 def decision_metrics(decision: Decision | None, state: ControlState) -> dict[str, float]:

@@ -3,8 +3,8 @@
 
 # verl_command OVERRIDES...   fills VERL with the arguments of veRL's command; the user's overrides come last
 verl_command() {
-    VERL=(--config-path pkg://verl_aer.config --config-name aer_trainer)
-    [ "$HARDWARE" = gpu ] || VERL+=(hardware=cpu)
+    VERL=()
+    [ "$HARDWARE" = gpu ] || VERL+=(+hardware=cpu)
     VERL+=(
         "trainer.nnodes=$NODES"
         "trainer.n_gpus_per_node=$GPUS_PER_NODE"
@@ -43,7 +43,7 @@ expand() {
         OVERRIDES=("$@")
     else
         local method=${1:-aer} text
-        text=$(OVERRIDES_ONLY=1 bash "$RECIPE" "${method#entropy=}" "${@:2}") || fail "RECIPE=$RECIPE failed, see above" 2
+        text=$(OVERRIDES_ONLY=1 bash "$RECIPE" "${method#+entropy=}" "${@:2}") || fail "RECIPE=$RECIPE failed, see above" 2
         # How many machines there are is the job's to say.
         mapfile -t OVERRIDES < <(grep -vE '^trainer\.(nnodes|n_gpus_per_node)=' <<<"$text")
     fi

@@ -116,15 +116,13 @@ def train(
 
 
 def training_command(run: Run, entropy: str, *, seed: int, steps: int, overrides: Sequence[str] = ()) -> list[str]:
-    """The user's own command: veRL's entry point with our config beside it."""
+    """Build the user's own command: veRL's entry point, and `+entropy=` with the method."""
     method = settings.AER_OVERRIDES if entropy.startswith("aer") else []
     return [
         sys.executable,
         "-m",
         "verl.trainer.main_ppo",
-        "--config-path=pkg://verl_aer.config",
-        "--config-name=aer_trainer",
-        f"entropy={entropy}",
+        f"+entropy={entropy}",
         *hardware_overrides(),
         *settings.verl_overrides(run.data, run.model, seed, steps),
         *method,
@@ -143,7 +141,7 @@ def training_command(run: Run, entropy: str, *, seed: int, steps: int, overrides
 def hardware_overrides() -> list[str]:
     """What this machine needs: settings for a CPU, or for a GPU without flash-attn, or none."""
     if not accelerator_is_here():
-        return ["hardware=cpu"]
+        return ["+hardware=cpu"]
     return [] if importlib.util.find_spec("flash_attn") is not None else settings.WITHOUT_FLASH_ATTENTION
 
 

@@ -19,11 +19,8 @@ run_recipe() {
     local method=${1:-aer}
     [ $# -gt 0 ] && shift
     local out=${OUT:-runs}/$name/$method-seed$SEED
-    local config=(
-        --config-path pkg://verl_aer.config --config-name aer_trainer
-    )
     local overrides=(
-        "entropy=$method"
+        "+entropy=$method"
         "data.train_files=$DATA/dapo_math_17k.parquet"
         "data.val_files=[$DATA/aime24.parquet,$DATA/aime25.parquet,$DATA/amc23.parquet,$DATA/math500.parquet]"
         "data.seed=$SEED"
@@ -51,7 +48,7 @@ run_recipe() {
         printf '%s\n' "${overrides[@]}"
         exit
     fi
-    config+=(
+    local config=(
         "trainer.experiment_name=$name-$method-seed$SEED"
         "trainer.default_local_dir=$out/checkpoints"
         "trainer.validation_data_dir=$out/validation"

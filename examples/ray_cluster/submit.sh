@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # One training run as a job of a Ray cluster that is there already; everything after the script goes to veRL.
 #
-#   RAY_API_SERVER_ADDRESS=http://HEAD:8265 OUT=/shared/runs NODES=2 examples/ray_cluster/submit.sh entropy=aer ...
+#   RAY_API_SERVER_ADDRESS=http://HEAD:8265 OUT=/shared/runs NODES=2 examples/ray_cluster/submit.sh +entropy=aer ...
 #   DRY_RUN=1 ... examples/ray_cluster/submit.sh ...     shows the command, the runtime environment and the config
 #
 # RUN names the run's folder below OUT, which all nodes share. The nodes need veRL and what it needs; this package is
@@ -16,7 +16,6 @@ RUN=${RUN:-run-$(date +%Y%m%d-%H%M%S)}
 folder=$OUT/$RUN
 
 config=(
-    --config-path pkg://verl_aer.config --config-name aer_trainer
     "trainer.nnodes=$NODES"
     "trainer.n_gpus_per_node=$GPUS_PER_NODE"
     "trainer.experiment_name=$RUN"

@@ -59,9 +59,9 @@ def register() -> None:
             return batch
 
         def _begin(self, method: str) -> None:
-            with initialize_config_module("verl_aer.config", version_base=None):
+            with initialize_config_module("verl.trainer.config", version_base=None):
                 overrides = [*OUT_OF_REACH.get(get_method(method).target.kind, []), *OF_METHOD.get(method, [])]
-                preset = compose("aer_trainer", overrides=[f"entropy={method}", *overrides])
+                preset = compose("ppo_trainer", overrides=[f"+entropy={method}", *overrides])
             actor = self.config.actor_rollout_ref.actor
             with open_dict(self.config):
                 self.config.entropy = preset.entropy

@@ -51,8 +51,8 @@ def files(tmp_path: Path) -> dict[str, Path]:
 
 def good_overrides(files: dict[str, Path]) -> list[str]:
     return [
-        "entropy=aer",
-        "hardware=cpu",
+        "+entropy=aer",
+        "+hardware=cpu",
         f"data.train_files={files['data']}",
         f"data.val_files={files['data']}",
         f"reward.custom_reward_function.path={files['reward']}",
@@ -62,8 +62,12 @@ def good_overrides(files: dict[str, Path]) -> list[str]:
 
 
 def composed(files: dict[str, Path], *overrides: str) -> DictConfig:
-    with initialize_config_module("verl_aer.config", version_base=None):
-        return compose("aer_trainer", overrides=[*good_overrides(files), *overrides])
+    """veRL's config with our overrides; a method among them takes the place of aer."""
+    good = good_overrides(files)
+    if any(override.startswith("+entropy=") for override in overrides):
+        good.remove("+entropy=aer")
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", overrides=[*good, *overrides])
 
 
 def everything(config: DictConfig, on_driver: bool = False) -> list[Problem]:
@@ -87,7 +91,7 @@ def test_a_good_config_has_no_problem(files):
 
 @pytest.mark.parametrize("method", method_names())
 def test_every_preset_runs_on_the_same_settings(files, method):
-    assert problems_of(files, f"entropy={method}") == {}
+    assert problems_of(files, f"+entropy={method}") == {}
 
 
 SEPARATE = [
@@ -109,7 +113,7 @@ BYPASS = ["algorithm.rollout_correction.bypass_mode=true"]
 
 
 def test_shaping_without_entropies_runs_in_bypass_mode(files):
-    assert problems_of(files, "entropy=entropic", *BYPASS) == {}
+    assert problems_of(files, "+entropy=entropic", *BYPASS) == {}
 
 
 # (overrides, key that is named, what the message or its fix says)
@@ -125,10 +129,10 @@ BAD = [
     (["actor_rollout_ref.actor.entropy_coeff=0.01"], "actor_rollout_ref.actor.entropy_coeff", "entropy=fixed"),
     (["actor_rollout_ref.actor.calculate_entropy=false"], "actor_rollout_ref.actor.calculate_entropy", "=true"),
     (["actor_rollout_ref.rollout.n=1"], "actor_rollout_ref.rollout.n", "aer_no_allocation"),
-    (["entropy=ceeh_me", "actor_rollout_ref.rollout.n=1"], "actor_rollout_ref.rollout.n", "aer_no_allocation"),
-    (["entropy=ares", "actor_rollout_ref.rollout.n=1"], "actor_rollout_ref.rollout.n", "aer_no_allocation"),
-    (["entropy=ares", *BYPASS], "entropy.reward_shaping.kind", "bypass_mode=false"),
-    (["entropy=steer", *BYPASS], "entropy.advantage_shaping.kind", "bypass_mode=false"),
+    (["+entropy=ceeh_me", "actor_rollout_ref.rollout.n=1"], "actor_rollout_ref.rollout.n", "aer_no_allocation"),
+    (["+entropy=ares", "actor_rollout_ref.rollout.n=1"], "actor_rollout_ref.rollout.n", "aer_no_allocation"),
+    (["+entropy=ares", *BYPASS], "entropy.reward_shaping.kind", "bypass_mode=false"),
+    (["+entropy=steer", *BYPASS], "entropy.advantage_shaping.kind", "bypass_mode=false"),
     (["entropy.question_memory.max_questions=0"], "entropy.question_memory.max_questions", ">= 1"),
     (["distillation.enabled=true"], "distillation.enabled", "=false"),
     (["trainer.v1.trainer_mode=sync"], "trainer.v1.trainer_mode", "aer_sync"),
@@ -181,9 +185,9 @@ def test_all_problems_are_reported_together(files):
 
 def test_a_method_that_is_a_policy_loss_needs_that_loss(files):
     key = "actor_rollout_ref.actor.policy_loss.loss_mode"
-    assert "'vanilla'" in problems_of(files, "entropy=clip_cov", f"{key}=vanilla")[key]
+    assert "'vanilla'" in problems_of(files, "+entropy=clip_cov", f"{key}=vanilla")[key]
     # Its numbers may be tuned.
-    assert problems_of(files, "entropy=clip_cov", "actor_rollout_ref.actor.policy_loss.clip_cov_ratio=0.001") == {}
+    assert problems_of(files, "+entropy=clip_cov", "actor_rollout_ref.actor.policy_loss.clip_cov_ratio=0.001") == {}
 
 
 @pytest.mark.guards("bug 9")
@@ -198,8 +202,8 @@ def test_a_measure_of_the_logits_is_refused_where_no_engine_has_them(files, kind
 
 
 def test_a_measure_of_the_sample_needs_no_logits(files):
-    assert problems_of(files, "entropy=skywork", "actor_rollout_ref.model.use_fused_kernels=true") == {}
-    assert problems_of(files, "entropy=ceeh_me", "actor_rollout_ref.model.use_fused_kernels=true") == {}
+    assert problems_of(files, "+entropy=skywork", "actor_rollout_ref.model.use_fused_kernels=true") == {}
+    assert problems_of(files, "+entropy=ceeh_me", "actor_rollout_ref.model.use_fused_kernels=true") == {}
 
 
 def test_what_is_pushed_needs_logits_as_what_is_measured_does(files):
@@ -208,23 +212,23 @@ def test_what_is_pushed_needs_logits_as_what_is_measured_does(files):
     assert list(problems_of(files, pushed, fused)) == ["entropy.pushed.kind"]
     assert list(problems_of(files, pushed, "actor_rollout_ref.actor.strategy=veomni")) == ["entropy.pushed.kind"]
     # Measured and pushed alike is one problem.
-    assert list(problems_of(files, "entropy=aent", fused)) == ["entropy.measure.kind"]
+    assert list(problems_of(files, "+entropy=aent", fused)) == ["entropy.measure.kind"]
 
 
 def test_in_bypass_mode_one_pass_computes_one_measure_of_the_logits(files):
     bypass = ["algorithm.rollout_correction.bypass_mode=true", "actor_rollout_ref.rollout.calculate_log_probs=true"]
     shown = problems_of(files, "entropy.pushed.kind=clamped", *bypass)
     assert "'full' is measured in the update, where 'clamped' is pushed" in shown["entropy.pushed.kind"]
-    assert "entropy.pushed.kind" in problems_of(files, "entropy=aent", "entropy.pushed.kind=full", *bypass)
+    assert "entropy.pushed.kind" in problems_of(files, "+entropy=aent", "entropy.pushed.kind=full", *bypass)
     assert "entropy.pushed.kind" in problems_of(
-        files, "entropy=aent", "entropy/pushed=clamped", "entropy.pushed.p=0.4", *bypass
+        files, "+entropy=aent", "entropy/pushed=clamped", "entropy.pushed.p=0.4", *bypass
     )
     for right in (
-        ["entropy=skywork"],
-        ["entropy=aent"],
-        ["entropy=aent", "entropy.pushed.kind=sampled"],
-        ["entropy=aent", "entropy.pushed.kind=clamped"],
-        ["entropy=aer", "entropy.measure.kind=sampled", "entropy.pushed.kind=clamped"],
+        ["+entropy=skywork"],
+        ["+entropy=aent"],
+        ["+entropy=aent", "entropy.pushed.kind=sampled"],
+        ["+entropy=aent", "entropy.pushed.kind=clamped"],
+        ["+entropy=aer", "entropy.measure.kind=sampled", "entropy.pushed.kind=clamped"],
     ):
         assert problems_of(files, *right, *bypass) == {}
 
@@ -239,7 +243,7 @@ def test_a_target_that_nothing_uses_is_a_note(files):
 
 
 def test_group_of_one_is_fine_where_difficulty_is_not_asked(files):
-    assert problems_of(files, "entropy=aer_no_allocation", "actor_rollout_ref.rollout.n=1") == {}
+    assert problems_of(files, "+entropy=aer_no_allocation", "actor_rollout_ref.rollout.n=1") == {}
 
 
 @pytest.mark.parametrize(
@@ -287,7 +291,7 @@ def test_the_reward_is_called_once_and_on_the_driver_only(files, calls):
     [
         "reward.reward_model.enable=true",
         "entropy.correctness.threshold=0.0",
-        "entropy=fixed",
+        "+entropy=fixed",
         "data.train_files=/nowhere/train.parquet",
     ],
 )
@@ -495,7 +499,7 @@ def test_what_moves_the_entropy_may_change_on_resume_and_is_named(files):
 @pytest.mark.e2e
 def test_stock_main_ends_before_ray_with_all_problems(files, tmp_path):
     """The user's own command, with the config group added to veRL's primary config."""
-    overrides = [o for o in good_overrides(files) if not o.startswith(("entropy=", "hardware="))]
+    overrides = [o for o in good_overrides(files) if not o.startswith(("+entropy=", "+hardware="))]
     command = [sys.executable, "-W", "ignore", "-m", "verl.trainer.main_ppo"]
     command += ["+entropy=aer", "+hardware=cpu", *overrides]
     command += ["entropy.target.tau=1.3", "actor_rollout_ref.actor.entropy_coeff=0.1"]
@@ -509,7 +513,6 @@ def test_stock_main_ends_before_ray_with_all_problems(files, tmp_path):
 
 
 def test_user_can_switch_the_method_with_one_word(files):
-    with initialize_config_module("verl_aer.config", version_base=None):
-        fixed = compose("aer_trainer", overrides=[*good_overrides(files)[1:], "entropy=fixed"])
+    fixed = composed(files, "+entropy=fixed")
     assert OmegaConf.select(fixed, "entropy.controller.kind") == "fixed"
     assert fixed.trainer.v1.trainer_mode == "aer_sync"

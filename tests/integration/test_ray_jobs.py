@@ -169,7 +169,7 @@ def test_a_job_trains_on_two_nodes_that_lack_the_package(bare_cluster, tmp_path)
     }
     command = [
         str(ROOT / "examples" / "ray_cluster" / "submit.sh"),
-        "hardware=cpu",
+        "+hardware=cpu",
         *countdown_overrides(tmp_path, steps=2),
     ]
     done = subprocess.run(

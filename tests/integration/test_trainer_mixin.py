@@ -35,8 +35,11 @@ def composed(*overrides: str):
 
 @functools.cache
 def composed_once(*overrides: str):
-    with initialize_config_module("verl_aer.config", version_base=None):
-        return compose("aer_trainer", overrides=["hardware=cpu", "actor_rollout_ref.rollout.n=2", *overrides])
+    method = next((override for override in overrides if override.startswith("entropy=")), "entropy=aer")
+    others = [override for override in overrides if override != method]
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        fixed = [f"+{method}", "+hardware=cpu", "actor_rollout_ref.rollout.n=2"]
+        return compose("ppo_trainer", overrides=[*fixed, *others])
 
 
 def rows(entropy: float | None, tokens: int = 4) -> BatchRows:

@@ -43,7 +43,7 @@ def countdown_overrides(inputs: Path, steps: int) -> list[str]:
     """The Countdown example at a size that takes seconds a step: 4 prompts of 4 rollouts, two mini-batches."""
     example = settings.verl_overrides(inputs / "data", inputs / "model", seed=0, steps=steps)
     return [
-        "entropy=aer",
+        "+entropy=aer",
         *(override for override in example if not override.startswith(SET_BY_THE_LAUNCHER)),
         *SMALL,
         "trainer.save_freq=1",

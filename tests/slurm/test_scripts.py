@@ -129,7 +129,7 @@ def test_a_time_limit_is_read_as_squeue_prints_it(limit, seconds):
 
 def test_a_job_that_slurm_would_stop_at_once_is_refused(tmp_path):
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1", "OUT": str(tmp_path / "out")}
-    done = script("train", "entropy=aer", **job, **fake(tmp_path, scontrol="echo n1", squeue="echo 15:00"))
+    done = script("train", "+entropy=aer", **job, **fake(tmp_path, scontrol="echo n1", squeue="echo 15:00"))
     assert done.returncode == 2
     assert "the job's time limit is 900 s, and SIGNAL_SECONDS=600 before its end it is stopped" in done.stderr
 
@@ -190,7 +190,7 @@ def test_a_run_that_was_stopped_is_not_finished(tmp_path, left, asked, result, f
     ],
 )
 def test_what_the_launcher_decides_is_refused_as_an_override(override, advice):
-    done = script("train", "entropy=aer", override, DRY_RUN="1")
+    done = script("train", "+entropy=aer", override, DRY_RUN="1")
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("verl_aer: the job failed (exit code 2): " + override)
     assert advice in done.stderr
@@ -220,7 +220,7 @@ def test_a_dry_run_shows_every_command_and_submits_nothing(tmp_path):
         "SBATCH_EXTRA": "--exclusive --mem=0",
     }
     done = script(
-        "train", "entropy=aer", "data.seed=1", DRY_RUN="1", RUN="first", OUT=str(tmp_path / "o"), **path, **site
+        "train", "+entropy=aer", "data.seed=1", DRY_RUN="1", RUN="first", OUT=str(tmp_path / "o"), **path, **site
     )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "o").exists()
@@ -228,7 +228,7 @@ def test_a_dry_run_shows_every_command_and_submits_nothing(tmp_path):
     (submission,) = shown["submission"]
     for word in ("--nodes=2", "--gpus-per-node=8", "--account=proj", "--partition=gpu", "--exclusive", "--mem=0"):
         assert word in submission
-    assert submission[-3:] == [str(FOLDER / "train.sbatch"), "entropy=aer", "data.seed=1"]
+    assert submission[-3:] == [str(FOLDER / "train.sbatch"), "+entropy=aer", "data.seed=1"]
     head, worker, wait = shown["Ray"]
     assert "--nodelist=NODE1" in head
     assert head[head.index("-m") :][1:3] == ["verl_aer.launch.ray_node", "head"]
@@ -236,13 +236,13 @@ def test_a_dry_run_shows_every_command_and_submits_nothing(tmp_path):
     assert worker[worker.index("-m") :][1:3] == ["verl_aer.launch.ray_node", "worker"]
     assert wait[wait.index("cluster") :][-2:] == ["NODE1", "NODE2"]
     (training,) = shown["training"]
-    assert training[-2:] == ["entropy=aer", "data.seed=1"]
+    assert training[-2:] == ["+entropy=aer", "data.seed=1"]
     assert {"trainer.nnodes=2", "trainer.n_gpus_per_node=8", "trainer.experiment_name=first"} <= set(training)
     assert f"trainer.default_local_dir={tmp_path}/o/first/checkpoints" in training
 
 
 def test_a_dry_run_composes_the_config_and_names_its_problems():
-    overrides = ["entropy=aer", "actor_rollout_ref.rollout.n=1"]
+    overrides = ["+entropy=aer", "actor_rollout_ref.rollout.n=1"]
     done = script("train", *overrides, DRY_RUN="1", PYTHON=sys.executable, HARDWARE="cpu")
     assert done.returncode == 2
     assert "groups have 1 rollout" in done.stdout
@@ -257,7 +257,7 @@ def test_a_recipe_is_trained_with_its_own_settings_on_the_jobs_machines():
     done = script("train", "clip_higher", "data.seed=5", DRY_RUN="1", RECIPE=recipe, NODES="2", GPUS_PER_NODE="4")
     (training,) = commands(done.stdout)["training"]
     last = dict(word.partition("=")[::2] for word in training)
-    assert (last["entropy"], last["data.seed"], last["data.train_batch_size"]) == ("clip_higher", "5", "256")
+    assert (last["+entropy"], last["data.seed"], last["data.train_batch_size"]) == ("clip_higher", "5", "256")
     assert (last["trainer.nnodes"], last["trainer.n_gpus_per_node"]) == ("2", "4")
     assert last["trainer.default_local_dir"].endswith("/runs/run-JOB/checkpoints")
     failed = script("train", "aer", DRY_RUN="1", RECIPE="/no/recipe.sh")
@@ -273,7 +273,7 @@ def test_a_recipe_is_trained_with_its_own_settings_on_the_jobs_machines():
 )
 def test_in_a_container_every_command_runs_inside(container, words):
     site = {"CONTAINER": container, "CONTAINER_IMAGE": "/i/verl.sqsh", "CONTAINER_MOUNTS": "/shared:/shared"}
-    shown = commands(script("train", "entropy=aer", DRY_RUN="1", NODES="2", **site).stdout)
+    shown = commands(script("train", "+entropy=aer", DRY_RUN="1", NODES="2", **site).stdout)
     lines = [*shown["Ray"], *shown["training"]]
     assert len(lines) == 4
     for line in lines:
@@ -331,14 +331,14 @@ def test_an_array_covers_its_grid_exactly_once(one_node, methods, settings, seed
         assert done.returncode == 0, done.stderr
         (training,) = commands(done.stdout)["training"]
         assert training[-1] == "last=1"
-        overrides = training[next(i for i, word in enumerate(training) if word.startswith("entropy=")) : -1]
+        overrides = training[next(i for i, word in enumerate(training) if word.startswith("+entropy=")) : -1]
         name = next(w.removeprefix("trainer.experiment_name=") for w in training if "experiment_name" in w)
         found.append((name, tuple(overrides)))
     expected = {
         (
             f"sweep/{method}{'-' + label if label else ''}-seed{seed}",
             (
-                f"entropy={method}", f"data.seed={seed}", f"actor_rollout_ref.actor.data_loader_seed={seed}",
+                f"+entropy={method}", f"data.seed={seed}", f"actor_rollout_ref.actor.data_loader_seed={seed}",
                 f"actor_rollout_ref.actor.fsdp_config.seed={seed}", f"actor_rollout_ref.rollout.seed={seed}",
                 *text.split(),
             ),
@@ -397,7 +397,7 @@ OPEN = 'read_settings; open_run first "$A" "$B"; [ -n "$ATTEMPT" ] && echo "atte
 
 def open_run(folder: Path, job: str = "7", restart: str = "", **more: str) -> subprocess.CompletedProcess[str]:
     allocation = {"SLURM_JOB_ID": job, "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1"}
-    settings = {"A": "entropy=aer", "B": "data.seed=1", "OUT": str(folder / "out")}
+    settings = {"A": "+entropy=aer", "B": "data.seed=1", "OUT": str(folder / "out")}
     restarts = {"SLURM_RESTART_COUNT": restart} if restart else {}
     return sourced(OPEN, **{**allocation, **settings, **restarts, **more})
 
@@ -459,7 +459,7 @@ def test_the_metrics_of_all_attempts_are_one_log_without_the_line_that_a_kill_cu
 def test_a_job_of_a_ray_cluster_is_shown_and_not_submitted(tmp_path):
     environment = {**ENVIRONMENT, "OUT": "/shared/runs", "RUN": "first", "NODES": "2", "DRY_RUN": "1"}
     environment |= {"PYTHON": sys.executable, "RUNTIME_ENV": "--env HF_HOME=/shared/hf"}
-    command = [str(ROOT / "examples" / "ray_cluster" / "submit.sh"), "entropy=aer", "actor_rollout_ref.rollout.n=8"]
+    command = [str(ROOT / "examples" / "ray_cluster" / "submit.sh"), "+entropy=aer", "actor_rollout_ref.rollout.n=8"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     words = shlex.split(done.stdout.splitlines()[0])

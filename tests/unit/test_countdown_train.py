@@ -24,7 +24,7 @@ def run(tmp_path: Path) -> train.Run:
 def test_the_command_is_verls_own_entry_point_with_the_method_in_one_word(run):
     command = train.training_command(run, "fixed", seed=1, steps=7, overrides=["entropy.controller.coefficient=0.1"])
     assert command[1:3] == ["-m", "verl.trainer.main_ppo"]
-    assert "entropy=fixed" in command
+    assert "+entropy=fixed" in command
     assert "trainer.total_training_steps=7" in command
     # Last, so that it wins over what the example sets.
     assert command[-1] == "entropy.controller.coefficient=0.1"
@@ -32,18 +32,18 @@ def test_the_command_is_verls_own_entry_point_with_the_method_in_one_word(run):
 
 @pytest.mark.parametrize(
     ("accelerator", "flash_attn", "expected"),
-    [(False, False, ["hardware=cpu"]), (True, True, []), (True, False, settings.WITHOUT_FLASH_ATTENTION)],
+    [(False, False, ["+hardware=cpu"]), (True, True, []), (True, False, settings.WITHOUT_FLASH_ATTENTION)],
 )
 def test_a_gpu_without_flash_attention_takes_torchs(accelerator, flash_attn, expected, run, monkeypatch):
     monkeypatch.setattr(train, "accelerator_is_here", lambda: accelerator)
     monkeypatch.setattr(train.importlib.util, "find_spec", lambda name: name if flash_attn else None)
     command = train.training_command(run, "aer", seed=0, steps=5)
-    known = {"hardware=cpu", *settings.WITHOUT_FLASH_ATTENTION}
+    known = {"+hardware=cpu", *settings.WITHOUT_FLASH_ATTENTION}
     assert [word for word in command if word in known] == expected
 
 
 def test_without_flash_attention_the_config_composes(run):
-    model = compose(["entropy=aer", *settings.WITHOUT_FLASH_ATTENTION], "aer_trainer", "pkg://verl_aer.config")
+    model = compose(["+entropy=aer", *settings.WITHOUT_FLASH_ATTENTION])
     assert model.actor_rollout_ref.model.use_remove_padding is False
     assert model.actor_rollout_ref.actor.use_remove_padding is False
     assert model.actor_rollout_ref.model.override_config == {"attn_implementation": "sdpa"}

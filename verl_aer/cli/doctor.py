@@ -11,7 +11,7 @@ from verl_aer.cli.arguments import examples
 EXAMPLES = examples(
     "doctor",
     "doctor +entropy=aer data.train_files=train.parquet data.val_files=dev.parquet",
-    "doctor --config-path pkg://verl_aer.config --config-name aer_trainer entropy=aer hardware=cpu",
+    "doctor --config-path pkg://my_recipe.config --config-name my_trainer +entropy=aer",
 )
 
 

@@ -244,7 +244,12 @@ def check_resources() -> list[Check]:
     return checks
 
 
-def config_checks(overrides: Sequence[str], config_name: str, config_path: str, elsewhere: bool = False) -> list[Check]:
+def config_checks(
+    overrides: Sequence[str],
+    config_name: str = "ppo_trainer",
+    config_path: str = VERL_CONFIGS,
+    elsewhere: bool = False,
+) -> list[Check]:
     """The run's config, composed as veRL composes it, and its problems."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException

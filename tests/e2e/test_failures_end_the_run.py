@@ -7,35 +7,33 @@ import signal
 
 import pytest
 
-from tests.e2e.conftest import START_SECONDS
+from tests.e2e.conftest import START_SECONDS, Training
 from tests.e2e.test_train_and_resume import latest_step
 from verl_aer._failure import explain_failure
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(900)]
 
 WITHIN_SECONDS = 60
 GENERATION_SECONDS = 25
 """Longer than the first step's generation takes on two busy cores, everything loaded for the first time."""
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(
-    "victim",
-    # The other two end the run by the same watchdog, which tests/integration/test_watchdog_ray.py holds on Ray alone.
-    [
-        "ray::WorkerDict",
-        *(pytest.param(f, marks=pytest.mark.slow) for f in ("VLLM::EngineCore", "ray::SimpleStorageUnit")),
-    ],
-)
-def test_a_dead_process_ends_the_run_with_its_cause(train, victim):
-    training = train("run", "aer", steps=1000)
-    training.wait_for(lambda: len(training.steps) >= 1, START_SECONDS)
-    (pid,) = training.pids_named(victim)
+def assert_a_killed_worker_ends_the_run(training: Training, name: str) -> None:
+    """Kill the run's only process of this name: the run ends within a minute, with the cause last."""
+    (pid,) = training.pids_named(name)
     os.kill(pid, signal.SIGKILL)
     assert training.wait(WITHIN_SECONDS) not in (0, None)
     assert training.leaves_nothing(WITHIN_SECONDS)
     said = "\n".join(explain_failure(training.process.returncode, training.run.log))
     assert "WorkerDiedError" in said, said
+
+
+# tests/e2e/test_tour.py kills a training worker.
+@pytest.mark.parametrize("victim", ["VLLM::EngineCore", "ray::SimpleStorageUnit"])
+def test_a_dead_process_ends_the_run_with_its_cause(train, victim):
+    training = train("run", "aer", steps=1000)
+    training.wait_for(lambda: len(training.steps) >= 1, START_SECONDS)
+    assert_a_killed_worker_ends_the_run(training, victim)
 
 
 HANGING_REWARD = """
@@ -49,9 +47,6 @@ def compute_score(data_source, solution_str, ground_truth, extra_info=None):
 """
 
 
-# A minute and a half of waiting for what tests/unit/test_watchdog.py holds by itself.
-@pytest.mark.slow
-@pytest.mark.timeout(900)
 def test_generation_that_stands_still_ends_the_run_with_the_last_good_checkpoint(train, tmp_path):
     checkpoints, flag, reward = tmp_path / "checkpoints", tmp_path / "hang", tmp_path / "reward.py"
     reward.write_text(HANGING_REWARD.format(flag=str(flag)))

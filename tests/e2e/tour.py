@@ -1,10 +1,14 @@
-"""A trainer that goes through all methods in one real run: loaded by veRL's own switch for modules of users.
+"""Train many configurations on one cluster: a trainer that changes method and reward every few steps.
 
-Each method gets three steps. It is saved after the second with veRL's checkpoint, and the third starts from that
-checkpoint: a resume on the cluster that is there.
+veRL loads this module by its switch for modules of users. Each leg of the tour has three steps. The trainer saves
+veRL's checkpoint after the second step and resumes from it before the third, on the running cluster. After the last
+leg it trains on, so that a test can kill one of its processes.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
 
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf, open_dict
@@ -15,14 +19,49 @@ from verl_aer.control.step import StepControl
 from verl_aer.integration.availability import TRAINER_MODES
 
 STEPS = 3
-"""Of each method; the state is saved before the last of them."""
+"""Steps of each leg. The trainer saves before the last of them."""
 
-OUT_OF_REACH = {
+TOTAL_STEPS = 1000
+"""More than the tour has: the run is still training when its last leg is over."""
+
+REWARD = """
+from pathlib import Path
+
+KIND = Path(__file__).with_name("reward_kind.txt")
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None):
+    '''Right or wrong by the answer's length: an untrained policy has groups of every accuracy.'''
+    right = float(len(solution_str) % 2)
+    match KIND.read_text():
+        case "plus_and_minus_one":
+            return 2 * right - 1
+        case "two_of_three_judged":
+            return {"score": right, "acc": None if len(solution_str) % 3 == 0 else right}
+        case "judged":
+            return {"score": right, "acc": right}
+"""
+
+
+class Leg(NamedTuple):
+    """One configuration of the tour."""
+
+    method: str
+    reward: str = "judged"
+    overrides: tuple[str, ...] = ()
+
+
+LEGS = {name: Leg(name) for name in method_names()} | {
+    "fixed_any_reward": Leg("fixed", "plus_and_minus_one"),
+    "aer_threshold": Leg("aer", "plus_and_minus_one", ("entropy.correctness.threshold=0",)),
+    "aer_unjudged": Leg("aer", "two_of_three_judged"),
+}
+
+OF_TARGET = {
     "absolute": ["entropy.target.entropy=5.0"],
     "anchored": ["entropy.target.tau=1.0"],
     "band": ["entropy.target.low=5.0", "entropy.target.high=6.0"],
 }
-"""Settings with which α, or the pull, moves within three steps: with the defaults it would stay at a bound."""
+"""Targets out of reach, so that α, or the push, moves within three steps: with the defaults it stays at a bound."""
 
 OF_METHOD = {
     # An untrained policy is sure of no token.
@@ -36,7 +75,7 @@ TRAINER_MODES["aer_tour"] = "sync"
 
 
 def register() -> None:
-    # Not above: veRL imports this module before its plug-ins, and with them the CPU platform, are there.
+    # Not at the top: veRL imports this module before its plug-ins, and they bring the CPU platform.
     from transfer_queue import KVBatchMeta
     from verl.trainer.ppo.v1.trainer_base import register_trainer
 
@@ -44,13 +83,15 @@ def register() -> None:
     from verl_aer.integration.trainer import EntropyTrainerSync
 
     @register_trainer("aer_tour")
-    class MethodTour(EntropyTrainerSync):
-        """veRL's synchronous trainer with another method every STEPS steps."""
+    class TourTrainer(EntropyTrainerSync):
+        """veRL's synchronous trainer with another configuration every STEPS steps."""
 
         def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
-            method, nth = divmod(self.global_steps - 1, STEPS)
+            leg, nth = divmod(self.global_steps - 1, STEPS)
+            if leg >= len(LEGS):
+                return super().step(metrics, timing_raw)
             if nth == 0:
-                self._begin(method_names()[method])
+                self._begin(list(LEGS)[leg])
             if nth == STEPS - 1:
                 self._resume()
             batch = super().step(metrics, timing_raw)
@@ -58,9 +99,11 @@ def register() -> None:
                 self._save_checkpoint()
             return batch
 
-        def _begin(self, method: str) -> None:
+        def _begin(self, name: str) -> None:
+            method, reward, overrides = LEGS[name]
+            Path(self.config.reward.custom_reward_function.path).with_name("reward_kind.txt").write_text(reward)
+            overrides = [*OF_TARGET.get(get_method(method).target.kind, []), *OF_METHOD.get(method, []), *overrides]
             with initialize_config_module("verl.trainer.config", version_base=None):
-                overrides = [*OUT_OF_REACH.get(get_method(method).target.kind, []), *OF_METHOD.get(method, [])]
                 preset = compose("ppo_trainer", overrides=[f"+entropy={method}", *overrides])
             actor = self.config.actor_rollout_ref.actor
             with open_dict(self.config):
@@ -75,7 +118,7 @@ def register() -> None:
             self.entropy_config = checked.entropy
             self.step_control = StepControl(self.entropy_config.resolve(self.total_training_steps), self.entropy_source)
             self._install_loss()
-            print(f"[tour] step {self.global_steps}: {method}", flush=True)
+            print(f"[tour] step {self.global_steps}: {name}", flush=True)
 
         def _resume(self) -> None:
             step, before = self.global_steps, (self.step_control.control.state, self.step_control.memory)

@@ -23,6 +23,7 @@ def assert_clean(training: Training, steps: int) -> None:
     assert "Traceback" not in training.log
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_colocate_async_with_two_ranks_and_filtered_groups(train, reward):
     training = train(

@@ -7,7 +7,7 @@ import pytest
 from tests.e2e.conftest import Inputs
 from tests.e2e.test_modes_and_algorithms import assert_clean
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 STEPS = 5
 CONSTANT = """

@@ -6,7 +6,7 @@ import pytest
 
 from tests.e2e.test_modes_and_algorithms import RUN_SECONDS
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 
 @pytest.mark.timeout(900)

@@ -1,6 +1,8 @@
 # The two commands that a newcomer needs:
 #   make quickstart   set up an environment, train for real on whatever is here (CPU or GPU), show the result
-#   make test         the same environment, all tests that need no GPU
+#   make test         the same environment, the tests of ten minutes, in two processes; nothing changes outside the clone
+# make test-slurm starts a real Slurm, as root, and installs it with apt if it is missing; make test-all runs the tests
+# of `make test`, the slow ones and those of Slurm.
 # make bench prints what this package costs as ratios against veRL's own path; make mutants puts small faults into
 # the code and expects a test to fail for each; make verl-tests VERL_TESTS=<folder> runs veRL's own tests with and
 # without the plug-in.
@@ -29,9 +31,12 @@ export PYTHONUNBUFFERED := 1
 
 HAS_GPU := $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi >/dev/null 2>&1 && echo yes)
 
+# Of pytest-xdist; tests/conftest.py says which tests share a process.
+PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
+
 CONSTRAINTS := constraints/$(if $(filter yes,$(HAS_GPU)),gpu,cpu).txt
 
-.PHONY: quickstart test bench mutants verl-tests support-table lint format clean install
+.PHONY: quickstart test test-slurm test-all bench mutants verl-tests support-table lint format clean install
 .DEFAULT_GOAL := quickstart
 
 install: $(INSTALLED)
@@ -59,7 +64,16 @@ quickstart: $(INSTALLED)
 
 test: $(INSTALLED)
 	@mkdir -p $(TMPDIR)
-	$(BIN)/python -m pytest -m 'not gpu and not slow' --durations=15 $(ARGS)
+	$(BIN)/python -m pytest $(PROCESSES) -m 'not gpu and not slow and not slurm' --durations=15 $(ARGS)
+
+test-slurm: $(INSTALLED)
+	@mkdir -p $(TMPDIR)
+	$(BIN)/python -m pytest -m 'slurm and not slow' --durations=15 tests/slurm
+
+test-all: $(INSTALLED)
+	@mkdir -p $(TMPDIR)
+	$(BIN)/python -m pytest $(PROCESSES) -m 'not gpu and not slurm' --durations=15
+	$(BIN)/python -m pytest -m slurm --durations=15 tests/slurm
 
 bench: $(INSTALLED)
 	@mkdir -p $(TMPDIR)

@@ -95,6 +95,9 @@ class RenamingFinder(MetaPathFinder):
         spec = PathFinder.find_spec(fullname.removesuffix(SUFFIX), path)
         if spec is None or not isinstance(spec.loader, SourceFileLoader):
             return spec
+        if fullname == spec.name and self._symbol.name not in Path(spec.origin).read_text():
+            # Nothing to rename: the cached bytecode saves most of the time.
+            return spec
         loader = RenamingLoader(fullname, spec.loader.path)
         loader.symbol = self._symbol
         return importlib.util.spec_from_file_location(

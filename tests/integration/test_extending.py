@@ -18,20 +18,27 @@ COMPOSE = """
 import sys
 from hydra import compose, initialize_config_module
 import verl
+from verl_aer import ConfigError
 from verl_aer.integration.preflight import read_entropy_config
-with initialize_config_module("verl.trainer.config", version_base=None):
-    config = compose("ppo_trainer", overrides=["+hardware=cpu", *sys.argv[1:]])
-entropy = read_entropy_config(config)
-print(config.trainer.v1.trainer_mode, repr(entropy.allocation), entropy.target.kind, entropy.controller.kind)
+for overrides in sys.argv[1:]:
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        config = compose("ppo_trainer", overrides=["+hardware=cpu", *overrides.split()])
+    try:
+        entropy = read_entropy_config(config)
+    except ConfigError as error:
+        print(str(error).splitlines()[1].strip())
+        continue
+    print(config.trainer.v1.trainer_mode, repr(entropy.allocation), entropy.target.kind, entropy.controller.kind)
 """
 
 
-@pytest.fixture
-def outside(tmp_path: Path) -> dict[str, str]:
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment of a user whose modules lie in their own folder."""
-    (tmp_path / "my_entropy.py").write_text(EXAMPLE)
-    (tmp_path / "my_controller.py").write_text(CONTROLLER)
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    folder = tmp_path_factory.mktemp("outside")
+    (folder / "my_entropy.py").write_text(EXAMPLE)
+    (folder / "my_controller.py").write_text(CONTROLLER)
+    path = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "VERL_USE_EXTERNAL_MODULES": "my_entropy,my_controller", "PYTHONPATH": path}
 
 
@@ -44,19 +51,19 @@ def test_the_example_is_under_thirty_lines():
     assert len(EXAMPLE.splitlines()) < 30
 
 
-def test_the_example_runs_from_outside_the_package(outside):
-    found = run(outside, "-c", COMPOSE, "+entropy=aer_quadratic", "entropy.allocation.scale=0.5")
-    assert found.stdout.split("\n")[-2] == "aer_sync Quadratic(scale=0.5) anchored pi", found.stderr
-
-
-def test_its_part_goes_into_another_method(outside):
-    found = run(outside, "-c", COMPOSE, "+entropy=aent", "entropy/allocation=quadratic")
-    assert found.stdout.split("\n")[-2] == "aer_sync Quadratic(scale=1.0) band pi", found.stderr
-
-
-def test_its_settings_are_checked(outside):
-    found = run(outside, "-c", COMPOSE, "+entropy=aer_quadratic", "entropy.allocation.scale=-1")
-    assert "entropy.allocation.scale: must be > 0, got -1" in found.stderr
+def test_verl_composes_the_example_from_outside_the_package_and_checks_it(outside):
+    found = run(
+        outside,
+        *("-c", COMPOSE, "+entropy=aer_quadratic entropy.allocation.scale=0.5"),
+        "+entropy=aent entropy/allocation=quadratic",
+        "+entropy=aer_quadratic entropy.allocation.scale=-1",
+    )
+    *composed, problem = found.stdout.splitlines()[-3:]
+    assert composed == [
+        "aer_sync Quadratic(scale=0.5) anchored pi",
+        "aer_sync Quadratic(scale=1.0) band pi",
+    ], found.stderr
+    assert problem.startswith("1. entropy.allocation.scale: must be > 0, got -1")
 
 
 def test_it_weighs_as_written(outside):

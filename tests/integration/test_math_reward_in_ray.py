@@ -25,6 +25,8 @@ pytestmark = [
 ]
 
 LIMIT_S = 2.0
+LATE_S = 5.0
+"""Most that a limit may be late: other tests run at the same time."""
 # Response, ground truth, score, reason.
 ANSWERS = (
     (r"so \boxed{x^2+1}", "1+x^2", 1.0, ""),
@@ -171,7 +173,7 @@ def test_hostile_answers_in_an_actor_end_at_their_limit_and_leave_nothing(thread
     for hostile in ("9^{9^{9^9}}", "10000000!", "(" * 450 + ")" * 450):
         result, seconds = ray.get(caller.score.remote(hostile, "x+1", thread))
         assert (result["score"], result["reason"]) == (0.0, "time limit")
-        assert seconds < LIMIT_S + 1.0
+        assert seconds < LIMIT_S + LATE_S
         assert ray.get(caller.score.remote("(x+1)^2", "x^2+2x+1", thread))[0]["score"] == 1.0
     processes = ray.get(caller.processes.remote())
     ray.kill(caller)

@@ -5,7 +5,7 @@
 # of `make test`, the slow ones and those of Slurm.
 # make bench prints what this package costs as ratios against veRL's own path; make mutants puts small faults into
 # the code and expects a test to fail for each; make verl-tests VERL_TESTS=<folder> runs veRL's own tests with and
-# without the plug-in.
+# without the plug-in. make docs writes the generated pages of docs/ and builds the site.
 # PYTHON chooses the interpreter (3.10 to 3.12). TORCH_ARGS is passed to pip with torch alone, for example to name
 # the index of PyTorch's CPU builds where pip would otherwise choose a CUDA build.
 
@@ -88,6 +88,20 @@ bench: $(INSTALLED)
 support-table: $(INSTALLED)
 	@mkdir -p $(TMPDIR)
 	$(BIN)/python -m tests.support_table
+
+PAGES := *.md docs/*.md docs/*.png docs/methods/*.md examples/*/README.md slurm/README.md data_prep/README.md
+
+.PHONY: docs
+docs: $(INSTALLED)
+	@mkdir -p $(TMPDIR)
+	$(BIN)/python -m pip install --quiet -e '.[docs]'
+	$(BIN)/python -m tools.write_docs
+	@rm -rf $(CACHE)/site
+	@mkdir -p $(CACHE)/site/pages
+	@cp mkdocs.yml $(CACHE)/site
+	@cp --parents $(PAGES) $(CACHE)/site/pages
+	$(BIN)/zensical build --strict --config-file $(CACHE)/site/mkdocs.yml
+	@echo "the site: $(CACHE)/site/html/index.html"
 
 mutants: $(INSTALLED)
 	@mkdir -p $(TMPDIR)

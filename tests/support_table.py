@@ -30,7 +30,7 @@ KINDS = {
     "test_masked_tool_tokens_neither_count_nor_get_a_bonus": "multi-turn, tool tokens masked",
     "test_kl_loss_stays_verls_own": "KL loss against a reference policy",
     "test_every_mode_keeps_verls_own_switches_under_our_name": "trainer mode",
-    "test_gradients_do_not_depend_on_the_cut": "training engine, as the whole batch on one rank",
+    "test_gradients_do_not_depend_on_the_cut": "training engine, equal to the whole batch on one rank",
     "test_every_engine_calls_the_loss_by_the_same_three_names": "contract of Megatron, VeOmni, TorchTitan, Automodel",
     "test_killed_run_resumes_bit_for_bit_and_leaves_nothing_behind": "real run: sync, two ranks, save, kill, resume",
     "test_colocate_async_with_two_ranks_and_filtered_groups": "real run: colocate_async, two ranks, DAPO's filtering",
@@ -41,10 +41,11 @@ KINDS = {
 
 REFUSED = "test_an_estimator_that_is_refused_would_fail"
 
-HEADER = """# What it works beside
+HEADER = """# Support table
 
-Written by `make support-table` from the tests that ran; a row is one test. *works*: the test passed. *refused*: veRL
-0.9.1 itself fails there, the preflight says so before the run starts, and a test shows that it does fail.
+`make support-table` writes this page from the tests that it runs; each row is one test. *works*: the test passed.
+*refused*: veRL 0.9.1 fails there without this package too. The checks before a run say so, and a test shows that it
+fails.
 
 """
 

@@ -56,13 +56,6 @@ def test_methods_are_listed_with_their_standing(capsys: pytest.CaptureFixture[st
         assert method.summary in line
 
 
-def test_the_page_of_the_methods_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["methods", "--markdown"]) == 0
-    page = capsys.readouterr().out
-    assert page == (ROOT / "docs" / "methods.md").read_text(), "run `verl-aer methods --markdown > docs/methods.md`"
-    assert re.findall(r"^## (\w+)$", page, flags=re.MULTILINE) == method_names()
-
-
 @pytest.mark.parametrize("name", method_names())
 def test_a_method_is_explained_with_every_setting(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods", name]) == 0

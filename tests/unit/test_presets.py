@@ -16,7 +16,6 @@ from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue
 
-from tests.unit.test_readme import leaves
 from verl_aer import (
     Allocation,
     ConfigError,
@@ -62,6 +61,14 @@ def own_registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def composed(*overrides: str, with_hydra: bool = False) -> DictConfig:
     return compose(overrides=list(overrides), return_hydra_config=with_hydra)
+
+
+def leaves(node: dict, path: tuple[str, ...] = ()) -> dict[str, object]:
+    """Return dotted key -> value of every leaf."""
+    found = {}
+    for key, value in node.items():
+        found |= leaves(value, (*path, key)) if isinstance(value, dict) else {".".join((*path, key)): value}
+    return found
 
 
 def entropy_node(*overrides: str) -> dict:

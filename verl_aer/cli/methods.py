@@ -13,15 +13,12 @@ EXAMPLES = examples("methods", "methods aer")
 
 def methods(
     name: Annotated[str | None, typer.Argument(help="Method to explain in full.", show_default=False)] = None,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page docs/methods.md.")] = False,
 ) -> None:
     """List the registered methods, or explain one of them."""
-    from verl_aer.reports.method_catalog import explanation, method_table, methods_page
+    from verl_aer.reports.method_catalog import explanation, method_table
 
     import_modules_of_the_user()
-    if name is not None:
-        print(explanation(name), end="")
-    elif markdown:
-        print(methods_page(), end="")
-    else:
+    if name is None:
         print_table(method_table(), markdown=False)
+    else:
+        print(explanation(name), end="")

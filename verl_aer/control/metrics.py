@@ -141,8 +141,8 @@ METRICS = [
 
 
 def markdown_table() -> str:
-    """METRICS as a Markdown table, for the README."""
-    rows = [[f"`{metric.name}`", metric.unit, metric.formula, metric.reading] for metric in METRICS]
+    """Write METRICS as a Markdown table."""
+    rows = [[f"`{metric.name}`", metric.unit, f"`{metric.formula}`", metric.reading] for metric in METRICS]
     return as_markdown(Table("metrics", ["metric", "unit", "formula", "reading"], rows))
 
 

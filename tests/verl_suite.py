@@ -26,7 +26,7 @@ PLUGINS = {"without": "none", "with": "auto"}
 """Values of VERL_USE_EXTERNAL_PLUGINS."""
 
 SECONDS_PER_FILE = 240
-"""A test that waits for more CPUs than there are would wait for ever."""
+"""A test that waits for more CPUs than there are would wait forever."""
 
 TESTS = ("*_on_cpu.py", "models/test_engine.py")
 """Below the folder of tests. The second holds those of veRL's engines in the layout of its older trainers, which need a

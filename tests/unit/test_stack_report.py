@@ -57,7 +57,7 @@ class Trainer:
 @pytest.fixture
 def trainer(tmp_path, monkeypatch):
     def get(answers, timeout):
-        assert timeout is not None, "a report must not wait for ever"
+        assert timeout is not None, "a report must not wait forever"
         return [question(held) for question, held in answers]
 
     monkeypatch.setattr(report, "ray", SimpleNamespace(get=get))

@@ -1,4 +1,4 @@
-"""End a run that can make no more progress, with the reason, where veRL would wait for ever.
+"""End a run that can make no more progress, with the reason, where veRL would wait forever.
 
 Two waits of veRL's v1 trainers have no limit:
 

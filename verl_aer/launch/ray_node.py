@@ -30,7 +30,7 @@ from verl_aer.errors import VerlAerError
 
 LEAST_CPUS = 16
 """Ray's CPUs are slots: veRL's actors reserve one or more each and do not use them all the time. With a slot for each
-core of a small node they would wait for each other for ever."""
+core of a small node they would wait for each other forever."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
 """SIGUSR2 because srun hands it on: at SIGTERM it kills its step at once, which leaves no time to clean up."""
 POLL_INTERVAL_S = 0.5

@@ -245,7 +245,7 @@ def group_rows(
     prompt_of_row = np.full(len(real), -1, dtype=np.int64)
     prompt_of_row[rows] = prompt
 
-    # Sorted, so that each session's rows are neighbours, and sums of fractions are the same for any order of
+    # Sorted, so that each session's rows are neighbors, and sums of fractions are the same for any order of
     # rows.
     order = _order_by(prompt, session[rows], index[rows])
     rows, prompt = rows[order], prompt[order]

@@ -45,7 +45,7 @@ class Observation(NamedTuple):
 
 
 class QuestionMemoryConfig(Settings):
-    """How questions are recognised and remembered."""
+    """How questions are recognized and remembered."""
 
     question_key: str = "question_id"
     """Name of a stable id in the data set's ``extra_info``; where a row has none, data source and prompt are its id."""

@@ -87,7 +87,7 @@ bench: $(INSTALLED)
 
 support-table: $(INSTALLED)
 	@mkdir -p $(TMPDIR)
-	$(BIN)/python -m tests.support_table
+	$(BIN)/python -m tools.support_table
 
 PAGES := *.md docs/*.md docs/*.png docs/methods/*.md examples/*/README.md slurm/README.md data_prep/README.md
 
@@ -113,7 +113,7 @@ verl-tests: $(INSTALLED)
 	@mkdir -p $(TMPDIR)
 	@# Apart from the environment: a plug-in of pytest there would be part of our own tests too.
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(CACHE)/pytest-asyncio pytest-asyncio
-	PYTHONPATH=$(CACHE)/pytest-asyncio $(BIN)/python -m tests.verl_suite $(VERL_TESTS)
+	PYTHONPATH=$(CACHE)/pytest-asyncio $(BIN)/python -m tools.run_verl_tests $(VERL_TESTS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -21,7 +21,7 @@ from verl.workers.utils.losses import ppo_loss
 import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
 from tests.integration.test_loss_equals_verl import COEFFICIENT, LENGTHS, actor_config, make_rows, train
 from tests.integration.test_trainer_mixin import MODES, composed
-from tests.support_table import PAGE, listed
+from tools.support_table import PAGE, listed
 from verl_aer.integration.loss import entropy_loss
 from verl_aer.integration.preflight import UNSUPPORTED_ESTIMATORS
 

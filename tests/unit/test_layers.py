@@ -31,7 +31,8 @@ CORE = {
 
 ALLOWED = {
     **CORE,
-    "cpu": set(),
+    "forking": set(),
+    "cpu": {"forking"},
     "integration": {*CORE, "cpu"},
     # Tools. These three know nothing of entropy control: `rollouts` gives evaluation the id of a question.
     "rewards": set(),

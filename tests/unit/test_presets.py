@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -147,6 +149,12 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 
 def test_the_settings_for_a_machine_without_an_accelerator_are_a_group():
     assert composed("+hardware=cpu").trainer.device == "cpu"
+
+
+def test_without_an_accelerator_workers_start_with_an_interpreter_that_is_there():
+    command = shlex.split(composed("+hardware=cpu").ray_kwargs.ray_init.runtime_env.py_executable)
+    done = subprocess.run([*command, "-c", "print('here')"], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "here\n", done.stderr
 
 
 def test_what_a_user_registers_later_is_a_preset_and_a_member_of_its_group(own_registry):

@@ -9,6 +9,8 @@ A method or part is known if it has been registered before Hydra composes.
 
 from __future__ import annotations
 
+import shlex
+import sys
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -21,6 +23,9 @@ from verl_aer.parts.base import ROLES, get_part, part_names
 VERL_SETTINGS = "_verl_aer"
 """The group of what a method needs of veRL. A preset includes it; it lies outside the node ``entropy``."""
 
+FORKED_PYTHON = "_forked_python"
+FORKED_PYTHON_MODULE = "verl_aer.forking.python"
+
 
 def store_presets() -> None:
     """Store every registered part and method in Hydra's ConfigStore."""
@@ -30,6 +35,15 @@ def store_presets() -> None:
             store.store(group=f"entropy/{role}", name=name, node=_part_node(role, name), provider=PROVIDER)
     for name in method_names():
         _store_method(store, name, get_method(name))
+    store.store(
+        group=VERL_SETTINGS, name=FORKED_PYTHON, package="_global_", node=_nested(forked_python()), provider=PROVIDER
+    )
+
+
+def forked_python() -> dict[str, Any]:
+    """What `hardware=cpu` includes and a file cannot say: the command that starts Ray's workers."""
+    # By the module's name: a Ray job that brings the package has it in another folder on each node.
+    return {"ray_kwargs.ray_init.runtime_env.py_executable": f"{shlex.quote(sys.executable)} -m {FORKED_PYTHON_MODULE}"}
 
 
 def _store_method(store: ConfigStore, name: str, method: Method) -> None:

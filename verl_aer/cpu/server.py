@@ -8,11 +8,18 @@ from typing import Any
 import ray
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 
+from verl_aer.forking.server import children_started_with
+
 
 class CPUServer(vLLMHttpServer):
     """veRL's vLLM server; its engine loads :class:`verl_aer.cpu.worker.CPUWorkerExtension`."""
 
     weight_update_error: str | None = None
+
+    async def launch_server(self, *args: Any, **kwargs: Any) -> None:
+        """Let the engine's process start as Ray's workers do, then launch it."""
+        with children_started_with(ray.get_runtime_context().runtime_env.get("py_executable")):
+            await super().launch_server(*args, **kwargs)
 
     def _get_worker_extension_cls(self) -> str:
         return "verl_aer.cpu.worker.CPUWorkerExtension"

@@ -72,8 +72,6 @@ def verl_overrides(data: Path, model: Path, seed: int, steps: int = STEPS) -> li
         f"{actor}.use_kl_loss=false",
         f"{actor}.data_loader_seed={seed}",
         f"{actor}.fsdp_config.seed={seed}",
-        # One agent worker would hold up the generation of so many short responses.
-        f"{rollout}.agent.num_workers=2",
         f"{rollout}.n={ROLLOUTS}",
         f"{rollout}.temperature=1.0",
         f"{rollout}.seed={seed}",

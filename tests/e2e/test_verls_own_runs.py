@@ -18,6 +18,9 @@ def test_verls_legacy_trainer_trains_as_it_does_without_us(train, reward):
         reward,
         "trainer.use_v1=false",
         "actor_rollout_ref.rollout.checkpoint_engine.backend=naive",
+        # What `hardware=cpu` has instead is for the v1 trainers.
+        "actor_rollout_ref.rollout.agent.agent_loop_manager_class=null",
+        "reward.num_workers=1",
         steps=3,
     )
     assert training.wait(RUN_SECONDS) == 0, training.log[-3000:]

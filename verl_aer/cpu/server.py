@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,14 @@ class CPUServer(vLLMHttpServer):
         """Let the engine's process start as Ray's workers do, then launch it."""
         with children_started_with(ray.get_runtime_context().runtime_env.get("py_executable")):
             await super().launch_server(*args, **kwargs)
+
+    async def generate_many(self, requests: list[dict[str, Any]]) -> list[Any]:
+        """One answer for each request of :meth:`generate`, an exception where it fails."""
+        # `generate` changes the sampling parameters, and requests that travelled together share them.
+        calls = (
+            self.generate(**{**request, "sampling_params": {**request["sampling_params"]}}) for request in requests
+        )
+        return await asyncio.gather(*calls, return_exceptions=True)
 
     def _get_worker_extension_cls(self) -> str:
         return "verl_aer.cpu.worker.CPUWorkerExtension"

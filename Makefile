@@ -84,6 +84,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -W ignore -m benchmarks.step
 	$(BIN)/python -W ignore -m benchmarks.precision
 	$(BIN)/python -W ignore -m benchmarks.data
+	$(BIN)/python -W ignore -m benchmarks.stack
 
 support-table: $(INSTALLED)
 	@mkdir -p $(TMPDIR)

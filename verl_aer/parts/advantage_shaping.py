@@ -1,7 +1,7 @@
-"""Advantage shapings: what becomes of a token's advantage before the policy loss sees it.
+"""Advantage shapings: change each token's advantage before the policy loss reads it.
 
-They act on the driver, once per step, on the advantages that veRL's estimator has computed. Multiplying an advantage by
-w >= 0 is multiplying its token's loss by w: PPO's loss, clipped or not, is linear in the advantage.
+They run on the driver, once per step, on the advantages from veRL's estimator. Multiplying an advantage by w >= 0
+multiplies its token's loss by w, because PPO's loss, clipped or not, is linear in the advantage.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ class AdvantageShaping(Part, role="advantage_shaping"):
     """Base of advantage shapings."""
 
     shapes: ClassVar[bool] = True
-    """Whether advantages change at all; if not, they need not be fetched."""
+    """Whether the advantages change; if not, they are not fetched."""
 
     uses_accuracy: ClassVar[bool] = True
-    """Whether it reads ``rollouts.correct`` or the groups' accuracy; without it any reward will do."""
+    """Whether it reads ``rollouts.correct`` or the groups' accuracy; if not, any reward works."""
 
     uses_entropy: ClassVar[bool] = False
     """Whether it needs the tokens' entropies, which veRL does not have in bypass mode."""
 
     uses_alpha: ClassVar[bool] = False
-    """Whether alpha steers the entropy through it: the synthetic plant then takes it for what a bonus does."""
+    """Whether alpha steers the entropy through it; the simulation then models it as an entropy bonus."""
 
     @abstractmethod
     def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:
-        """A' of each token, ``(N, T)``; what it returns outside the mask is not read.
+        """Return A' of each token, ``(N, T)``; values outside the mask are ignored.
 
         Args:
-            tokens: advantages and what is known of each token.
-            rollouts: the rows that they are of.
+            tokens: advantages, log-probs and entropies of the tokens.
+            rollouts: the rows of these tokens.
             weight: ``(N,)``, the allocation's weight of each row.
             alpha: the global coefficient of this step.
         """
@@ -61,9 +61,9 @@ class NoAdvantageShaping(AdvantageShaping):
 class EntropyBonus(AdvantageShaping):
     """A' = A + w(q) * min(a * H, |A| / kappa), without a gradient through H.
 
-    Where the policy was uncertain a good token counts for more and a bad one for less; with kappa > 1 no advantage
-    changes its sign. w(q) is the allocation's: CEEH-EA (arXiv 2602.22642) shapes hard questions alone, with a and kappa
-    of arXiv 2506.14758, of which public ports give 0.4 and 2.
+    Where the policy was uncertain, good tokens count more and bad tokens count less. With kappa > 1 no advantage
+    changes its sign. w(q) is the allocation's weight: CEEH-EA (arXiv 2602.22642) shapes only hard questions. It takes
+    a and kappa from arXiv 2506.14758; public ports of that paper use 0.4 and 2.
     """
 
     uses_accuracy: ClassVar[bool] = False
@@ -72,7 +72,7 @@ class EntropyBonus(AdvantageShaping):
     a: float = Field(0.4, ge=0)
     """Advantage per nat."""
     kappa: float = Field(2.0, gt=0)
-    """The bonus is at most the advantage divided by this."""
+    """The bonus is at most |A| divided by this."""
 
     def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:
         bonus = torch.minimum(self.a * tokens.entropy, tokens.advantages.abs() / self.kappa)
@@ -81,15 +81,15 @@ class EntropyBonus(AdvantageShaping):
 
 @register_part("steer")
 class Steer(AdvantageShaping):
-    """A' = w * A, less for tokens whose update would change the entropy much (STEER, arXiv 2510.10150):
+    """A' = w * A, with a lower w for tokens whose update would change the entropy more (STEER, arXiv 2510.10150):
 
         Omega = A * (1 - pi) * (log pi + H)
         linear       w = highest - (|Omega| - min|Omega|) / (max|Omega| - min|Omega|) * (highest - lowest)
         exponential  w = max(lowest, exp(-k * |Omega|)),   k = -ln(lowest) / max(max|Omega|, 0.02)
 
-    pi is the probability of the sampled token, min and max are over the tokens of the step. All of it is of the policy
-    of the old log-probs, so that the weights do not depend on how a batch is cut; the authors' code takes pi from the
-    policy in training, and min and max from each micro-batch.
+    pi is the probability of the sampled token; min and max are over the tokens of the step. All values come from the
+    policy of the old log-probs, so the weights do not depend on the split into micro-batches. The authors' code takes
+    pi from the policy in training, and min and max from each micro-batch.
     """
 
     uses_accuracy: ClassVar[bool] = False
@@ -98,9 +98,9 @@ class Steer(AdvantageShaping):
     weighting: Literal["linear", "exponential"] = "linear"
     """Which of the formulas above."""
     lowest: float = Field(0.8, gt=0)
-    """Weight of the token that moves the entropy most; <= 1 with weighting=exponential."""
+    """Weight of the token that changes the entropy most; <= 1 with weighting=exponential."""
     highest: float = 1.2
-    """Weight of the token that moves it least, >= lowest; exponential does not read it."""
+    """Weight of the token that changes the entropy least, >= lowest; ignored with weighting=exponential."""
 
     @field_validator("lowest")
     @classmethod
@@ -135,16 +135,16 @@ class Steer(AdvantageShaping):
 class Signed(AdvantageShaping):
     """A' = A - alpha * |A| on tokens with pi > probability, A' = A on the others (EntroPIC, arXiv 2511.15248).
 
-    With alpha > 0, entropy too low, tokens that the policy was sure of are rewarded less and punished more; with
-    alpha < 0 the other way round. The authors' code adds the term apart from PPO's, without a clip of the ratio and
-    averaged over these tokens alone.
+    alpha > 0 means that the entropy is too low: confident tokens are then rewarded less and punished more. alpha < 0
+    does the opposite. The authors' code adds the term separately from PPO's loss, without clipping the ratio and
+    averaged over only these tokens.
     """
 
     uses_accuracy: ClassVar[bool] = False
     uses_alpha: ClassVar[bool] = True
 
     probability: float = Field(0.95, ge=0, lt=1)
-    """Tokens that were more likely than this are weighed. 0.95 is the code's."""
+    """Only tokens more likely than this are shaped. 0.95 is the value of the authors' code."""
 
     def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:
         sure = tokens.log_probs.exp() > self.probability
@@ -154,9 +154,9 @@ class Signed(AdvantageShaping):
 def shape_advantages(
     shaping: AdvantageShaping, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float
 ) -> torch.Tensor:
-    """What ``shaping.shape`` says, and the advantage as it was outside the mask.
+    """Apply ``shaping`` inside the mask, and keep the advantages outside it.
 
-    Raises ShapingError for another shape than ``(N, T)``, and for a value in the mask that is not finite.
+    Raises ShapingError if the result does not have the shape ``(N, T)`` or is not finite inside the mask.
     """
     shaped = shaping.shape(tokens, rollouts, weight, alpha)
     name = f"advantage shaping {shaping.kind!r}"

@@ -1,9 +1,9 @@
-"""Allocation: which trajectory gets how much exploration.
+"""Allocations: distribute the global coefficient alpha over the prompts.
 
     lambda_i = alpha * w(q_i)
 
-Every rollout of prompt q gets the same weight w(q) >= 0, computed on the driver from the group's accuracy and
-constant within the step; no gradient flows through it.
+Every rollout of prompt q gets the same weight w(q) >= 0. The driver computes it from the group's accuracy. It is
+constant within the step, and no gradient flows through it.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from verl_aer.rollouts.groups import Groups
 
 
 class AllocationError(VerlAerError, ValueError):
-    """An allocation returned weights that cannot be used; the message names the prompt and the value."""
+    """Invalid weights from an allocation; the message names the prompt and the value."""
 
 
 class Allocation(Part, role="allocation"):
-    """Base of allocations: a rule from groups to one weight per prompt."""
+    """Base of allocations: a rule that maps groups to one weight per prompt."""
 
     uses_accuracy: ClassVar[bool] = True
-    """Whether the weights depend on group accuracy; without it a group of one rollout is enough."""
+    """Whether the weights depend on group accuracy; if not, a group of one rollout is enough."""
 
     uses_questions: ClassVar[bool] = False
-    """Whether ``groups`` has to hold what is remembered of each question."""
+    """Whether ``groups`` must hold the history of each question."""
 
     @abstractmethod
     def weights(self, groups: Groups) -> np.ndarray:
-        """Weight of each prompt, ``(P,)`` float64, finite and >= 0."""
+        """Return the weight of each prompt, ``(P,)`` float64, finite and >= 0."""
 
 
 @register_part("uniform")
@@ -44,33 +44,33 @@ class Uniform(Allocation):
     uses_accuracy: ClassVar[bool] = False
 
     def weights(self, groups: Groups) -> np.ndarray:
-        """``(P,)`` ones."""
         return np.ones(len(groups.accuracy))
 
 
 @register_part("difficulty")
 class Difficulty(Allocation):
-    """Harder prompts get more, easy ones none: with g the group's accuracy,
+    """Harder prompts get more, easy prompts get none; with g the group's accuracy,
 
         linear       w(q) = max(0, rho - g) / rho
         step         w(q) = 1 if g < rho else 0
 
-    then, in this order:
+    and then, in this order:
 
         w(q) = 0                      where g = 0, unless include_all_wrong
         w(q) = 0                      where H(q) > entropy_ceiling * H0
-        w(q) + s * (1 - w(q))         for all other prompts, with the s >= 0 that lifts mean(w) to mean_floor
+        w(q) + s * (1 - w(q))         for all other prompts, with the s >= 0 that raises mean(w) to mean_floor
 
     H(q) is the mean entropy of the prompt's rollouts.
 
-    A policy that gets good leaves few prompts below rho. Without the floor alpha then rises by 1 / mean(w) to move the
-    mean entropy through these few alone, and they get it undiluted: their entropy runs away while the mean sits on its
-    target. The floor lets alpha act through all prompts instead, the harder ones still more; the ceiling ends the bonus
-    of a prompt that is above the initial level. Both are our addition, chosen by ``python -m benchmarks.actuator``.
+    As the policy improves, fewer prompts stay below rho. Without the floor, alpha then grows by 1 / mean(w), because
+    it can move the mean entropy only through these few prompts. Each of them gets the full alpha: their entropy
+    explodes while the mean stays on target. With the floor, alpha acts through all prompts, and harder prompts still
+    get more. The ceiling stops the bonus of a prompt whose entropy is above the initial level. Floor and ceiling are
+    our addition, chosen with ``python -m benchmarks.actuator``.
 
-    Our reading of AER (arXiv 2510.10959), whose description gives the threshold rho, "harder gets more" and "easy gets
-    less or zero", and not the map itself. max(0, rho - g) without the division is the same with alpha, ki, kp and the
-    bounds divided by rho.
+    This is our interpretation of AER (arXiv 2510.10959). Its description gives the threshold rho, "harder gets more"
+    and "easy gets less or zero", but not the map. max(0, rho - g) without the division is equivalent if alpha, ki, kp
+    and the bounds are divided by rho.
 
     >>> from verl_aer.rollouts.groups import Groups
     >>> accuracy = np.array([0.0, 0.125, 0.5, 1.0])
@@ -86,35 +86,34 @@ class Difficulty(Allocation):
     shape: Literal["linear", "step"] = "linear"
     """Which of the formulas above."""
     rho: float = Field(0.5, gt=0)
-    """Accuracy from which on a prompt gets no bonus; above 1 every prompt gets some."""
+    """Prompts with group accuracy >= rho get no bonus; a value above 1 gives every prompt some bonus."""
     include_all_wrong: bool = True
-    """Whether a group without any correct rollout, which has no advantage to learn from, is explored."""
+    """Whether groups without a correct rollout get a bonus; they have no advantage to learn from."""
     mean_floor: float = Field(0.1, ge=0, lt=1)
-    """Where the mean weight of the step's prompts is below this, all get more until it is there; 0 is off.
-    Without it few hard prompts get all of a growing alpha."""
+    """Lower bound of the step's mean weight; the weights are raised until the mean reaches it. 0 disables it; few
+    hard prompts then get all of a growing alpha."""
     entropy_ceiling: float | None = Field(1.0, gt=0)
-    """A prompt whose entropy is above this many times H0 gets no bonus; null is off. Without an anchored target
-    there is no H0, and in bypass mode no H(q): it is then not read."""
+    """Prompts whose entropy is above this multiple of H0 get no bonus; null disables it. Ignored without an anchored
+    target, which defines H0, and in bypass mode, which has no H(q)."""
 
     def weights(self, groups: Groups) -> np.ndarray:
-        """``(P,)`` float64 >= 0."""
         margin = np.maximum(0.0, self.rho - groups.accuracy)
         weights = margin / self.rho if self.shape == "linear" else (margin > 0).astype(np.float64)
         explores = self._explores(groups)
-        return self._lifted(np.where(explores, weights, 0.0), explores)
+        return self._apply_floor(np.where(explores, weights, 0.0), explores)
 
     def _explores(self, groups: Groups) -> np.ndarray:
-        """``(P,)`` bool: prompts that may get a weight."""
+        """Return which prompts may get a weight, ``(P,)`` bool."""
         explores = np.full(len(groups.accuracy), True)
         if not self.include_all_wrong:
             explores &= groups.accuracy != 0
         if self.entropy_ceiling is not None and groups.entropy is not None and groups.initial_entropy is not None:
-            # NaN compares false: a prompt without response tokens is not above anything.
+            # NaN compares false: a prompt without response tokens is never above the ceiling.
             explores &= ~(groups.entropy > self.entropy_ceiling * groups.initial_entropy)
         return explores
 
-    def _lifted(self, weights: np.ndarray, explores: np.ndarray) -> np.ndarray:
-        """The weights, mixed with 1 on all prompts that explore until their mean is the floor."""
+    def _apply_floor(self, weights: np.ndarray, explores: np.ndarray) -> np.ndarray:
+        """Move the weights of all prompts that explore towards 1 until the mean reaches the floor."""
         room = np.where(explores, 1.0 - weights, 0.0)
         if not room.any():
             return weights
@@ -126,11 +125,11 @@ class Difficulty(Allocation):
 class Historical(Allocation):
     """w(q) = hard_weight if Acc_h(q) < mean of Acc_h over all questions else easy_weight (CEEH, arXiv 2602.22642).
 
-    Acc_h is the question's accuracy in the steps in which it came up, an average that rises faster than it falls
-    (entropy.question_memory.ema_up and ema_down); the threshold moves with the policy. Both include this step: that is
-    our reading.
+    Acc_h is the running average of the question's accuracy over the steps that contain it. It rises faster than it
+    falls (entropy.question_memory.ema_up and ema_down). The threshold moves with the policy. Both include the current
+    step; that is our interpretation.
 
-    With the weights 5 and 1 alpha is CEEH-ME's lambda_0.
+    With the weights 5 and 1, alpha is CEEH-ME's lambda_0.
 
     >>> groups = Groups(np.zeros(2), np.full(2, 8), np.arange(2), history=np.array([0.2, 0.6]), history_mean=0.5)
     >>> Historical().weights(groups)
@@ -140,7 +139,7 @@ class Historical(Allocation):
     uses_questions: ClassVar[bool] = True
 
     hard_weight: float = Field(5.0, ge=0)
-    """Weight of questions whose remembered accuracy is below the mean of all."""
+    """Weight of questions with Acc_h below the mean over all questions."""
     easy_weight: float = Field(1.0, ge=0)
     """Weight of the other questions."""
 
@@ -149,7 +148,7 @@ class Historical(Allocation):
 
 
 def allocate(allocation: Any, groups: Groups) -> np.ndarray:
-    """w_i = w(q_i), 0 on padding: one weight per row.
+    """Compute the weight of each row, w_i = w(q_i); padding gets 0.
 
     Args:
         allocation: a part with ``weights(groups) -> (P,)``.
@@ -159,7 +158,7 @@ def allocate(allocation: Any, groups: Groups) -> np.ndarray:
         ``(N,)`` float32 >= 0, the share of alpha that each trajectory gets.
 
     Raises:
-        AllocationError: the allocation returned another shape, a negative or a non-finite weight.
+        AllocationError: the weights have the wrong shape, or one of them is negative or not finite.
 
     >>> groups = Groups(np.array([0.25, 1.0]), size=np.array([4, 4]), prompt_of_row=np.array([1, 0, -1]))
     >>> allocate(Difficulty(rho=0.5), groups)
@@ -167,7 +166,7 @@ def allocate(allocation: Any, groups: Groups) -> np.ndarray:
     """
     weights = np.asarray(allocation.weights(groups), dtype=np.float64)
     _require_usable(allocation, weights, len(groups.accuracy))
-    # A prompt -1 reads the appended zero: padding rows belong to no prompt.
+    # Padding rows have prompt -1, which indexes the appended zero.
     return np.append(weights, 0.0)[groups.prompt_of_row].astype(np.float32)
 
 

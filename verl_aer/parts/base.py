@@ -1,16 +1,16 @@
-"""The registry of parts: names for what a method of entropy control is composed of.
+"""The registry of parts: a method of entropy control is composed of one part per role.
 
-A *part* plays one role. It is a model whose fields are its settings:
+A part is a model whose fields are its settings:
 
-    allocation         which trajectory gets how much exploration?     weights(groups) -> (P,), >= 0
-    measure            which entropy of a distribution is measured?    entropy(logits (T, V)) -> (T,) nats
-    pushed             and which one does the loss push?               a measure, or ``same``
+    allocation         how much of alpha does each trajectory get?     weights(groups) -> (P,), >= 0
+    measure            which entropy does the controller get?          entropy(logits (T, V)) -> (T,) nats
+    pushed             which entropy does the loss push?               a measure, or ``same``
     token_selection    which tokens of a response count?               weights(entropy, mask) -> (N, T), >= 0
-    target             which level is wanted?                          bounds(initial_entropy, history) -> nats or None
+    target             which entropy is the goal?                      bounds(initial_entropy, history) -> nats or None
     controller         how does the global coefficient alpha move?     update(state, seen) -> (state, alpha)
     regularizer        how does a token's entropy enter the loss?      value(entropy, signal) -> (N, T)
     reward_shaping     what is added to a rollout's reward?            change(rollouts) -> (N,)
-    advantage_shaping  what becomes of a token's advantage?            shape(tokens, ...) -> (N, T)
+    advantage_shaping  how does a token's advantage change?            shape(tokens, ...) -> (N, T)
 
 Each role has a base class. One decorator adds a part:
 
@@ -36,25 +36,25 @@ from verl_aer._settings import Settings
 from verl_aer.errors import VerlAerError
 
 ROLES = {
-    "allocation": "which trajectory gets how much of the global coefficient",
-    "measure": "which entropy of a token's distribution is measured, for the controller",
-    "pushed": "which entropy the loss pushes: the one that is measured (same), or another measure",
+    "allocation": "how much of the global coefficient each trajectory gets",
+    "measure": "which entropy of a token's distribution the controller gets",
+    "pushed": "which entropy the loss pushes: the measured one (same), or another measure",
     "token_selection": "which tokens of a response count",
-    "target": "which token-mean entropy is wanted",
+    "target": "which token-mean entropy is the goal",
     "controller": "how the global coefficient alpha moves",
     "regularizer": "how a token's entropy enters the loss",
     "reward_shaping": "what is added to a rollout's reward",
-    "advantage_shaping": "what becomes of a token's advantage",
+    "advantage_shaping": "how a token's advantage changes",
 }
-"""What a part of each role decides, in the order in which a config names them."""
+"""The decision of each role, in the order of the config."""
 
 
 class UnknownNameError(VerlAerError, ValueError):
-    """A part or a method that is not registered; the message lists the known ones."""
+    """Unregistered part or method; the message lists the known names."""
 
 
 class Part(Settings, ABC):
-    """Base of every part: its role, its registered name and its settings."""
+    """Base of every part, with its roles, its registered name and its settings."""
 
     roles: ClassVar[tuple[str, ...]] = ()
     kind: ClassVar[str] = ""
@@ -98,9 +98,9 @@ def register_part(name: str) -> Callable[[PartClass], PartClass]:
 
 
 def refuse_another(known: Mapping[str, Any], what: str, name: str, entry: Any) -> None:
-    """Raise ValueError where another definition has the name.
+    """Raise ValueError if another definition has the name.
 
-    The same definition may come twice: a notebook or a test runner imports a module again.
+    The same definition may be registered twice: notebooks and test runners import modules again.
     """
     if name in known and known[name].__qualname__ != entry.__qualname__:
         raise ValueError(f"{what} {name!r} is already registered by {known[name].__qualname__}; choose another name")
@@ -126,6 +126,6 @@ def look_up(known: Mapping[str, Any], what: str, name: str) -> Any:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """``" (did you mean 'x'?)"`` for a name close to a known one, else nothing."""
+    """Return ``" (did you mean 'x'?)"`` for a name close to a known one, else an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,8 +1,8 @@
-"""Controllers: how the global coefficient alpha moves when the entropy is off its target.
+"""Controllers: move the global coefficient alpha when the entropy is off its target.
 
-A controller is a pure rule with a state, which the control keeps and saves: ``init`` begins the state, ``update`` takes
-it from one step to the next, and ``restore`` fits a saved one to other settings. alpha is in loss units per nat; below
-0 it is a penalty on entropy.
+A controller is a pure rule with a state. The control loop keeps the state and saves it. ``init`` creates the state,
+``update`` advances it by one step, and ``restore`` adapts a saved state to other settings. alpha is in loss units per
+nat; a negative alpha is a penalty on entropy.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from verl_aer.parts.base import Part, register_part
 from verl_aer.parts.target import Bounds
 
 ControllerState = Mapping[str, float | None]
-"""What a controller remembers: numbers by name, the same names in every step; None for what is not known yet."""
+"""A controller's state: numbers by name, with the same names in every step; None if not known yet."""
 
 
 class Observation(NamedTuple):
-    """What a rule may know of one global step.
+    """Input of a rule: the measurements of one global step.
 
     >>> Observation(entropy=0.75, bounds=Bounds(0.25, 0.5), step=1).error
     -0.25
@@ -32,39 +32,39 @@ class Observation(NamedTuple):
     entropy: float
     """Token-mean entropy H_t, finite, nats per token."""
     bounds: Bounds | None
-    """The wanted entropies, nats per token; None where there is no target, or H0 is not known yet."""
+    """The target range, nats per token; None if there is no target or H0 is not known yet."""
     step: int
-    """The global step, from 1 on."""
+    """The global step, counted from 1."""
 
     @property
     def target(self) -> float | None:
-        """H*, the wanted entropy that is nearest to H_t, nats per token."""
+        """H*, the entropy within the target range that is nearest to H_t, nats per token."""
         return None if self.bounds is None else self.bounds.level(self.entropy)
 
     @property
     def error(self) -> float | None:
-        """H* - H_t, nats per token: above 0 there is too little entropy."""
+        """H* - H_t, nats per token; positive if the entropy is too low."""
         return None if self.target is None else self.target - self.entropy
 
 
 class Output(NamedTuple):
-    """What a rule decided after one step."""
+    """Output of a rule: its decision after one step."""
 
     alpha: float
-    """What the next step trains with, loss units per nat."""
+    """Coefficient of the next step, loss units per nat."""
     saturated: bool = False
-    """A bound kept alpha from going where the rule would take it."""
+    """Whether a bound limited alpha."""
     entropy: float | None = None
-    """What the rule took for H_t, nats per token; None for the measured one."""
+    """The entropy that the rule used as H_t, nats per token; None for the measured one."""
 
 
 def as_floats(state: ControllerState) -> ControllerState:
-    """Convert whole numbers and NumPy's: the state file holds floats, and refuses what is none."""
+    """Convert integers and NumPy numbers to floats: the state file accepts only floats."""
     return {name: None if value is None else float(value) for name, value in state.items()}
 
 
 class Controller(Part, role="controller"):
-    """Base of controllers: a rule that remembers nothing and has no bounds."""
+    """Base of controllers; by default a controller has no state and no bounds."""
 
     uses_target: ClassVar[bool] = True
     """Whether the rule compares the entropy with a target; if not, the target must be ``none``."""
@@ -74,24 +74,25 @@ class Controller(Part, role="controller"):
         """Return alpha of the first step."""
 
     def init(self, alpha: float) -> ControllerState:
-        """Begin the state where the coming step trains with ``alpha``: the initial one, or another controller's."""
+        """Create the state for a next step with ``alpha``: the initial alpha, or the last one of another controller."""
         return {}
 
     @abstractmethod
     def update(self, state: ControllerState, seen: Observation) -> tuple[ControllerState, Output]:
-        """Decide alpha of the next step. Changes nothing in place, and leaves alpha where ``seen.error`` is None."""
+        """Compute alpha of the next step without changing ``state``; keep alpha if ``seen.error`` is None."""
 
     def restore(self, state: ControllerState, alpha: float) -> tuple[ControllerState, float]:
-        """Return the state and alpha nearest to those of a run under other settings.
+        """Return the valid state and alpha that are nearest to those of a run with other settings.
 
-        Must return what ``update`` led to under the same settings unchanged: a state file is checked by it.
+        A state and alpha from ``update`` with the same settings must be returned unchanged: loading a state file
+        checks this.
         """
         return state, alpha
 
 
 @register_part("fixed")
 class Fixed(Controller):
-    """alpha_t = coefficient: veRL's ``entropy_coeff``. The baseline, on the same code path."""
+    """alpha_t = coefficient, as veRL's ``entropy_coeff``: the baseline on the same code path."""
 
     uses_target: ClassVar[bool] = False
 
@@ -112,7 +113,7 @@ class BoundedController(Controller):
     """Base of controllers with a lower and an upper bound of alpha."""
 
     alpha_min: float = 0.0
-    """Lower bound of alpha; below 0 alpha may become a penalty on entropy."""
+    """Lower bound of alpha; a negative value allows a penalty on entropy."""
     alpha_max: float = 0.2
     """Upper bound of alpha; >= alpha_min."""
     alpha_init: float = 0.0
@@ -139,8 +140,8 @@ class BoundedController(Controller):
         return min(max(alpha, self.alpha_min), self.alpha_max)
 
     def is_held_back(self, *wanted: float) -> bool:
-        """Whether a bound keeps alpha from anything that the rule asks for."""
-        # Held at alpha = 0 a controller is idle by design, not at the end of its reach.
+        """Tell whether a bound limits one of the values that the rule computed."""
+        # A lower bound of 0 does not count: there the controller is idle by design, not saturated.
         return max(wanted) > self.alpha_max or (min(wanted) < self.alpha_min and self.alpha_min != 0)
 
 
@@ -149,17 +150,18 @@ class PI(BoundedController):
     """I_{t+1} = clip(I_t + ki * (H* - H_t)), alpha_{t+1} = clip(I_{t+1} + kp * (H* - H_t)), clip to the alpha bounds.
 
     The integral I starts at alpha_init and moves once per global step. The error H* - H_t counts as 0 while
-    t <= warmup_steps, and where it is at most dead_band. With ema > 0, H_t is replaced by its running mean
-    ema * previous + (1 - ema) * H_t.
+    t <= warmup_steps, and if its absolute value is at most dead_band. With ema > 0, H_t is replaced by its running
+    mean ema * previous + (1 - ema) * H_t.
 
-    With kp = 0 this is our reading of AER (arXiv 2510.10959): "dynamic global coefficient adjustment" towards a target.
-    The clip of I is the anti-windup: an integral held at its bound leaves it on the first error of other sign.
-    Entropy itself adds up what alpha does, so an integral alone is a spring: it swings around the target. kp damps the
-    swing; this is our addition to AER.
+    With kp = 0 this is our interpretation of AER (arXiv 2510.10959): "dynamic global coefficient adjustment" towards
+    a target. The clip of I is the anti-windup: an integral at its bound leaves it at the first error of opposite sign.
+    The policy's entropy integrates alpha over time, so integral control on its own oscillates around the target. kp
+    damps the oscillation; it is our addition to AER.
 
-    With ki = 0.01, kp = 1 and bounds of -1 and 1 it is EntroPIC's controller (arXiv 2511.15248), whose coefficient is
-    -alpha. There it moves once per micro-batch and rank, and its integral has no bound. With the target ``band`` it is
-    AEnt's (arXiv 2509.03493): alpha rests while H_t is in the band, and moves by the distance outside it.
+    With ki = 0.01, kp = 1 and the bounds -1 and 1 this is EntroPIC's controller (arXiv 2511.15248), whose coefficient
+    is -alpha. EntroPIC updates it once per micro-batch and rank, and does not bound the integral. With the target
+    ``band`` this is AEnt's controller (arXiv 2509.03493): alpha rests while H_t is in the band, and moves by the
+    distance outside it.
 
     >>> controller, seen = PI(ki=0.02, kp=0.1), Observation(entropy=0.1, bounds=Bounds(0.4, 0.4), step=1)
     >>> state, output = controller.update(controller.init(0.01), seen)
@@ -168,15 +170,15 @@ class PI(BoundedController):
     """
 
     ki: float = Field(0.05, ge=0)
-    """alpha that the integral gains per nat of error and step."""
+    """Integral gain: change of alpha per nat of error and step."""
     kp: float = Field(0.0, ge=0)
-    """alpha per nat of error on top of the integral; damps the swing; 0 is off."""
+    """Proportional gain: alpha per nat of error, added to the integral; damps oscillation; 0 disables it."""
     warmup_steps: int = Field(0, ge=0)
-    """alpha stays at alpha_init through this many first steps."""
+    """Number of first steps during which alpha stays at alpha_init."""
     dead_band: float = Field(0.0, ge=0)
-    """alpha does not move while the error is at most this, nats per token."""
+    """alpha does not move while |error| is at most this, nats per token."""
     ema: float = Field(0.0, ge=0, lt=1)
-    """Weight of the past in a running mean of the measured entropy; 0 is off."""
+    """Weight of earlier steps in a running mean of the measured entropy; 0 disables it."""
 
     def init(self, alpha: float) -> ControllerState:
         return {"integral": alpha, "entropy_ema": None}
@@ -205,9 +207,9 @@ class PI(BoundedController):
 class Sign(BoundedController):
     """c_{t+1} = clip(c_t + step_size if H_t < H* else c_t - step_size), alpha_{t+1} = c_{t+1} * 1[H_t < H*].
 
-    Skywork-OR1 (arXiv 2505.22312): the coefficient goes up and down by a constant, and above the target it is not
-    applied at all. The defaults are those of its released scripts. TRL's rule is the same but where H_t = H* exactly:
-    there it goes up and is applied.
+    Skywork-OR1 (arXiv 2505.22312): the coefficient goes up or down by a constant, and it is not applied above the
+    target. The defaults are those of its released scripts. TRL's rule differs only at H_t = H*, where the coefficient
+    goes up and is applied.
 
     >>> controller, state = Sign(step_size=0.25, alpha_max=1.0), {"coefficient": 0.5}
     >>> for entropy in (0.1, 0.2):
@@ -223,9 +225,9 @@ class Sign(BoundedController):
     alpha_max: float = 0.005
     """Upper bound of c; >= alpha_min."""
     alpha_init: float = 0.0
-    """c of the first step, which trains with it, between alpha_min and alpha_max."""
+    """c of the first step, which is always applied; between alpha_min and alpha_max."""
     gate: bool = True
-    """Whether c is withheld while H_t >= H*; false trains with c always."""
+    """Whether alpha is 0 while H_t >= H*; false always applies c."""
 
     def init(self, alpha: float) -> ControllerState:
         return {"coefficient": alpha}
@@ -249,11 +251,11 @@ class Sign(BoundedController):
 class Schedule(Controller):
     """alpha_t = alpha_init * s(x) with x = (t - 1) / total_steps, at most 1, whatever the entropy does:
 
-        cos_signed   s(x) = cos(pi x)       as CEEH (arXiv 2602.22642) prints it: below 0 in the second half
-        cos_half     s(x) = cos(pi x / 2)   what may have been meant: from 1 to 0
+        cos_signed   s(x) = cos(pi x)       as printed by CEEH (arXiv 2602.22642): negative in the second half
+        cos_half     s(x) = cos(pi x / 2)   possibly the intended form: from 1 to 0
         linear       s(x) = 1 - x
 
-    Below 0 the coefficient is a *penalty* on entropy, down to -alpha_init at the end.
+    A negative coefficient is a penalty on entropy; cos_signed ends at -alpha_init.
 
     >>> steps = [Observation(0.3, None, step) for step in (1, 2, 3, 4, 5)]
     >>> [round(Schedule(alpha_init=1.0, total_steps=4).update({}, seen)[1].alpha, 3) for seen in steps]
@@ -267,18 +269,18 @@ class Schedule(Controller):
     shape: Literal["cos_signed", "cos_half", "linear"] = "cos_signed"
     """Which of the formulas above."""
     total_steps: int | None = Field(None, ge=1)
-    """Global steps from the first to the last value; null takes those of the run."""
+    """Length of the schedule in global steps; null uses the length of the run."""
 
     def initial_alpha(self) -> float:
         return self.alpha_init
 
     def update(self, state: ControllerState, seen: Observation) -> tuple[ControllerState, Output]:
         if self.total_steps is None:
-            raise ValueError("entropy.controller.total_steps is not known: set it to the run's number of steps")
+            raise ValueError("entropy.controller.total_steps is not known; set it to the run's number of steps")
         x = min(seen.step / self.total_steps, 1.0)
         share = {"cos_signed": math.cos(math.pi * x), "cos_half": math.cos(math.pi * x / 2), "linear": 1.0 - x}
         return state, Output(self.alpha_init * share[self.shape])
 
     def restore(self, state: ControllerState, alpha: float) -> tuple[ControllerState, float]:
-        """The first step of the resumed run trains with it; the next value is the schedule's."""
+        """Return the saved alpha for the first step of the resumed run; later steps follow the schedule."""
         return state, min(max(alpha, -self.alpha_init), self.alpha_init)

@@ -1,7 +1,7 @@
-"""Measures: what "entropy" of a token's distribution is measured and pushed, in nats.
+"""Measures: compute an entropy of a token's distribution, in nats.
 
-The controller is given the one that ``entropy.measure`` names, the loss pushes the one that ``entropy.pushed``
-names: for most methods the same.
+The controller gets the measure named by ``entropy.measure``. The loss pushes the measure named by ``entropy.pushed``.
+Most methods use one measure for both.
 """
 
 from __future__ import annotations
@@ -18,32 +18,31 @@ from verl_aer.parts.base import Part, register_part
 
 
 class Pushed(Part, role="pushed"):
-    """Base of what the loss may push: the measures, and ``same``."""
+    """Base of the options for the pushed entropy: the measures, and ``same``."""
 
 
 @register_part("same")
 class Same(Pushed):
-    """The measure that is measured."""
+    """The loss pushes the measure that the controller gets."""
 
 
 class Measure(Pushed, role="measure"):
-    """Base of measures: from logits to one entropy per token."""
+    """Base of measures: a function from logits to one entropy per token."""
 
     from_log_probs: ClassVar[bool] = False
-    """Whether it depends on the sampled token's probability alone: the log-probs that veRL has are then enough."""
+    """Whether it depends only on the sampled token's probability; veRL's log-probs are then enough."""
 
     @abstractmethod
     def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """Entropy of each token's distribution, nats, differentiable.
+        """Compute the entropy of each token's distribution, nats, differentiable.
 
         Args:
             logits: z, ``(T, V)``, already divided by the sampling temperature; -inf excludes an entry.
-            labels: ``(T,)`` int64, the sampled tokens; only a measure of the sample reads them.
+            labels: ``(T,)`` int64, the sampled tokens; only the measure ``sampled`` reads them.
 
         Returns:
-            ``(T,)`` nats; float32 where the logits are narrower. In bfloat16 over a large vocabulary the sums are off
-            by a tenth of a nat. NaN, with a gradient of NaN, for a row that is no distribution: one with a NaN or with
-            +inf, and one whose entries are all -inf.
+            ``(T,)`` nats, at least float32: sums in bfloat16 over a large vocabulary are off by a tenth of a nat. A
+            row that is no distribution gets NaN and a NaN gradient: a row with NaN or +inf, or with only -inf.
         """
 
 
@@ -52,7 +51,7 @@ class Full(Measure):
     """H = -sum_v pi_v log pi_v with pi = softmax(z): Shannon entropy over the whole vocabulary."""
 
     def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """H in [0, log V].
+        """Compute H in [0, log V].
 
         >>> torch.exp(Full().entropy(torch.zeros(1, 4)))
         tensor([4.])
@@ -65,20 +64,20 @@ class Clamped(Measure):
     """Shannon entropy without the least likely tokens of the vocabulary (AEnt, arXiv 2509.03493).
 
         k  = floor(p * V)
-        R  = the k tokens of lowest logit; of equal ones, those of lower index first
+        R  = the k tokens of lowest logit; of equal logits, the lower index first
         H~ = -sum_{v in K} pi~_v log pi~_v,   K = V without R,   pi~ = softmax of z over K
 
-    It cuts the *tail*: of a peaked distribution H~ is nearly H, but the tail gets no gradient and so cannot be
-    inflated. V counts the entries that are not -inf: padded columns of the vocabulary belong to no set. R is chosen
-    without a gradient.
+    The measure cuts the tail. For a peaked distribution H~ is nearly H, but the tail gets no gradient, so it cannot
+    grow. V counts the entries that are not -inf; padded columns of the vocabulary do not count. R is chosen without a
+    gradient.
     """
 
     p: float = Field(0.2, ge=0, lt=1)
-    """Share of the vocabulary that is left out, the least likely tokens; 0 is ``full``. 0.2 is the default
-    of AEnt's code."""
+    """Share of the vocabulary, the least likely tokens, that is excluded; 0 is ``full``. 0.2 is the default of AEnt's
+    code."""
 
     def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """H~ in [0, log(V - k)].
+        """Compute H~ in [0, log(V - k)].
 
         >>> logits = torch.log(torch.tensor([[0.1, 0.3, 0.3, 0.3]]))
         >>> torch.exp(Clamped(p=0.25).entropy(logits))
@@ -92,17 +91,17 @@ class Clamped(Measure):
 class Nucleus(Measure):
     """Shannon entropy of the nucleus, the smallest set of tokens that holds mass p (SIREN, arXiv 2509.25133).
 
-        K  = the fewest most likely tokens with sum_{v in K} pi_v >= p; of equal ones, those of lower index first
+        K  = the fewest most likely tokens with sum_{v in K} pi_v >= p; of equal ones, the lower index first
         H~ = -sum_{v in K} pi~_v log pi~_v,   pi~ = softmax of z over K
 
     K is chosen without a gradient.
     """
 
     p: float = Field(0.8, gt=0, le=1)
-    """Mass of the most likely tokens that are kept; 1 is ``full``. 0.8 is the paper's."""
+    """Probability mass of the tokens that are kept; 1 is ``full``. 0.8 is the paper's value."""
 
     def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """H~ in [0, H].
+        """Compute H~ in [0, H].
 
         >>> logits = torch.log(torch.tensor([[0.1, 0.4, 0.1, 0.4]]))
         >>> torch.exp(Nucleus(p=0.8).entropy(logits))
@@ -114,18 +113,19 @@ class Nucleus(Measure):
 
 @register_part("sampled")
 class Sampled(Measure):
-    """H^ = -log pi(sampled token): the entropy's estimate from one sample (Skywork-OR1, CEEH).
+    """H^ = -log pi(sampled token), the estimate of the entropy from one sample (Skywork-OR1, CEEH).
 
-    Its mean is H only where the token was drawn from this very policy, at this temperature and without top-p. Its
-    gradient is that of the log-likelihood and not of the entropy: pushing it up makes the sampled tokens less likely.
-    While the policy is the one that sampled, that gradient is zero in expectation: pushed in a step of one mini-batch
-    it is noise, and it acts off-policy only, from the second mini-batch of a step on. Measured it is always usable.
+    Its mean is H only if the token was sampled from the same policy, at the same temperature and without top-p. Its
+    gradient is that of the log-likelihood, not that of the entropy: pushing it up makes the sampled tokens less
+    likely. On-policy this gradient is zero in expectation. As the pushed measure it therefore acts only off-policy,
+    from the second mini-batch of a step on; with one mini-batch per step it adds only noise. As the controller's
+    measure it is always usable.
     """
 
     from_log_probs: ClassVar[bool] = True
 
     def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
-        """H^ >= 0.
+        """Compute H^ >= 0.
 
         >>> torch.exp(Sampled().entropy(torch.zeros(1, 4), labels=torch.tensor([2])))
         tensor([4.])
@@ -140,19 +140,19 @@ def _at_least_float32(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _finite(y: torch.Tensor) -> torch.Tensor:
-    """y with -inf and all that is as good as it raised: e^-10000 is 0 in every type, and 0 * -inf is NaN."""
+    """Clamp y at -10000: 0 * -inf would be NaN, and e^-10000 is 0 in every floating type."""
     return y.clamp(min=-1e4)
 
 
 class _Shannon(torch.autograd.Function):
-    """Shannon entropy of each row, with y = z - max(z) <= 0 and s = sum of e^y over all tokens but the most likely one:
+    """Shannon entropy of each row, with y = z - max(z) <= 0 and s the sum of e^y without the most likely token:
 
         H        = log(1 + s) - E[y],   E[y] = sum_v pi_v y_v <= 0
         dH/dz_j  = -pi_j (y_j - E[y])
 
-    Both terms of H are >= 0 and no log-probability is left in the gradient, so nothing cancels. In float32
-    logsumexp(z) - sum_v pi_v z_v has lost every digit where one token has nearly all the probability, and
-    -pi_j (log pi_j + H) where all have the same.
+    Both terms of H are >= 0 and the gradient contains no log-probability, so no digits cancel. In float32,
+    logsumexp(z) - sum_v pi_v z_v loses every digit if one token has nearly all the probability, and
+    -pi_j (log pi_j + H) if all tokens have the same probability.
     """
 
     @staticmethod
@@ -176,14 +176,14 @@ class _Shannon(torch.autograd.Function):
 
 
 def _without(z: torch.Tensor, left_out: torch.Tensor) -> torch.Tensor:
-    """z with -inf at the entries that are left out; a row that is no distribution stays as it is."""
+    """Return z with -inf at the excluded entries; a row that is no distribution is not changed."""
     return z.masked_fill(left_out & z.detach().amax(dim=-1, keepdim=True).isfinite(), -math.inf)
 
 
 def _lowest(z: torch.Tensor, p: float) -> torch.Tensor:
-    """The floor(p * V) lowest entries of each row and those that are -inf, ``(T, V)`` bool."""
+    """Select the floor(p * V) lowest entries of each row and the entries of -inf, ``(T, V)`` bool."""
     excluded = torch.isneginf(z).sum(dim=-1)
-    # In float64, as Python counts: floor(p * V) must not depend on the logits' type.
+    # In float64, as in Python: floor(p * V) must not depend on the type of the logits.
     k = (p * (z.shape[-1] - excluded).double()).floor().long() + excluded
     last = (k - 1).clamp(min=0)[:, None]
     threshold = z.sort(dim=-1).values.gather(-1, last)
@@ -193,11 +193,11 @@ def _lowest(z: torch.Tensor, p: float) -> torch.Tensor:
 
 
 def _outside_nucleus(z: torch.Tensor, p: float) -> torch.Tensor:
-    """All entries but the fewest most likely ones of mass p, ``(T, V)`` bool."""
+    """Select all entries outside the smallest set of mass p, ``(T, V)`` bool."""
     if p >= 1:
         return torch.isneginf(z)
     ordered, order = z.sort(dim=-1, descending=True, stable=True)
-    # In float64: in float32 the sums over a large vocabulary are off by whole tokens.
+    # In float64: the error of float32 sums over a large vocabulary would shift the set by whole tokens.
     pi = torch.softmax(ordered.double(), dim=-1)
     mass_before = pi.cumsum(dim=-1) - pi
     return torch.empty_like(z, dtype=torch.bool).scatter_(-1, order, mass_before >= p)

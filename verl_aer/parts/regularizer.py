@@ -1,9 +1,9 @@
-"""Regularizers: how a token's entropy enters the loss.
+"""Regularizers: add a token's entropy to the loss.
 
     L = L_policy - alpha * agg(w * s * value(H, signal))
 
-with w the trajectory's weight and s that of the token. The workers compute it from the entropy alone; what it needs to
-know of other steps comes as the ``signal``, a few numbers that the driver sends with alpha.
+w is the weight of the trajectory and s the weight of the token. The workers compute the value from the entropy and the
+``signal``: a few numbers about the step, sent by the driver with alpha.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from verl_aer.parts.target import Bounds
 
 
 class Regularizer(Part, role="regularizer"):
-    """Base of regularizers; the defaults are those of one that needs nothing from the driver."""
+    """Base of regularizers; by default a regularizer needs no signal."""
 
     uses_target: ClassVar[bool] = False
-    """Whether the signal depends on the target, which then must be another than ``none``."""
+    """Whether the signal depends on the target; if so, the target must not be ``none``."""
 
     def signal(self, entropy: float | None, bounds: Bounds | None, step: int) -> dict[str, float]:
-        """What ``value`` has to be told in global step ``step``: pure, on the driver, before the update.
+        """Compute the signal of a global step on the driver, before the update; a pure function.
 
         Args:
-            entropy: H_t of the rollouts that the step trains on, nats per token; None where nothing is known yet.
-            bounds: of the target; None where there is none yet.
-            step: from 1 on.
+            entropy: H_t of the rollouts that the step trains on, nats per token; None if not known yet.
+            bounds: the target range; None if there is none yet.
+            step: counted from 1.
         """
         return {}
 
     @abstractmethod
     def value(self, entropy: torch.Tensor, signal: Mapping[str, float]) -> torch.Tensor:
-        """What is averaged and multiplied by alpha, nats, from each token's ``entropy`` in nats: of its shape."""
+        """Compute the term that is averaged and multiplied by alpha, nats, in the shape of ``entropy`` (nats)."""
 
     def slope(self, entropy: torch.Tensor, signal: Mapping[str, float]) -> torch.Tensor:
-        """d value / d entropy of each token, of the shape of ``entropy``: 1 for a plain bonus."""
+        """Compute d value / d entropy of each token, in the shape of ``entropy``; 1 for a plain bonus."""
         with torch.enable_grad():
             leaf = entropy.detach().clone().requires_grad_()
             (slope,) = torch.autograd.grad(self.value(leaf, signal).sum(), leaf)
@@ -58,7 +58,7 @@ class Bonus(Regularizer):
 
 @register_part("none")
 class NoRegularizer(Regularizer):
-    """value = 0: no entropy term, for methods that act on rewards or advantages alone."""
+    """value = 0: no entropy term, for methods that only shape rewards or advantages."""
 
     def value(self, entropy: torch.Tensor, signal: Mapping[str, float]) -> torch.Tensor:
         return torch.zeros_like(entropy)
@@ -69,12 +69,12 @@ class NoRegularizer(Regularizer):
 
 @register_part("squared_anchor")
 class SquaredAnchor(Regularizer):
-    """L = L_policy + alpha * (Hbar_t - H*)^2, by its gradient at the step's rollouts (SIREN, arXiv 2509.25133):
+    """L = L_policy + alpha * (Hbar_t - H*)^2, linearized at the step's rollouts (SIREN, arXiv 2509.25133):
 
         value = pull * H,   pull = 2 * (H* - Hbar_t)
 
-    Hbar_t is the token mean of the step, so that the gradient does not depend on how a batch is cut into micro-batches:
-    the square of each micro-batch's own mean, as in the authors' code, does. There is no pull before H* is known.
+    Hbar_t is the token mean of the step, so the gradient does not depend on the split into micro-batches. The authors'
+    code squares the mean of each micro-batch, which does depend on it. The pull is 0 until H* is known.
 
     >>> SquaredAnchor().signal(entropy=0.3, bounds=Bounds(0.5, 0.5), step=2)
     {'pull': 0.4}
@@ -97,8 +97,8 @@ class HistoryHinge(Regularizer):
 
         beta_k = 1 + exp(-gamma * k / k_mid),   k_mid = floor(total_steps / 2),   k = 0 in the first step
 
-    low and high are those of the target, ``history`` in EPO: each token outside them is drawn back. beta_k goes from 2
-    towards 1: smoothing is strongest early. Without a target yet there is no hinge.
+    low and high are the bounds of the target, ``history`` in EPO. Each token outside them is pulled back. beta_k falls
+    from 2 towards 1, so the hinge is strongest early. There is no hinge until the bounds are known.
 
     >>> hinge = HistoryHinge(weight=0.1, gamma=0.0)
     >>> hinge.value(torch.tensor([0.5, 1.0, 3.0]), hinge.signal(None, Bounds(0.75, 2.0), step=1))
@@ -108,11 +108,11 @@ class HistoryHinge(Regularizer):
     uses_target: ClassVar[bool] = True
 
     weight: float = Field(0.1, ge=0)
-    """Weight of the hinge outside the band; the paper has 0.1 (ALFWorld) and 0.05 (ScienceWorld)."""
+    """Weight of the hinge outside the band; the paper uses 0.1 (ALFWorld) and 0.05 (ScienceWorld)."""
     gamma: float = Field(3.0, ge=0)
-    """How fast beta_k comes down from 2 to 1; 0 leaves it at 2."""
+    """Rate at which beta_k falls from 2 towards 1; 0 keeps it at 2."""
     total_steps: int | None = Field(None, ge=2)
-    """Global steps of beta_k; null takes those of the run."""
+    """Length of the schedule of beta_k in global steps; null uses the length of the run."""
 
     def signal(self, entropy: float | None, bounds: Bounds | None, step: int) -> dict[str, float]:
         if bounds is None:
@@ -127,5 +127,5 @@ class HistoryHinge(Regularizer):
         if self.gamma == 0:
             return 2.0
         if self.total_steps is None:
-            raise ValueError("entropy.regularizer.total_steps is not known: set it to the run's number of steps")
+            raise ValueError("entropy.regularizer.total_steps is not known; set it to the run's number of steps")
         return 1.0 + math.exp(-self.gamma * (step - 1) / (self.total_steps // 2))

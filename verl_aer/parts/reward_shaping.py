@@ -1,6 +1,6 @@
-"""Reward shapings: what is added to a rollout's reward before advantages are computed.
+"""Reward shapings: add a term to each rollout's reward before advantages are computed.
 
-They act on the driver, once per step. Group accuracy comes from correctness and does not see them.
+They run on the driver, once per step. They do not affect group accuracy, which comes from correctness.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ from verl_aer.rollouts.groups import DIFFICULTIES, difficulty
 from verl_aer.rollouts.types import Rollouts, ShapingError
 
 Memory = Mapping[str, float]
-"""What a shaping remembers between steps: a few named numbers, saved with the checkpoint."""
+"""State of a shaping between steps: a few named numbers, saved with the checkpoint."""
 
 
 class RewardShaping(Part, role="reward_shaping"):
     """Base of reward shapings."""
 
     changes: ClassVar[bool] = True
-    """Whether rewards change at all; if not, they need not be written."""
+    """Whether the rewards change; if not, they are not written."""
 
     uses_accuracy: ClassVar[bool] = True
-    """Whether it reads ``rollouts.correct`` or the groups' accuracy; without it any reward will do."""
+    """Whether it reads ``rollouts.correct`` or the groups' accuracy; if not, any reward works."""
 
     uses_questions: ClassVar[bool] = False
-    """Whether ``rollouts.groups`` has to hold what is remembered of each question."""
+    """Whether ``rollouts.groups`` must hold the history of each question."""
 
     uses_entropy: ClassVar[bool] = False
     """Whether it needs ``rollouts.entropy``, which veRL does not have in bypass mode."""
 
     @abstractmethod
     def change(self, rollouts: Rollouts, memory: Memory) -> tuple[np.ndarray, Memory]:
-        """What is added to the reward of each row, ``(N,)``, read where ``rollouts.is_last``; and what to remember.
+        """Return the change of each row's reward, ``(N,)``, and the new memory.
 
-        ``memory``: what the step before returned, empty in the first.
+        Only rows with ``rollouts.is_last`` are read. ``memory`` is the one that the previous step returned; it is
+        empty in the first step.
         """
 
 
@@ -59,21 +60,21 @@ class NoRewardShaping(RewardShaping):
 class Length(RewardShaping):
     """R' = R - beta * c * clip((len - L_x) / L_x, -0.9, 1) where Acc(x) > Acc_h(x), R' = R elsewhere (CEEH).
 
-    c is the rollout's correctness and L_x the shortest correct response to the question so far: answers to questions
-    that go better than before are asked to get no longer. Source: arXiv 2602.22642. That L_x is the one from before
-    this step, or the step's own where there is none, is our reading.
+    c is the rollout's correctness and L_x the length of the shortest correct response to the question so far. Once the
+    accuracy on a question improves, its answers are discouraged from getting longer. Source: arXiv 2602.22642. L_x
+    excludes the current step, unless the question has not been solved before; that is our interpretation.
     """
 
     uses_questions: ClassVar[bool] = True
 
     beta: float = Field(0.1, ge=0)
-    """Reward units that a correct answer loses which is twice as long as the shortest. 0.1 and 0.2 are in the
-    paper's table."""
+    """Reward that a correct answer loses if it is twice as long as the shortest one. The paper's table has 0.1 and
+    0.2."""
 
     def change(self, rollouts: Rollouts, memory: Memory) -> tuple[np.ndarray, Memory]:
         groups = rollouts.groups
         improved = groups.accuracy > groups.history
-        # A question that was never solved has no shortest response, and no correct one to apply it to.
+        # 1.0 is a placeholder: a question that was never solved has no correct response to apply it to.
         shortest = np.append(np.where(np.isnan(groups.shortest), 1.0, groups.shortest), 1.0)[groups.prompt_of_row]
         excess = np.clip((rollouts.tokens - shortest) / shortest, -0.9, 1.0)
         applies = np.append(improved, False)[groups.prompt_of_row]
@@ -81,9 +82,9 @@ class Length(RewardShaping):
 
 
 def change_rewards(shaping: RewardShaping, rollouts: Rollouts, memory: Memory) -> tuple[np.ndarray, Memory]:
-    """What ``shaping.change`` says, 0 on rows that carry no reward.
+    """Compute the change of each row's reward, 0 on rows that carry no reward, and the new memory.
 
-    Raises ShapingError for another shape than ``(N,)``, and for a value that is not finite.
+    Raises ShapingError if the change does not have the shape ``(N,)`` or is not finite.
     """
     change, memory = shaping.change(rollouts, memory)
     name = f"reward shaping {shaping.kind!r}"
@@ -105,7 +106,7 @@ _WRONG = {"easy": 0.6, "medium": 0.8, "hard": 1.0}
 
 @register_part("ares")
 class Ares(RewardShaping):
-    """R' = R + s_b(N), N the stretches of high entropy of a rollout and b its prompt's difficulty (ARES):
+    """R' = R + s_b(N), N the high-entropy windows of a rollout and b its prompt's difficulty (ARES):
 
         N      = tokens whose following ``window`` tokens have a mean entropy >= threshold
         b      = easy where g(q) >= 2/3, medium where g(q) >= 1/3, else hard
@@ -118,28 +119,28 @@ class Ares(RewardShaping):
         hard     C * sigma(delta + m) if delta >= -m                  C * sigma((delta - m)+)
                  else -min(C, C * huber(-delta - m) / (2 (m + kappa_b)))
 
-    Easy prompts are asked to deliberate less, hard ones more. gain_b moves by rate * e, within [0, 2] from 0.5, with
-    e = mean N - T_b, or T_b - mean N for hard prompts. Constants and formulas are those of the authors' code (arXiv
-    2510.08457). Three things differ. The code counts only tokens of a list of English words. Its T_b is the mean of the
-    same batch, so that e is a rounding error and gain_b never moves: here T_b is the running mean of the steps before.
-    And it shapes the reward before the difficulty is known. Its dynamic KL is left out: veRL's loss has one KL
-    coefficient.
+    Easy prompts are rewarded for less deliberation, hard prompts for more. gain_b starts at 0.5 and moves by rate * e
+    within [0, 2], with e = mean N - T_b, or T_b - mean N for hard prompts. Constants and formulas are those of the
+    authors' code (arXiv 2510.08457), which differs in three ways. It counts only tokens of a list of English words.
+    Its T_b is the mean of the same batch, so e is a rounding error and gain_b never moves; here T_b is the running
+    mean of earlier steps. It shapes the reward before the difficulty is known. The dynamic KL coefficient is left out
+    because veRL's loss has a single one.
     """
 
     uses_entropy: ClassVar[bool] = True
 
     window: int = Field(4, ge=1)
-    """Tokens of a window."""
+    """Window length, tokens."""
     percentile: float = Field(0.95, gt=0, lt=1)
-    """Percentile of a rollout's window means; its median over the step is the threshold."""
+    """Percentile of a rollout's window means; its median over the step's rollouts sets the threshold."""
     threshold_ema: float = Field(0.99, ge=0, lt=1)
-    """Weight of the past in the threshold."""
+    """Weight of earlier steps in the threshold."""
     target_ema: float = Field(0.9, ge=0, lt=1)
-    """Weight of the past in T_b, the number of windows wanted of each difficulty."""
+    """Weight of earlier steps in T_b, the target number of windows per difficulty."""
     rate: float = Field(0.05, ge=0)
-    """How fast gain_b of each difficulty moves."""
+    """Change of gain_b per unit of e and step."""
     scale: float = Field(1.0, ge=0)
-    """Factor of the whole change."""
+    """Factor on the reward change."""
 
     def change(self, rollouts: Rollouts, memory: Memory) -> tuple[np.ndarray, Memory]:
         means = [
@@ -158,7 +159,7 @@ class Ares(RewardShaping):
         return self.scale * change, memory
 
     def _threshold(self, means: list[torch.Tensor], rollouts: Rollouts, memory: Memory) -> dict[str, float]:
-        """The step's own where there is none yet, else the running mean."""
+        """Update the running mean of the threshold; the first step starts it."""
         tops = [
             torch.quantile(mean.double(), self.percentile).item()
             for mean, is_last in zip(means, rollouts.is_last, strict=True)
@@ -171,7 +172,7 @@ class Ares(RewardShaping):
         return {"threshold": self.threshold_ema * before + (1 - self.threshold_ema) * here}
 
     def _control(self, bucket: str, count: float, memory: Memory) -> dict[str, float]:
-        """gain_b by the distance from T_b, and T_b; both as the next step finds them."""
+        """Update gain_b by the distance from T_b, and T_b for the next step."""
         target = memory.get(f"next_target_{bucket}", count)
         error = target - count if bucket == "hard" else count - target
         gain = memory.get(f"gain_{bucket}", 0.5) + self.rate * error
@@ -203,7 +204,7 @@ class Ares(RewardShaping):
 
 
 def window_means(entropy: torch.Tensor, window: int) -> torch.Tensor:
-    """Mean of the ``window`` entropies that follow each token, ``(n - window,)``: tokens with fewer have none.
+    """Compute the mean of the ``window`` entropies after each token, ``(n - window,)``; later tokens have none.
 
     >>> window_means(torch.tensor([9.0, 1.0, 3.0, 5.0]), window=2)
     tensor([2., 4.])

@@ -1,4 +1,4 @@
-"""Targets: which token-mean entropy is wanted, in nats per token: a level, a band, or none."""
+"""Targets: define the desired token-mean entropy in nats per token: a level, a band, or none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from verl_aer.parts.base import Part, register_part
 
 
 class Bounds(NamedTuple):
-    """The wanted entropies, nats per token; both ends are equal where a single level is wanted.
+    """Target range of the entropy, nats per token; both ends are equal for a single level.
 
     >>> [Bounds(low=0.1, high=0.5).level(entropy) for entropy in (0.05, 0.3, 0.9)]
     [0.1, 0.3, 0.5]
@@ -22,9 +22,9 @@ class Bounds(NamedTuple):
     high: float
 
     def level(self, entropy: float | None) -> float | None:
-        """Return H* = clip(H_t, low, high): where an entropy should go, nats per token.
+        """Return the level H* = clip(H_t, low, high), nats per token.
 
-        ``entropy``: H_t, nats per token; None before the first, and then a band has no level.
+        ``entropy`` is H_t in nats per token. It is None before the first measurement; a band then has no level.
         """
         if self.low == self.high:
             return self.low
@@ -32,26 +32,26 @@ class Bounds(NamedTuple):
 
 
 class Target(Part, role="target"):
-    """Base of targets: a level H* or a band of them, possibly relative to entropies seen before."""
+    """Base of targets: a level H* or a band, absolute or relative to earlier entropies."""
 
     @property
     def needs_anchor(self) -> bool:
-        """Whether the target is relative to H0; it then has fields ``initial_entropy`` and ``anchor_steps``."""
+        """Whether the target is relative to H0; it then has the fields ``initial_entropy`` and ``anchor_steps``."""
         return False
 
     @abstractmethod
     def bounds(self, initial_entropy: float | None, history: float | None) -> Bounds | None:
-        """The wanted entropies; None where there is no target, or none yet.
+        """Return the target range; None if there is no target, or none yet.
 
         Args:
             initial_entropy: H0, nats per token; None until it is known.
-            history: mean of the entropies of all earlier steps, nats per token; None in the first step.
+            history: mean entropy of all earlier steps, nats per token; None in the first step.
         """
 
 
 @register_part("none")
 class NoTarget(Target):
-    """No level is wanted: for a coefficient that does not move."""
+    """No target, for controllers that do not use the entropy."""
 
     def bounds(self, initial_entropy: float | None, history: float | None) -> None:
         return None
@@ -59,11 +59,11 @@ class NoTarget(Target):
 
 @register_part("absolute")
 class Absolute(Target):
-    """H* = entropy: one number of nats, the same for every model and temperature."""
+    """H* = entropy: a fixed level, the same for every model and temperature."""
 
     entropy: float = Field(0.2, gt=0)
-    """Wanted token-mean entropy, nats per token. 0.2 is the level of Skywork-OR1's released scripts and of TRL's
-    default."""
+    """Target token-mean entropy, nats per token. 0.2 is the value of Skywork-OR1's released scripts and the default
+    of TRL."""
 
     def bounds(self, initial_entropy: float | None, history: float | None) -> Bounds:
         return Bounds(self.entropy, self.entropy)
@@ -71,10 +71,10 @@ class Absolute(Target):
 
 @register_part("band")
 class Band(Target):
-    """H* = clip(H_t, low, high): any entropy in the band is as good as another (AEnt, arXiv 2509.03493).
+    """H* = clip(H_t, low, high): every entropy in the band is on target (AEnt, arXiv 2509.03493).
 
-    0.1 and 0.5 are the defaults of AEnt's code. Its GSM8K example has 0.05 and 0.23, and says that the results are
-    sensitive to these two only.
+    0.1 and 0.5 are the defaults of AEnt's code. Its GSM8K example uses 0.05 and 0.23; it says that the results are
+    sensitive only to these two settings.
     """
 
     low: float = Field(0.1, ge=0)
@@ -95,21 +95,21 @@ class Band(Target):
 class Anchored(Target):
     """H* = tau * H0: a fixed share of the initial policy's entropy.
 
-    H0 is the token-mean entropy of the first rollouts ever trained on, measured as every later step's is,
-    kept with the checkpoint and never measured again. Our reading of AER (arXiv 2510.10959): a target below
-    the initial level; tau about 0.4 is the only value reported, second-hand.
+    H0 is the token-mean entropy of the first rollouts that are trained on. It is measured like the entropy of every
+    later step, saved with the checkpoint and never measured again. This is our interpretation of AER (arXiv
+    2510.10959): a target below the initial level. The only reported value is tau of about 0.4, and it is second-hand.
 
     >>> Anchored(tau=0.4).bounds(initial_entropy=0.5, history=None)
     Bounds(low=0.2, high=0.2)
     """
 
     tau: float = Field(0.4, gt=0, le=1)
-    """Wanted share of the initial entropy H0."""
+    """Target entropy as a share of the initial entropy H0."""
     initial_entropy: float | None = Field(None, gt=0)
-    """H0, nats per token, if already known; null measures it. On resume a number replaces the saved H0, and null
+    """H0, nats per token, if already known; null measures it. On resume, a number replaces the saved H0 and null
     keeps it."""
     anchor_steps: int = Field(1, ge=1)
-    """H0 is the mean over this many first steps; alpha does not move before they are over."""
+    """Number of first steps over which H0 is averaged; alpha does not move during these steps."""
 
     @property
     def needs_anchor(self) -> bool:
@@ -126,17 +126,17 @@ class Anchored(Target):
 class History(Target):
     """H* = clip(H_t, kappa_low * H_W, kappa_high * H_W), H_W the mean entropy of all earlier steps (EPO).
 
-    The mean is over the whole run and not over a window, so that the band moves less and less. There is none in the
-    first step. Source: arXiv 2509.22576, with 0 and 2 in its tables: entropies are then only kept from above.
+    The mean is over the whole run and not over a window, so the band moves ever more slowly. The first step has no
+    band. Source: arXiv 2509.22576. Its tables use 0 and 2: the entropy then has only an upper bound.
 
     >>> History(kappa_low=0.5, kappa_high=2.0).bounds(initial_entropy=None, history=0.25)
     Bounds(low=0.125, high=0.5)
     """
 
     kappa_low: float = Field(0.0, ge=0)
-    """Lowest entropy, as a share of H_W"""
+    """Lower end of the band, as a multiple of H_W."""
     kappa_high: float = 2.0
-    """Highest entropy, as a share of H_W; >= kappa_low."""
+    """Upper end of the band, as a multiple of H_W; >= kappa_low."""
 
     @field_validator("kappa_high")
     @classmethod

@@ -1,10 +1,10 @@
-"""Selections: which tokens of a response count, and how much.
+"""Token selections: weight the tokens of a response in its mean entropy.
 
-    H_t of a response = (1/n) * sum_t s_t * H_t,   (1/n) * sum_t s_t = 1,   n its tokens
+    H of a response = (1/n) * sum_t s_t * H_t,   (1/n) * sum_t s_t = 1,   n its number of tokens
 
-The same weights s are used where the entropy is measured and where it is pushed; where two measures are, each has
-the weights of its entropies. Their mean over a response is 1, so that a coefficient means the same for every
-token_selection, and a response counts for as much as it has tokens.
+The measured and the pushed entropy use the same weights s. If they are two measures, each has weights computed from
+its entropies. The mean weight of a response is 1, so a coefficient means the same for every selection, and a response
+counts in proportion to its tokens.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from verl_aer.parts.base import Part, register_part
 
 
 class TokenSelection(Part, role="token_selection"):
-    """Base of selections: from a batch's entropies to the weights of its tokens."""
+    """Base of token selections: a function from a batch's entropies to token weights."""
 
     selects: ClassVar[bool] = True
-    """Whether the weights can differ within a response; if not, they need not be computed."""
+    """Whether the weights can differ within a response; if not, they are not computed."""
 
     @abstractmethod
     def weights(self, entropy: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """s >= 0 of each token, without a gradient.
+        """Return the weight s >= 0 of each token, without a gradient.
 
         Args:
             entropy: ``(N, T)`` nats, detached.
             mask: ``(N, T)`` bool, the tokens that the policy wrote.
 
         Returns:
-            ``(N, T)`` in the dtype of ``entropy``; 0 outside the mask, mean 1 over it in each row that has tokens.
+            ``(N, T)`` in the dtype of ``entropy``; 0 outside the mask; mean 1 inside it in each row with tokens.
         """
 
 
@@ -54,9 +54,9 @@ class TopQuantile(TokenSelection):
 
         k = n - ceil(quantile * (n - 1))
 
-    the tokens at or above the quantile of its n entropies; of equal ones, the earlier first. At least one token counts.
-    SIREN (arXiv 2509.25133) selects so, but for tokens at the quantile, which its code leaves out. TRL's
-    top_entropy_quantile is another rule: its quantile is over all tokens of the global batch.
+    These are the tokens at or above the quantile of the n entropies; of equal entropies, earlier tokens come first. At
+    least one token counts. SIREN (arXiv 2509.25133) uses this rule, but its code excludes the tokens at the quantile.
+    TRL's top_entropy_quantile is a different rule: its quantile is over all tokens of the global batch.
 
     >>> entropy = torch.tensor([[0.1, 0.4, 0.2, 0.3, 9.9]])
     >>> TopQuantile(quantile=0.5).weights(entropy, torch.tensor([[True, True, True, True, False]]))
@@ -64,27 +64,27 @@ class TopQuantile(TokenSelection):
     """
 
     quantile: float = Field(0.8, ge=0, lt=1)
-    """Share of a response's tokens that does not count, the least uncertain ones; 0 is ``all``. 0.8 is
-    SIREN's."""
+    """Share of a response's tokens, those of lowest entropy, that does not count; 0 is ``all``. 0.8 is SIREN's
+    value."""
 
     def weights(self, entropy: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         n = mask.sum(dim=-1, keepdim=True)
-        # In float64, so that 0.8 * 5 is the same 4 on every device.
+        # In float64, so that 0.8 * 5 is exactly 4 on every device.
         k = n - (self.quantile * (n - 1).clamp(min=0).double()).ceil().long()
         order = entropy.masked_fill(~mask, -math.inf).argsort(dim=-1, descending=True, stable=True)
         rank = torch.empty_like(order).scatter_(
             -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
         )
-        # Masked tokens are ranked behind all others, and k <= n: none of them is selected.
+        # Tokens outside the mask rank last, and k <= n, so none of them is selected.
         return (rank < k) * (n / k.clamp(min=1)).to(entropy.dtype)
 
 
 @register_part("turns")
 class Turns(TokenSelection):
-    """s_t = n / (R * n_r), n_r the tokens of the token's own turn and R the turns: each turn counts alike.
+    """s_t = n / (R * n_r), n_r the tokens of the token's turn and R the number of turns: all turns count equally.
 
-    A turn is a stretch of tokens that the policy wrote without an interruption by a tool or an environment. EPO
-    (arXiv 2509.22576) averages over tokens, then turns, then trajectories.
+    A turn is a sequence of tokens that the policy wrote without an interruption by a tool or an environment. EPO
+    (arXiv 2509.22576) averages over tokens, then over turns, then over trajectories.
 
     >>> mask = torch.tensor([[True, True, True, False, True]])
     >>> Turns().weights(torch.zeros(1, 5), mask)  # 4 tokens in 2 turns of 3 and 1
@@ -93,7 +93,7 @@ class Turns(TokenSelection):
 
     def weights(self, entropy: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         begins = mask & ~torch.nn.functional.pad(mask, (1, 0))[:, :-1]
-        turn = begins.cumsum(dim=-1) * mask  # 0 outside, else 1, 2, ... within its row
+        turn = begins.cumsum(dim=-1) * mask  # 0 outside the mask, else 1, 2, ... within the row
         sizes = torch.zeros(*turn.shape[:-1], turn.shape[-1] + 1, dtype=torch.long, device=turn.device)
         sizes.scatter_add_(-1, turn, mask.long())
         n, turns = mask.sum(dim=-1, keepdim=True), begins.sum(dim=-1, keepdim=True)

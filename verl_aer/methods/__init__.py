@@ -1,4 +1,4 @@
-"""The methods of entropy control, one module for each paper. Importing the package registers all of them."""
+"""The methods of entropy control, one module per paper. Importing the package registers all of them."""
 
 # ruff: noqa: F401
 from verl_aer.methods import (

@@ -1,14 +1,14 @@
-"""AER, Adaptive Entropy Regularization (arXiv 2510.10959), as read here, and its ablations.
+"""Our interpretation of AER, Adaptive Entropy Regularization (arXiv 2510.10959), and its ablations.
 
     w(q)        = max(0, rho - g(q)) / rho                               difficulty-aware allocation
     H*          = tau * H0                                               initial-anchored target
     alpha_{t+1} = clip(alpha_t + ki * (H* - H_t), alpha_min, alpha_max)  dynamic global coefficient
     L           = L_policy - (1/N_tokens) sum_{i,t} m_{i,t} * alpha * w(q_i) * H_{i,t}
 
-Where few prompts are below rho the weights have a floor, and a prompt's entropy a ceiling: ``Difficulty`` says which.
-The paper's three parts are known; the exact map, rho, ki, the bounds and the aggregation are not, so each is
-a named option and this is *a reading*, not a reproduction. With tau < 1 and alpha_init = 0 nothing happens until
-the entropy has fallen below tau * H0.
+If few prompts are below rho, a floor applies to the mean weight and a ceiling to each prompt's entropy; see
+``Difficulty``. The paper's three parts are known. The exact map, rho, ki, the bounds and the aggregation are not
+known, so each is a named option, and this is an interpretation and not a reproduction. With tau < 1 and
+alpha_init = 0, alpha stays 0 until the entropy has fallen below tau * H0.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def aer() -> Method:
         source=SOURCE,
         summary="harder prompts get more entropy bonus; alpha holds the entropy at tau * H0",
         differences=(
-            "The paper's three parts are known, its formulas are not: the map, rho, ki, the bounds, the aggregation "
-            "and kp are ours, each a named option, and so are the floor of the mean weight and the ceiling of a "
-            "prompt's entropy, which act where few prompts are below rho. tau = 0.4 is reported second-hand."
+            "The paper's three parts are known, but not its formulas. The map, rho, ki, the bounds, the aggregation "
+            "and kp are ours, each a named option. The floor of the mean weight and the ceiling of a prompt's entropy "
+            "are also ours; they act if few prompts are below rho. tau = 0.4 is reported second-hand."
         ),
-        watch="aer/entropy comes down to aer/target and stays; aer/saturated_steps stays 0; aer/weight/nonzero_frac",
+        watch="aer/entropy falls to aer/target and stays there; aer/saturated_steps stays 0; aer/weight/nonzero_frac",
     )
 
 
@@ -53,7 +53,7 @@ def aer_allocation_only() -> Method:
         provenance="ablation",
         source=SOURCE,
         summary="AER's allocation with a fixed alpha: no target, no controller",
-        watch="aer/entropy: nothing holds it; aer/entropy/hard against aer/entropy/easy",
+        watch="aer/entropy, which is not controlled; aer/entropy/hard compared with aer/entropy/easy",
     )
 
 
@@ -68,7 +68,7 @@ def aer_no_allocation() -> Method:
         provenance="ablation",
         source=SOURCE,
         summary="AER without its allocation: every trajectory gets alpha",
-        watch="aer/entropy comes down to aer/target and stays; aer/saturated_steps stays 0",
+        watch="aer/entropy falls to aer/target and stays there; aer/saturated_steps stays 0",
     )
 
 
@@ -82,6 +82,6 @@ def aer_absolute_target() -> Method:
         controller=PI(),
         provenance="ablation",
         source=SOURCE,
-        summary="AER with a given level of nats in place of tau * H0",
-        watch="aer/entropy against aer/target, which does not follow the model; aer/saturated_steps stays 0",
+        summary="AER with a fixed entropy target in nats instead of tau * H0",
+        watch="aer/entropy compared with aer/target, which does not depend on the model; aer/saturated_steps stays 0",
     )

@@ -1,4 +1,4 @@
-"""The registry of methods: a method names its parts, with its own defaults, and its source."""
+"""The registry of methods: a method consists of its parts with its own defaults, and its source."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from verl_aer.parts.target import Target
 from verl_aer.parts.token_selection import All, TokenSelection
 
 PROVENANCES = ("published", "reimplementation", "baseline", "ablation", "custom")
-"""How far a method's definition can be traced to its source; "custom" is for those of users."""
+"""How far a method's definition can be traced to its source; "custom" is for user-defined methods."""
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,16 @@ class Method:
     """An entropy-control method: its parts with the method's defaults.
 
     Args:
-        allocation: an instance of a registered allocation; likewise the other parts.
+        allocation: an instance of a registered allocation; the other parts likewise.
         provenance: one of PROVENANCES.
-        source: where the definition comes from.
+        source: the paper or code that defines the method.
         summary: one line for listings.
-        aggregation: ``token-mean`` divides the entropy term by all response tokens of the global mini-batch
-            whatever the policy loss does; ``seq-mean-token-mean`` averages over each response and then over
-            responses; ``policy`` follows the policy loss's own mode.
-        verl: settings of veRL's own that belong to the method, by full key; its preset sets them.
-        watch: which metrics tell whether it works.
-        differences: how this differs from the source, and why; empty where it does not.
+        aggregation: ``token-mean`` divides the entropy term by all response tokens of the global mini-batch,
+            regardless of the policy loss; ``seq-mean-token-mean`` averages over each response and then over
+            responses; ``same_as_policy_loss`` uses the mode of the policy loss.
+        verl: settings of veRL that belong to the method, by full key; its preset sets them.
+        watch: the metrics that show whether the method works.
+        differences: the differences from the source and their reasons; empty if there are none.
     """
 
     allocation: Allocation
@@ -63,7 +63,7 @@ _methods: dict[str, Callable[[], Method]] = {}
 
 
 def register_method(name: str) -> Callable[[Callable[[], Method]], Callable[[], Method]]:
-    """Register a function that builds the method ``+entropy=<name>``; its docstring has the formula and the source."""
+    """Register a function that builds the method ``+entropy=<name>``; its docstring has the formula and source."""
 
     def register(build: Callable[[], Method]) -> Callable[[], Method]:
         refuse_another(_methods, "method", name, build)
@@ -79,7 +79,7 @@ def get_method(name: str) -> Method:
 
 
 def method_builder(name: str) -> Callable[[], Method]:
-    """Return the function registered as ``name``: its docstring is the method's formula and source."""
+    """Return the function registered as ``name``; its docstring has the formula and source."""
     return look_up(_methods, "method", name)
 
 

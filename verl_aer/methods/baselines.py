@@ -1,4 +1,4 @@
-"""Baselines on the same code path as every method, so that a comparison changes one thing."""
+"""Baselines on the code path of all methods, so that a comparison changes only one thing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from verl_aer.parts.target import NoTarget
 
 @register_method("fixed")
 def fixed() -> Method:
-    """L = L_policy - coefficient * agg(H), agg the policy loss's own mode: veRL's ``actor.entropy_coeff``."""
+    """L = L_policy - coefficient * agg(H), agg the mode of the policy loss, as veRL's ``actor.entropy_coeff``."""
     return Method(
         allocation=Uniform(),
         measure=Full(),
@@ -21,13 +21,13 @@ def fixed() -> Method:
         source="veRL 0.9.1, actor.entropy_coeff",
         summary="a constant entropy bonus for every trajectory, equal to veRL's entropy_coeff",
         aggregation="same_as_policy_loss",
-        watch="aer/entropy: it collapses or explodes where the coefficient does not fit",
+        watch="aer/entropy, which collapses or explodes if the coefficient does not fit",
     )
 
 
 @register_method("none")
 def none() -> Method:
-    """L = L_policy. Measures what the other methods measure and changes nothing."""
+    """L = L_policy. Logs the metrics of the other methods and changes nothing."""
     return Method(
         allocation=Uniform(),
         measure=Full(),
@@ -36,5 +36,5 @@ def none() -> Method:
         provenance="baseline",
         source="veRL 0.9.1",
         summary="no entropy bonus: plain veRL with this package's metrics",
-        watch="aer/entropy: how fast it falls without any help",
+        watch="aer/entropy, which falls without regularization",
     )

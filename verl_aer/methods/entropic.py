@@ -1,4 +1,4 @@
-"""EntroPIC: a PI controller that weighs the advantages of tokens that the policy was sure of (arXiv 2511.15248)."""
+"""EntroPIC: a PI controller that reweights the advantages of confident tokens (arXiv 2511.15248)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def entropic() -> Method:
         advantage_shaping=Signed(),
         provenance="published",
         source="arXiv 2511.15248",
-        summary="EntroPIC: a PI controller weighs good against bad tokens among those that the policy was sure of",
-        watch="aer/entropy comes to aer/target; aer/alpha above 0 while it is below; aer/saturated_steps stays 0",
+        summary="EntroPIC: a PI controller reweights good and bad tokens among those that the policy was sure of",
+        watch="aer/entropy reaches aer/target; aer/alpha is positive while it is below; aer/saturated_steps stays 0",
         differences=(
-            "As the authors' code, which names -alpha. There the controller moves once a micro-batch and rank, the "
-            "integral has no bound, and the extra term is neither clipped with the ratio nor averaged over other than "
-            "the sure tokens; here it is part of the advantage."
+            "As the authors' code, whose coefficient is -alpha. There the controller moves once per micro-batch and "
+            "rank, the integral has no bound, and the extra term is separate: it is not clipped with the ratio, and "
+            "it is averaged over only the confident tokens. Here it is part of the advantage."
         ),
     )

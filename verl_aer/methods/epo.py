@@ -1,4 +1,4 @@
-"""Methods for agents of several turns."""
+"""EPO, Entropy-regularized Policy Optimization for multi-turn agents (arXiv 2509.22576)."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from verl_aer.parts.token_selection import Turns
 def epo() -> Method:
     """L = L_policy - lambda * mean[H - beta_k * weight * (max(0, kappa_l H_W - H) + max(0, H - kappa_r H_W))]. EPO.
 
-    H_W is the mean entropy of all earlier steps, beta_k = 1 + exp(-gamma k/k_mid) with k_mid = floor(K/2); the mean is
-    over tokens, then turns, then trajectories. The weight is ALFWorld's, 0.05 is ScienceWorld's. With kappa_l = 0, as
-    in the paper's tables, the lower hinge never acts: entropies are only kept from above.
+    H_W is the mean entropy of all earlier steps, beta_k = 1 + exp(-gamma k/k_mid) with k_mid = floor(K/2). The mean is
+    over tokens, then turns, then trajectories. The default weight is that of ALFWorld; ScienceWorld uses 0.05. With
+    kappa_l = 0, as in the paper's tables, the lower hinge never acts: the entropy has only an upper bound.
     """
     return Method(
         allocation=Uniform(),
@@ -28,13 +28,13 @@ def epo() -> Method:
         regularizer=HistoryHinge(),
         provenance="published",
         source="arXiv 2509.22576",
-        summary="EPO: a small bonus, and a hinge that draws each token back into a band around past entropies",
+        summary="EPO: a small bonus, and a hinge that pulls each token back into a band around past entropies",
         aggregation="seq-mean-token-mean",
-        watch="aer/bonus_slope: the bonus less the hinge; aer/target moves with the run's mean entropy",
+        watch="aer/bonus_slope, the bonus minus the hinge; aer/target moves with the run's mean entropy",
         differences=(
-            "The paper's hinge. The authors' code adds a constant where a token is outside the band, which has no "
-            "gradient; keeps its history by turn, filled up with zeros; and has another phase weight. A rollout of "
-            "several outputs (rows) counts each of them as a trajectory. H_t of the log is the mean over all tokens, "
-            "turns weighted alike."
+            "The hinge is the paper's. The authors' code adds a constant if a token is outside the band, which has no "
+            "gradient. It keeps its history per turn, padded with zeros, and uses another phase weight. Here each "
+            "output (row) of a rollout counts as a trajectory. The logged H_t is the mean over all tokens, with all "
+            "turns weighted equally."
         ),
     )

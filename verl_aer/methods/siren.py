@@ -1,4 +1,4 @@
-"""SIREN, selective entropy regularization with a self-anchor (arXiv 2509.25133)."""
+"""SIREN: selective entropy regularization with a self-anchor (arXiv 2509.25133)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from verl_aer.parts.token_selection import TopQuantile
 def siren() -> Method:
     """L = L_policy + beta * (mean H~ - H_anchor)^2, the mean over each response's most uncertain tokens. SIREN.
 
-    H~ is the entropy of the smallest set of tokens of mass 0.8; of each response the tokens above the 0.8 quantile
-    count; H_anchor is the same mean in the first step. beta = 0.005, all as in the paper.
+    H~ is the entropy of the smallest set of tokens of mass 0.8. The tokens of each response at or above the 0.8
+    quantile count. H_anchor is the same mean in the first step. beta = 0.005. All values are the paper's.
     """
     return Method(
         allocation=Uniform(),
@@ -27,14 +27,14 @@ def siren() -> Method:
         regularizer=SquaredAnchor(),
         provenance="published",
         source="arXiv 2509.25133",
-        summary="SIREN: the nucleus entropy of uncertain tokens, drawn to its value in the first step",
+        summary="SIREN: pulls the nucleus entropy of uncertain tokens to its value in the first step",
         aggregation="seq-mean-token-mean",
-        watch="aer/entropy stays near aer/initial_entropy; aer/bonus_slope is above 0 while it is below",
+        watch="aer/entropy stays near aer/initial_entropy; aer/bonus_slope is positive while the entropy is below",
         differences=(
-            "The square is of the step's mean entropy and not of each micro-batch's: its gradient does not depend on "
-            "how a batch is cut. The nucleus holds the token that crosses p, as the paper says; the authors' code "
-            "leaves it out, and a token of more than p then has no entropy. Tokens at the quantile count; in the code "
-            "those above it alone, and a response of equal entropies has none. Only tokens of the response count; the "
-            "code's mask is not cut with the response mask."
+            "The square is that of the step's mean entropy, so the gradient does not depend on the split into "
+            "micro-batches; the code squares the mean of each micro-batch. The nucleus includes the token that crosses "
+            "p, as in the paper; the code excludes it, so a distribution whose top token has more than p has no "
+            "entropy. Tokens at the quantile count; the code counts only those above it, and none in a response of "
+            "equal entropies. Only response tokens count; the code does not apply the response mask."
         ),
     )

@@ -1,6 +1,6 @@
-"""What veRL itself has against the collapse, as methods: no entropy term of ours, and veRL's own settings.
+"""veRL's built-in measures against entropy collapse, as methods that set veRL's settings and add no entropy term.
 
-Measured and logged like every other method, so that a comparison changes one word.
+They are measured and logged like every other method, so that a comparison changes one word.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ def _without_a_term(source: str, summary: str, verl: dict[str, float | str]) -> 
         source=source,
         summary=summary,
         verl=verl,
-        watch="actor/pg_clipfrac and aer/entropy: nothing here looks at the entropy itself",
+        watch="actor/pg_clipfrac; aer/entropy, which is not controlled",
     )
 
 
 @register_method("clip_higher")
 def clip_higher() -> Method:
-    """L = -min(r A, clip(r, 1 - 0.2, 1 + 0.28) A): DAPO's asymmetric clip, room for unlikely tokens to grow."""
+    """L = -min(r A, clip(r, 1 - 0.2, 1 + 0.28) A): DAPO's asymmetric clip, which lets unlikely tokens grow."""
     return _without_a_term(
         "arXiv 2503.14476",
         "DAPO's asymmetric clip; no entropy term",
@@ -36,9 +36,9 @@ def clip_higher() -> Method:
 
 @register_method("clip_cov")
 def clip_cov() -> Method:
-    """cov = (A - mean A)(log pi - mean log pi); of the tokens with 1 < cov < 5 a random few get no gradient.
+    """cov = (A - mean A)(log pi - mean log pi); a random few of the tokens with 1 < cov < 5 get no gradient.
 
-    The values are those of the authors' recipe for 7B, whose clip of the ratio is off (1 on both sides).
+    The values are those of the authors' 7B recipe, which disables the clip of the ratio (1 on both sides).
     """
     return _without_a_term(
         "arXiv 2505.22617",
@@ -58,8 +58,8 @@ def clip_cov() -> Method:
 def kl_cov() -> Method:
     """L = -A r + ppo_kl_coef * abs(log pi - log pi_old) on the tokens of highest covariance, -A r on the others.
 
-    The values are those of the authors' recipe for 7B. With a single mini-batch a step the log-ratio is 0, and so is
-    the penalty.
+    The values are those of the authors' 7B recipe. With a single mini-batch per step, the log-ratio and the penalty
+    are 0.
     """
     return _without_a_term(
         "arXiv 2505.22617",

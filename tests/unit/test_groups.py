@@ -53,11 +53,13 @@ def test_shaped_rewards_without_acc_and_threshold_are_refused():
 
 @pytest.mark.parametrize("value", [-1.0, 1.5, float("nan")])
 def test_an_acc_outside_the_unit_interval_is_refused_with_its_row(value):
-    assert judged([1.0, 1.0], [1.0, value]).problem.startswith("row 1 reports correctness")
+    assert judged([1.0, 1.0], [1.0, value]).problem.startswith("row 1 reports the correctness")
 
 
 def test_a_reward_that_is_not_finite_is_refused_with_its_row():
-    assert judged([1.0, 0.0, np.nan], [None] * 3, threshold=0.0).problem.startswith("row 2 has reward nan")
+    assert judged([1.0, 0.0, np.nan], [None] * 3, threshold=0.0).problem.startswith(
+        "row 2 has the reward nan, which must be finite"
+    )
 
 
 def test_a_threshold_wins_over_what_is_reported():
@@ -72,7 +74,7 @@ def test_a_threshold_wins_over_what_is_reported():
 def test_a_reward_reported_as_correctness_has_to_be_zero_or_one(reward):
     verdicts = judged([1.0, 0.0, reward], [1.0, 0.0, reward], is_reward=True)
     assert verdicts.correct is None
-    assert f"row 2 has the reward {reward:g}, which veRL reports" in verdicts.problem
+    assert f"row 2 has the reward {reward:g}. veRL also reports it as 'acc'" in verdicts.problem
     assert "entropy.correctness.threshold" in verdicts.problem
     assert judged([1.0, 0.0], [1.0, 0.0], is_reward=True).correct.tolist() == [1, 0]
 
@@ -94,7 +96,7 @@ def test_a_rollout_without_correctness_may_be_an_error():
 
 
 def test_a_batch_without_correctness_is_wrong_only_where_the_reward_has_reported_some():
-    assert "nothing says which rollouts are correct" in judged([1.0], [None]).problem
+    assert "the correctness of the rollouts is unknown" in judged([1.0], [None]).problem
     so_far = VerdictsSoFar().after(judged([1.0], [1.0]))
     assert judged([1.0], [None], so_far=so_far).correct.tolist() == [0]
     assert "row 0" in judged([1.0], [None], so_far=so_far, on_missing="error").problem
@@ -173,7 +175,7 @@ def test_columns_of_unequal_length_are_refused():
 
 
 def test_a_correctness_that_is_not_one_is_refused_with_its_row():
-    with pytest.raises(CorrectnessError, match=r"row 1 has correctness -1\.0"):
+    with pytest.raises(CorrectnessError, match=r"row 1 has the correctness -1\.0"):
         group_rows(**rows(("a", 0, 0, 1.0, False), ("a", 1, 0, -1.0, False)))
 
 

@@ -1,1 +1,1 @@
-"""The rollouts of a step: their groups, what shapings see of them, and the memory of questions across steps."""
+"""The rollouts of a step: their groups, the input of shapings, and the memory of questions across steps."""

@@ -1,9 +1,9 @@
-"""Group accuracy: how many of a prompt's rollouts are correct.
+"""Group accuracy: the share of a prompt's rollouts that are correct.
 
-    g(q) = (1/G) * sum_i c_i        c_i in [0, 1], G the rollouts of q that are really there
+    g(q) = (1/G) * sum_i c_i        c_i in [0, 1], G the number of rollouts of q without padding
 
-Correctness is not reward: a reward may be +-1, carry length penalties or format bonuses, and then its mean
-says nothing about how often the policy solves the prompt.
+Correctness is not reward. A reward may be +-1 or include length penalties or format bonuses; its mean is then not the
+rate at which the policy solves the prompt.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from verl_aer._settings import Settings
 from verl_aer.errors import VerlAerError
 
 DIFFICULTIES = ("easy", "medium", "hard")
-"""The buckets of prompts, by group accuracy. They do not depend on rho, so that runs can be compared."""
+"""Buckets of prompts by group accuracy. They do not depend on rho, so that runs can be compared."""
 
 EASY_FROM, MEDIUM_FROM = 2 / 3, 1 / 3
-"""Bounds of the buckets: those of ARES (arXiv 2510.08457)."""
+"""Lowest accuracy of easy and of medium prompts, as in ARES (arXiv 2510.08457)."""
 
 
 def difficulty(accuracy: np.ndarray) -> np.ndarray:
-    """Name the bucket of each prompt: easy from 2/3 on, medium from 1/3 on, else hard.
+    """Return the bucket of each prompt: easy if g >= 2/3, medium if g >= 1/3, else hard.
 
     >>> difficulty(np.array([1.0, 2 / 3, 0.5, 1 / 3, 0.25])).tolist()
     ['easy', 'easy', 'medium', 'medium', 'hard']
@@ -35,39 +35,40 @@ def difficulty(accuracy: np.ndarray) -> np.ndarray:
 
 
 class CorrectnessError(VerlAerError, ValueError):
-    """Nothing says, or something contradicts, which rollouts are correct."""
+    """Missing or contradictory information about which rollouts are correct."""
 
 
 class CorrectnessConfig(Settings):
-    """Which rollouts are correct: reward > ``threshold`` where that is set, else the reward's own ``reward_key``."""
+    """Rule for correct rollouts: reward > ``threshold`` if it is set, else the value under ``reward_key``."""
 
     reward_key: str = "acc"
-    """Name of the correctness, a value in [0, 1], in what the reward function returns."""
+    """Key of the correctness, a value in [0, 1], in the reward function's result."""
     threshold: float | None = None
-    """A rollout is correct if its reward is above this, whatever else is returned; null takes the key."""
+    """A rollout is correct if its reward is above this value; ``reward_key`` is then ignored. null uses
+    ``reward_key``."""
     on_missing: Literal["error", "wrong"] = "wrong"
-    """What happens with a rollout without the key once others had it: ``error``, or it counts as ``wrong``, with a
-    warning and a count."""
+    """How to treat a rollout without ``reward_key`` if earlier rollouts had it: ``error`` stops the run, ``wrong``
+    counts it as wrong, with a warning and a metric."""
 
 
 @dataclass(frozen=True)
 class Groups:
     """The prompts of one step.
 
-    accuracy: ``(P,)`` float64 in [0, 1], mean correctness of the prompt's rollouts; NaN where nothing says which are
-    correct, which only methods see that do not use it. size: ``(P,)`` int64, rollouts of the prompt. prompt_of_row:
-    ``(N,)`` int64, the prompt of each row, -1 on padding.
+    accuracy: ``(P,)`` float64 in [0, 1], mean correctness of the prompt's rollouts; NaN if the correctness is unknown,
+    which is allowed only for methods that do not use it. size: ``(P,)`` int64, number of rollouts of the prompt.
+    prompt_of_row: ``(N,)`` int64, the prompt of each row, -1 on padding.
 
-    From ``group_rows``: rollout_of_row: ``(N,)`` int64, the rollout of each row, -1 on padding. is_last: ``(N,)`` bool,
-    the row that its rollout is judged by; False on padding.
+    Set by ``group_rows``: rollout_of_row: ``(N,)`` int64, the rollout of each row, -1 on padding. is_last: ``(N,)``
+    bool, True on the last row of each rollout, whose correctness is that of the rollout; False on padding.
 
-    With the question memory (``verl_aer.rollouts.question_memory``); None where no part of the method uses it:
-    history: ``(P,)`` float64, Acc_h of the prompt's question after this step. history_mean: Acc_h over all questions.
-    shortest: ``(P,)`` float64, L_x in tokens, NaN where no correct response is known.
+    Set by the question memory (``verl_aer.rollouts.question_memory``); None if no part of the method uses it:
+    history: ``(P,)`` float64, Acc_h of the prompt's question after this step. history_mean: mean of Acc_h over all
+    questions. shortest: ``(P,)`` float64, L_x in tokens, NaN if no correct response is known.
 
-    Where weights are computed: entropy: ``(P,)`` float64, mean entropy of each prompt's rollouts as the control
-    measures it, nats per token, NaN for a prompt without response tokens; None where the driver does not know it
-    (bypass mode). initial_entropy: H0, nats per token, None while it is not known and where the target is not anchored.
+    Set before the weights are computed: entropy: ``(P,)`` float64, mean entropy of each prompt's rollouts by the
+    configured measure, nats per token, NaN for a prompt without response tokens; None if the driver does not know it
+    (bypass mode). initial_entropy: H0, nats per token; None until it is known, or if the target is not anchored.
     """
 
     accuracy: np.ndarray
@@ -84,10 +85,10 @@ class Groups:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Which of N trajectories are correct, as far as anything says so.
+    """Correctness of N trajectories.
 
-    correct: ``(N,)`` float64 in [0, 1]; None where nothing valid says so. unreported: ``(N,)`` bool, trajectories
-    that count as wrong because the reward reported nothing for them. problem: why ``correct`` is None, else empty.
+    correct: ``(N,)`` float64 in [0, 1]; None if it is unknown or invalid. unreported: ``(N,)`` bool, trajectories that
+    count as wrong because the reward reported nothing for them. problem: why ``correct`` is None, else empty.
     """
 
     correct: np.ndarray | None
@@ -97,11 +98,11 @@ class Verdicts:
 
 @dataclass(frozen=True)
 class VerdictsSoFar:
-    """What the batches of a run have shown of their correctness.
+    """Summary of the verdicts of a run so far.
 
-    reported: whether the reward has reported any. unreported: whether a rollout has counted as wrong because the
-    reward did not. problem: the first reason why correctness could not be told, else empty. It holds for the rest of
-    the run: a batch whose rewards of +-1 all happen to be 1 does not turn them into correctness.
+    reported: whether the reward has reported any correctness. unreported: whether a rollout has counted as wrong
+    because the reward reported nothing for it. problem: the first reason why the correctness was unknown, else empty.
+    The problem holds for the rest of the run: rewards of +-1 do not become correctness in a batch that only has 1.
     """
 
     reported: bool = False
@@ -109,7 +110,7 @@ class VerdictsSoFar:
     problem: str = ""
 
     def after(self, verdicts: Verdicts) -> VerdictsSoFar:
-        """What is known after one more batch."""
+        """Return the summary after one more batch."""
         return VerdictsSoFar(
             reported=self.reported or verdicts.correct is not None,
             unreported=self.unreported or bool(verdicts.unreported.any()),
@@ -125,17 +126,16 @@ def judge(
     on_missing: str,
     so_far: VerdictsSoFar,
 ) -> Verdicts:
-    """c_i = 1[reward_i > threshold] where a threshold is set, else acc_i.
+    """Compute c_i = 1[reward_i > threshold] if a threshold is set, else c_i = acc_i.
 
     Args:
         reward: ``(N,)``, each trajectory's reward before any KL penalty; only read with a threshold.
-        acc: what the reward reports of N trajectories, in [0, 1]; None for one of which it reports nothing.
-        acc_is_reward: ``(N,)`` bool, where veRL has reported the reward itself as ``acc``: it has to be 0 or 1.
-        threshold: a trajectory is correct when its reward is above it, whatever ``acc`` says; None if none is
-            configured.
-        on_missing: ``error`` or ``wrong``. ``wrong`` is c_i = 0 where the reward reports nothing, once it has reported
-            something in this run.
-        so_far: what the batches before have shown.
+        acc: the reported correctness of N trajectories, in [0, 1]; None for a trajectory without one.
+        acc_is_reward: ``(N,)`` bool, True if veRL has reported the reward itself as ``acc``, which must be 0 or 1.
+        threshold: a trajectory is correct if its reward is above it, regardless of ``acc``; None if none is set.
+        on_missing: ``error`` or ``wrong``. With ``wrong``, c_i = 0 if the reward reports nothing, provided that it has
+            reported something in this run.
+        so_far: the summary of the previous batches.
 
     >>> nothing_known = VerdictsSoFar()
     >>> judge(np.array([0.3, 1.0]), [0.3, 1.0], np.array([True, True]), 0.5, "wrong", nothing_known).correct
@@ -158,8 +158,8 @@ def judge(
 
 
 _NOTHING_SAYS = (
-    "nothing says which rollouts are correct: the reward reports no number under entropy.correctness.reward_key, and "
-    "entropy.correctness.threshold is not set. Let the reward return that key (0 or 1), or set the threshold above "
+    "the correctness of the rollouts is unknown: the reward reports no number under entropy.correctness.reward_key, "
+    "and entropy.correctness.threshold is not set. Let the reward return that key (0 or 1), or set the threshold above "
     "which a reward means a correct answer (0 for rewards of +-1)."
 )
 
@@ -170,15 +170,15 @@ def _verdicts(correct: np.ndarray, unreported: np.ndarray, problem: str) -> Verd
 
 def _only_some(row: int) -> str:
     return (
-        f"the reward reports a number under entropy.correctness.reward_key for some rollouts only (not for row {row}). "
-        "Let it return that key for every rollout, a wrong or empty answer included, or count such rollouts as wrong "
-        "with entropy.correctness.on_missing=wrong."
+        "the reward reports a number under entropy.correctness.reward_key only for some rollouts "
+        f"(not for row {row}). Let it return that key for every rollout, including wrong and empty answers, or count "
+        "such rollouts as wrong with entropy.correctness.on_missing=wrong."
     )
 
 
 def _not_finite(reward: np.ndarray) -> str:
     bad = np.flatnonzero(~np.isfinite(reward))
-    return f"row {bad[0]} has reward {reward[bad[0]]}; a correct answer cannot be told from it." if len(bad) else ""
+    return f"row {bad[0]} has the reward {reward[bad[0]]}, which must be finite." if len(bad) else ""
 
 
 def _not_binary(correct: np.ndarray, acc_is_reward: np.ndarray) -> str:
@@ -186,10 +186,10 @@ def _not_binary(correct: np.ndarray, acc_is_reward: np.ndarray) -> str:
     if not len(bad):
         return ""
     return (
-        f"row {bad[0]} has the reward {correct[bad[0]]:g}, which veRL reports as its 'acc' too, because the reward "
-        "function returns one number and no dict; a number other than 0 and 1 does not say whether an answer is "
-        "correct. Set entropy.correctness.threshold, above which a reward means a correct answer (0 for rewards of "
-        "+-1), or let the reward return a dict of 'score' and 'acc' (0 or 1)."
+        f"row {bad[0]} has the reward {correct[bad[0]]:g}. veRL also reports it as 'acc', because the reward function "
+        "returns a number and not a dict. Only 0 and 1 tell whether an answer is correct. Set "
+        "entropy.correctness.threshold, above which a reward means a correct answer (0 for rewards of +-1), or let the "
+        "reward return a dict of 'score' and 'acc' (0 or 1)."
     )
 
 
@@ -198,9 +198,9 @@ def _not_in_unit_interval(correct: np.ndarray) -> str:
     if not len(bad):
         return ""
     return (
-        f"row {bad[0]} reports correctness {correct[bad[0]]}, which is not in [0, 1]. Let the reward return 0 or 1 "
-        "under entropy.correctness.reward_key, or set entropy.correctness.threshold: an answer is then correct when "
-        "its reward is above it, whatever the reward reports."
+        f"row {bad[0]} reports the correctness {correct[bad[0]]}, which is not in [0, 1]. Let the reward return 0 or 1 "
+        "under entropy.correctness.reward_key, or set entropy.correctness.threshold; an answer is then correct if its "
+        "reward is above the threshold."
     )
 
 
@@ -211,23 +211,23 @@ def group_rows(
     correct: np.ndarray | None,
     is_padding: np.ndarray,
 ) -> Groups:
-    """g(q) = mean over the sessions of q of the correctness of each session's last row.
+    """Group rows by prompt, with g(q) the mean correctness of the last rows of q's rollouts.
 
-    A row is one output of a rollout (a *session*); a rollout of several outputs is judged by its last one,
-    the row of highest ``index``. Padding rows are copies of real ones and count nowhere.
+    A row is one output of a rollout, which veRL calls a session. The correctness of a rollout is that of its last
+    output, the row of highest ``index``. Padding rows are copies of real rows and are ignored.
 
     Args:
         uid: N prompt ids.
         session: ``(N,)`` int, the rollout within the prompt.
         index: ``(N,)`` int, the output within the rollout.
-        correct: ``(N,)`` in [0, 1], ignored on padding; None where nothing says it, and g is NaN.
+        correct: ``(N,)`` in [0, 1], ignored on padding; None if unknown, and g is then NaN.
         is_padding: ``(N,)`` bool.
 
     Returns:
-        Groups, prompts in the order of their uids: nothing depends on the order of the rows.
+        Groups, with the prompts in the order of their uids: the result does not depend on the order of the rows.
 
     Raises:
-        CorrectnessError: columns of unequal length, a correctness outside [0, 1], or two rows of one key.
+        CorrectnessError: the columns differ in length, a correctness is outside [0, 1], or two rows have the same key.
 
     >>> group_rows(["a", "a", "b"], [0, 1, 0], [0, 0, 0], [1.0, 0.0, 1.0], [False, False, False]).accuracy
     array([0.5, 1. ])
@@ -245,8 +245,7 @@ def group_rows(
     prompt_of_row = np.full(len(real), -1, dtype=np.int64)
     prompt_of_row[rows] = prompt
 
-    # Sorted, so that each session's rows are neighbors, and sums of fractions are the same for any order of
-    # rows.
+    # Sorted, so that each session's rows are adjacent, and sums of fractions do not depend on the order of the rows.
     order = _order_by(prompt, session[rows], index[rows])
     rows, prompt = rows[order], prompt[order]
     next_differs = (prompt[1:] != prompt[:-1]) | (session[rows][1:] != session[rows][:-1])
@@ -266,17 +265,17 @@ def group_rows(
 
 
 def _number_prompts(uid: Sequence[str], rows: np.ndarray) -> tuple[np.ndarray, int]:
-    """Each row's prompt, numbered in the order of the uids, and how many prompts there are."""
+    """Return each row's prompt, numbered in the order of the uids, and the number of prompts."""
     uids = uid if len(rows) == len(uid) else [uid[row] for row in rows.tolist()]
     number_of = {prompt_uid: number for number, prompt_uid in enumerate(sorted(set(uids)))}
     return np.fromiter(map(number_of.__getitem__, uids), dtype=np.int64, count=len(uids)), len(number_of)
 
 
 def _order_by(*columns: np.ndarray) -> np.ndarray:
-    """Indices that sort the rows by whole-number columns, the first one foremost.
+    """Return the indices that sort the rows by integer columns; the first column is the primary key.
 
-    As one number a row, (c_1 * span_2 + c_2) * span_3 + ..., they are sorted in a third of the time that sorting
-    column by column takes.
+    Each row is packed into one number, (c_1 * span_2 + c_2) * span_3 + ...; this takes a third of the time of sorting
+    column by column.
     """
     if not columns[0].size:
         return np.array([], dtype=np.int64)
@@ -296,12 +295,12 @@ def _require_distinct(
     if len(twice):
         row = rows[twice[0]]
         raise CorrectnessError(
-            f"two rows have the key uid={uid[row]!r} session={session[row]} index={index[row]}; if one of "
-            "them was added to fill the batch, it must be marked as padding."
+            f"two rows have the key uid={uid[row]!r} session={session[row]} index={index[row]}. If one of them was "
+            "added to fill the batch, mark it as padding."
         )
 
 
 def _require_in_unit_interval(rows: np.ndarray, correct: np.ndarray) -> None:
     bad = rows[~((correct[rows] >= 0) & (correct[rows] <= 1))]
     if len(bad):
-        raise CorrectnessError(f"row {bad[0]} has correctness {correct[bad[0]]}, which is not in [0, 1].")
+        raise CorrectnessError(f"row {bad[0]} has the correctness {correct[bad[0]]}, which is not in [0, 1].")

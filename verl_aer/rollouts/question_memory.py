@@ -1,11 +1,11 @@
-"""What is remembered of each question between the steps in which it comes up.
+"""Accuracy history and shortest correct response of each question, across training steps.
 
     Acc_h(x) <- (1 - eta) * Acc_h(x) + eta * Acc(x),   eta = ema_up if Acc_h(x) < Acc(x) else ema_down
     L_x      <- min(L_x, shortest correct response of the step)
 
-Acc(x) is the mean correctness of all rollouts of x in the step, and Acc_h(x) = Acc(x) where x comes up for the first
-time. The rule is CEEH's (arXiv 2602.22642); how Acc_h begins is our reading. A question is known by a stable id, never
-by veRL's ``uid``, which is drawn again in each step.
+Acc(x) is the mean correctness of all rollouts of x in the step. Acc_h(x) starts at the first Acc(x). The rule is
+CEEH's (arXiv 2602.22642); the start of Acc_h is our interpretation. A stable id identifies a question, because veRL
+draws a new ``uid`` in each step.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from verl_aer.rollouts.groups import Groups
 
 
 class Question(NamedTuple):
-    """One question: Acc_h in [0, 1], L_x in tokens (None while never solved), and the last step it came up in."""
+    """One question: Acc_h in [0, 1], L_x in tokens (None if never solved), and the last step that contained it."""
 
     accuracy: float
     shortest: int | None
@@ -35,7 +35,7 @@ class Question(NamedTuple):
 class Observation(NamedTuple):
     """One group of rollouts of a question.
 
-    accuracy: in [0, 1]. size: rollouts. shortest: tokens of the shortest correct one, None where none is correct.
+    accuracy: in [0, 1]. size: number of rollouts. shortest: tokens of the shortest correct one, None if none is.
     """
 
     question: str
@@ -45,33 +45,33 @@ class Observation(NamedTuple):
 
 
 class QuestionMemoryConfig(Settings):
-    """How questions are recognized and remembered."""
+    """Settings of the question memory."""
 
     question_key: str = "question_id"
-    """Name of a stable id in the data set's ``extra_info``; where a row has none, data source and prompt are its id."""
+    """Key of a stable id in the data set's ``extra_info``; rows without it are identified by data source and prompt."""
     max_questions: int = Field(100_000, ge=1)
-    """Most questions that are remembered; those that came up longest ago are forgotten first."""
+    """Maximum number of questions in memory; the least recently seen ones are dropped first."""
     ema_up: float = Field(0.2, gt=0, le=1)
-    """Weight of a new accuracy in the remembered one where it is above it."""
+    """Weight of a new accuracy in Acc_h if it is above Acc_h."""
     ema_down: float = Field(0.05, gt=0, le=1)
-    """Weight of a new accuracy elsewhere."""
+    """Weight of a new accuracy in Acc_h otherwise."""
 
 
 @dataclass(frozen=True)
 class QuestionMemory:
-    """The questions seen so far; a value, never changed in place."""
+    """The questions seen so far; immutable."""
 
     questions: Mapping[str, Question] = field(default_factory=dict)
 
     @property
     def mean_accuracy(self) -> float | None:
-        """Mean of Acc_h over all remembered questions; None before the first."""
+        """Mean of Acc_h over all questions in memory; None if there are none."""
         if not self.questions:
             return None
         return sum(question.accuracy for question in self.questions.values()) / len(self.questions)
 
     def after(self, observations: Sequence[Observation], step: int, config: QuestionMemoryConfig) -> QuestionMemory:
-        """The memory after a step's groups; several groups of one question count as one of all their rollouts.
+        """Return the memory after a step's groups; several groups of one question count as one group.
 
         >>> config = QuestionMemoryConfig(ema_up=0.5, ema_down=0.1)
         >>> memory = QuestionMemory().after([Observation("x", 0.5, 4, shortest=9)], step=1, config=config)
@@ -95,14 +95,14 @@ def remember(
     step: int,
     config: QuestionMemoryConfig,
 ) -> tuple[QuestionMemory, Groups]:
-    """The memory after a step, and its groups with what is remembered of their questions.
+    """Return the memory after a step, and the step's groups with the history of their questions.
 
-    L_x is the one from before the step, and the step's own for a question that was never solved before.
+    The groups get L_x from before the step, or from the step for a question that was never solved before.
 
     Args:
         questions: P ids.
-        shortest: ``(P,)`` tokens of each group's shortest correct response, NaN where none is correct.
-        step: the global step, from 1 on.
+        shortest: ``(P,)`` tokens of each group's shortest correct response, NaN if none is correct.
+        step: the global step, counted from 1.
     """
     columns = zip(questions, groups.accuracy.tolist(), groups.size.tolist(), shortest.tolist(), strict=True)
     after = memory.after(
@@ -125,9 +125,9 @@ def remember(
 
 
 def question_id(extra_info: Any, data_source: Any, prompt: Any, key: str) -> str:
-    """A stable id of a data set's row: ``extra_info[key]``, else a digest of its source and prompt, images by content.
+    """Return a stable id of a data set's row: ``extra_info[key]``, else a digest of its source and prompt.
 
-    Raises ValueError for a prompt that holds what has no known content.
+    Images enter the digest with their pixels. Raises InputError if the prompt contains an object of an unknown type.
 
     >>> question_id({"question_id": 17}, "math", [{"role": "user", "content": "1 + 1?"}], key="question_id")
     '17'
@@ -141,15 +141,15 @@ def question_id(extra_info: Any, data_source: Any, prompt: Any, key: str) -> str
         text = json.dumps([data_source, prompt], sort_keys=True, default=_content)
     except TypeError as error:
         raise InputError(
-            f"a question has no {key!r} in the data set's extra_info, and its prompt gives no stable id ({error}). Add "
-            f"extra_info.{key} to every row, or name another column of extra_info in "
-            "entropy.question_memory.question_key."
+            f"a question has no {key!r} in the data set's extra_info, and its prompt has no stable digest ({error}). "
+            f"Add extra_info.{key} to every row, or set entropy.question_memory.question_key to another key of "
+            "extra_info."
         ) from error
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _content(value: Any) -> Any:
-    """What a part of a prompt that JSON does not know is made of: the same in each process and for each copy."""
+    """Convert an object that JSON does not know to its content, which is the same in each process and for each copy."""
     if isinstance(value, bytes | bytearray):
         return {"bytes": hashlib.sha256(value).hexdigest()}
     if isinstance(value, np.generic):
@@ -187,6 +187,6 @@ def _moved(accuracy: float, observed: float, config: QuestionMemoryConfig) -> fl
 def _newest(questions: dict[str, Question], max_questions: int) -> dict[str, Question]:
     if len(questions) <= max_questions:
         return questions
-    # By id where steps are equal: what is forgotten does not depend on the order in which rows came.
+    # Equal steps are ordered by id, so that the dropped questions do not depend on the order of the rows.
     newest = sorted(questions, key=lambda name: (-questions[name].step, name))[:max_questions]
     return {name: questions[name] for name in newest}

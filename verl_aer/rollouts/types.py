@@ -1,4 +1,4 @@
-"""The rollouts of a step as the driver sees them, before the update: rows of a batch, rollouts, tokens."""
+"""The rollouts of a step on the driver, before the update: rows of a batch, rollouts, tokens."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from verl_aer.rollouts.groups import CorrectnessConfig, Groups, Verdicts, Verdic
 
 
 class ShapingError(VerlAerError, ValueError):
-    """A shaping returned something that cannot be used; the message names the row and the value."""
+    """Invalid result of a shaping; the message names the row and the value."""
 
 
 @dataclass(frozen=True)
 class Rollouts:
     """The N rows of a batch.
 
-    groups: the prompts, with the memory of their questions where a part of the method asks for it.
-    correct: ``(N,)`` float64 in [0, 1], 0 on padding, NaN where nothing says it. tokens: ``(N,)`` float64, response
-    tokens of the whole rollout, all of its outputs. is_last: ``(N,)`` bool, the row that carries its rollout's reward;
+    groups: the prompts, with the history of their questions if a part of the method uses it.
+    correct: ``(N,)`` float64 in [0, 1], 0 on padding, NaN if unknown. tokens: ``(N,)`` float64, response tokens of the
+    whole rollout, over all of its outputs. is_last: ``(N,)`` bool, True on the row that carries its rollout's reward;
     False on padding.
-    entropy, mask: ``(N, T)`` nats and bool of each response token; None where no part of the method asks for them.
+    entropy, mask: ``(N, T)`` nats and bool of each response token; None if no part of the method uses them.
     """
 
     groups: Groups
@@ -35,7 +35,7 @@ class Rollouts:
     mask: torch.Tensor | None = None
 
     def shortest_correct(self) -> np.ndarray:
-        """Tokens of each prompt's shortest correct rollout, ``(P,)``; NaN where none is correct."""
+        """Return the tokens of each prompt's shortest correct rollout, ``(P,)``; NaN if none is correct."""
         shortest = np.full(len(self.groups.accuracy), np.inf)
         solved = self.is_last & (self.correct > 0.5)
         np.minimum.at(shortest, self.groups.prompt_of_row[solved], self.tokens[solved])
@@ -44,10 +44,10 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens of N rows, each ``(N, T)``; what lies outside the mask means nothing.
+    """The tokens of N rows, each tensor ``(N, T)``; values outside the mask are undefined.
 
     advantages: float32. mask: bool, the tokens that the policy loss counts. log_probs: float32, of the sampled tokens
-    under the policy of the old log-probs. entropy: nats, under the same policy; None where veRL does not compute it.
+    under the policy of the old log-probs. entropy: nats, under the same policy; None if veRL does not compute it.
     """
 
     advantages: torch.Tensor
@@ -58,15 +58,15 @@ class Tokens:
 
 @dataclass(frozen=True)
 class BatchRows:
-    """A training batch as the entropy control sees it; N rows in the order of the batch's keys.
+    """Input of the entropy control from a training batch; N rows in the order of the batch's keys.
 
     uid: prompt of each row, ``(N,)``; session, index: ``(N,)`` int; is_padding: ``(N,)`` bool.
-    reward: ``(N,)`` float64, the reward before any KL penalty. acc: what the reward reports as each row's correctness,
-    None where it reports no number. acc_is_reward: ``(N,)`` bool, where veRL reports the reward itself as that.
-    entropy_nats: ``(N,)`` float64, the measure under the policy of the old log-probs, added up over the
-    response's tokens by the token selection's weights; None where veRL does not compute it (bypass mode). tokens:
-    ``(N,)`` float64. question: id of each row's question, None where no part of the method asks for it. entropy, mask:
-    ``(N, T)`` float32 and bool, None likewise.
+    reward: ``(N,)`` float64, the reward before any KL penalty. acc: the reported correctness of each row, None if the
+    reward reports no number. acc_is_reward: ``(N,)`` bool, True if veRL reports the reward itself as ``acc``.
+    entropy_nats: ``(N,)`` float64, the measure under the policy of the old log-probs, summed over the response's
+    tokens with the weights of the token selection; None if veRL does not compute it (bypass mode). tokens: ``(N,)``
+    float64. question: id of each row's question, None if no part of the method uses it. entropy, mask: ``(N, T)``
+    float32 and bool, None likewise.
     """
 
     uid: list[str]
@@ -83,7 +83,7 @@ class BatchRows:
     mask: torch.Tensor | None = None
 
     def judge(self, correctness: CorrectnessConfig, so_far: VerdictsSoFar) -> Verdicts:
-        """Which rows are correct; on padding 0, and not unreported."""
+        """Compute which rows are correct. Padding rows are not correct and do not count as unreported."""
         real = np.flatnonzero(~self.is_padding)
         verdicts = judge(
             self.reward[real],
@@ -101,9 +101,9 @@ class BatchRows:
         return replace(verdicts, correct=correct, unreported=unreported)
 
     def rollouts(self, correct: np.ndarray | None) -> Rollouts:
-        """The rows as the method's parts see them, without any memory of their questions.
+        """Return the rows as input of the method's parts, without the history of their questions.
 
-        correct: ``(N,)`` in [0, 1], 0 on padding; None where nothing says it.
+        correct: ``(N,)`` in [0, 1], 0 on padding; None if unknown.
         """
         groups = group_rows(self.uid, self.session, self.index, correct, self.is_padding)
         real = ~self.is_padding
@@ -115,6 +115,6 @@ class BatchRows:
         return Rollouts(groups, correct, tokens, groups.is_last, self.entropy, self.mask)
 
     def question_of_prompt(self, groups: Groups) -> list[str]:
-        """The id of each prompt's question, P of them."""
+        """Return the P ids of the prompts' questions."""
         named = dict(zip(groups.prompt_of_row.tolist(), self.question, strict=True))
         return [named[prompt] for prompt in range(len(groups.accuracy))]

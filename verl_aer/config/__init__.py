@@ -1,4 +1,4 @@
-"""The node `entropy` of a run's config: its schema, and the presets that Hydra offers."""
+"""The `entropy` node of a run's config: its schema, and its presets for Hydra."""
 
 PROVIDER = "verl_aer"
-"""What Hydra's listings name as the origin of the presets."""
+"""Origin of the presets in Hydra's listings."""

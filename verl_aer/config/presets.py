@@ -1,10 +1,10 @@
-"""Registers the methods and their parts with Hydra: ``+entropy=aer entropy/target=absolute``.
+"""Register the methods and their parts with Hydra: ``+entropy=aer entropy/target=absolute``.
 
     entropy=NAME           a registered method: its parts and defaults, and the settings of veRL that it needs
     entropy/ROLE=NAME      a registered part with its own defaults, for each ROLE of ROLES
     hardware=cpu           the file config/hardware/cpu.yaml
 
-A method or part is known if it has been registered before Hydra composes.
+A method or part must be registered before Hydra composes the config.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from verl_aer.methods.base import Method, get_method, method_names
 from verl_aer.parts.base import ROLES, get_part, part_names
 
 VERL_SETTINGS = "_verl_aer"
-"""The group of what a method needs of veRL. A preset includes it; it lies outside the node ``entropy``."""
+"""Config group of the veRL settings that a method needs; a preset includes it, outside the ``entropy`` node."""
 
 FORKED_PYTHON = "_forked_python"
 FORKED_PYTHON_MODULE = "verl_aer.forking.python"
@@ -54,8 +54,8 @@ def _store_method(store: ConfigStore, name: str, method: Method) -> None:
         part = node.pop(role)
         chosen[role] = part["kind"]
         if part != _part_node(role, part["kind"]):
-            # The method's own values must go with its choice of the part: another part has other settings. Below a
-            # folder of the method's name they are no option that Hydra lists.
+            # The method's values apply only to the part that it chooses, because other parts have other settings.
+            # In a subgroup with the method's name, they do not appear among Hydra's options of the role.
             chosen[role] = f"{name}/{part['kind']}"
             store.store(group=f"entropy/{role}/{name}", name=part["kind"], node=part, provider=PROVIDER)
     defaults = [{f"/{VERL_SETTINGS}": name}, *({role: option} for role, option in chosen.items()), "_self_"]
@@ -66,27 +66,27 @@ def _store_method(store: ConfigStore, name: str, method: Method) -> None:
 
 
 def verl_settings(method: Method) -> dict[str, Any]:
-    """What the preset of ``method`` sets outside the node ``entropy``, by full key."""
+    """Return the settings of the method's preset outside the ``entropy`` node, by full key."""
     return {
         # The entropy term and the controller need the entropy of each token.
         "actor_rollout_ref.actor.calculate_entropy": True,
-        # veRL's own entropy term would be added to this one.
+        # Otherwise veRL would add its own entropy term.
         "actor_rollout_ref.actor.entropy_coeff": 0,
         "trainer.v1.trainer_mode": "aer_sync",
-        # Checks the config before Ray starts, and leaves Ray before a failure is printed.
+        # Checks the config before Ray starts, and disconnects from Ray before a failure is printed.
         "hydra.callbacks.verl_aer._target_": "verl_aer.integration.callback.RunCallback",
         **method.verl,
     }
 
 
 def _part_node(role: str, name: str) -> dict[str, Any]:
-    """The part's own defaults; a setting without one has to be given."""
+    """Return the part's defaults; a setting without a default is marked as missing."""
     fields = get_part(role, name).model_fields.items()
     return {"kind": name, **{key: "???" if field.is_required() else field.get_default() for key, field in fields}}
 
 
 def _nested(settings: dict[str, Any]) -> dict[str, Any]:
-    """Full keys as nested mappings.
+    """Convert full keys to nested mappings.
 
     >>> _nested({"a.b": 1, "a.c": 2})
     {'a': {'b': 1, 'c': 2}}

@@ -1,4 +1,4 @@
-"""The ``entropy`` node of a run's config: from a mapping to typed parts, every problem at once.
+"""The ``entropy`` node of a run's config: parses a mapping into typed parts and reports all problems at once.
 
 entropy.method                                       a registered method; its parts are the defaults
 entropy.{allocation,measure,pushed,token_selection,  {kind: <registered part>, <the part's settings>}
@@ -38,16 +38,16 @@ from verl_aer.rollouts.question_memory import QuestionMemoryConfig
 SomeSettings = TypeVar("SomeSettings", bound=Settings)
 
 _NOUNS = {"pushed": "measure"}
-"""What a part is called where its key is no noun."""
+"""Nouns for parts in messages, if the key is not a noun."""
 
 
 def measures_responses(aggregation: str) -> bool:
-    """Whether the controlled entropy is a mean over responses, of which each counts alike, and not over tokens."""
+    """Tell whether the controlled entropy is a mean over responses and not over tokens."""
     return aggregation == "seq-mean-token-mean"
 
 
 class Problem(NamedTuple):
-    """One thing wrong with the config: the full key, what is wrong with it, and what to do."""
+    """One problem of the config: the full key, the message and the fix."""
 
     key: str
     message: str
@@ -58,7 +58,7 @@ class Problem(NamedTuple):
 
 
 class ConfigError(VerlAerError, ValueError):
-    """Every problem of a config; ``str()`` numbers them."""
+    """All problems of a config; ``str()`` numbers them."""
 
     def __init__(self, problems: list[Problem]) -> None:
         self.problems = list(problems)
@@ -68,12 +68,13 @@ class ConfigError(VerlAerError, ValueError):
 
 
 class WatchdogConfig(Settings):
-    """After how long without progress a run is stopped."""
+    """Time limits of the watchdog, which stops a run without progress."""
 
     weight_sync_timeout_s: float | None = Field(None, gt=0)
-    """Longest time that a weight update may take, seconds; null takes ``actor_rollout_ref.nccl_timeout``."""
+    """Stop the run if a weight update takes longer than this many seconds; null uses
+    ``actor_rollout_ref.nccl_timeout``."""
     rollout_timeout_s: float | None = Field(3600.0, gt=0)
-    """Longest time without a finished rollout while the trainer waits for some, seconds; null waits forever."""
+    """Stop the run if no rollout finishes for this many seconds while the trainer waits; null disables the check."""
 
 
 class EntropyConfig(Settings):
@@ -90,44 +91,44 @@ class EntropyConfig(Settings):
     reward_shaping: RewardShaping
     advantage_shaping: AdvantageShaping
     aggregation: Literal["token-mean", "seq-mean-token-mean", "same_as_policy_loss"] = "token-mean"
-    """What the entropy term is averaged over: ``token-mean``, all response tokens of the mini-batch, whatever the
-    policy loss does; ``seq-mean-token-mean``, each response, then the responses; ``same_as_policy_loss``, as
-    ``loss_agg_mode``."""
+    """Average of the entropy term: ``token-mean`` averages over all response tokens of the mini-batch, regardless of
+    the policy loss; ``seq-mean-token-mean`` averages over each response and then over responses;
+    ``same_as_policy_loss`` uses ``loss_agg_mode``."""
     correctness: CorrectnessConfig = CorrectnessConfig()
-    """Which rollouts are correct, for group accuracy."""
+    """Rule for correct rollouts, for group accuracy."""
     question_memory: QuestionMemoryConfig = QuestionMemoryConfig()
-    """The accuracy of each question across steps, for methods that need it."""
+    """Accuracy of each question across steps, for methods that need it."""
     on_missing_state: Literal["error", "restart"] = "error"
-    """What to do on resume without a usable state of the controller: stop with an ``error``, or ``restart`` the
+    """Action on resume without a usable controller state: ``error`` stops the run, ``restart`` restarts the
     controller."""
     watchdog: WatchdogConfig = WatchdogConfig()
-    """When a run that makes no progress is stopped, with the cause and the last good checkpoint."""
+    """Time limits after which a run without progress is stopped, with the cause and the last good checkpoint."""
 
     @property
     def pushed_measure(self) -> Measure:
-        """What the loss pushes; ``measure`` is what the controller is given."""
+        """The measure that the loss pushes; the controller gets ``measure``."""
         return self.measure if self.pushed.kind == "same" else self.pushed
 
     @property
     def uses_questions(self) -> bool:
-        """Whether a part asks for what is remembered of each question."""
+        """Whether a part uses the history of each question."""
         return self.allocation.uses_questions or self.reward_shaping.uses_questions
 
     @property
     def uses_accuracy(self) -> bool:
-        """Whether a part asks for which rollouts are correct."""
+        """Whether a part uses the correctness of rollouts."""
         parts = (self.allocation, self.reward_shaping, self.advantage_shaping)
-        # What is remembered of a question is its accuracy.
+        # The history of a question holds its accuracy.
         return self.uses_questions or any(part.uses_accuracy for part in parts)
 
     @property
     def has_shaping_without_alpha(self) -> bool:
-        """Whether rewards or advantages are shaped by something else than alpha."""
+        """Whether rewards or advantages are shaped independently of alpha."""
         shaping = self.advantage_shaping
         return self.reward_shaping.changes or (shaping.shapes and not shaping.uses_alpha)
 
     def resolve(self, total_steps: int) -> EntropyConfig:
-        """Fill in the length of the run, in global steps, where a part leaves it open."""
+        """Set the length of the run, in global steps, in the parts that leave it open."""
         told = {
             role: getattr(self, role).model_copy(update={"total_steps": total_steps})
             for role in ROLES
@@ -137,17 +138,17 @@ class EntropyConfig(Settings):
 
 
 def parse_entropy_config(node: Mapping[str, Any] | DictConfig) -> EntropyConfig:
-    """The ``entropy`` node as an EntropyConfig.
+    """Parse the ``entropy`` node.
 
-    What the node leaves out is the method's own value, or the part's default where the node chooses another
-    part than the method does.
+    Settings that are not given have the method's values. If the node chooses another part than the method does, they
+    have the defaults of that part.
 
     Args:
         node: a plain mapping or an OmegaConf node.
 
     Raises:
-        ConfigError: names every unknown key, part and method, every wrong type and value out of bounds, and
-            combinations that contradict each other.
+        ConfigError: names all unknown keys, parts and methods, wrong types, values out of bounds and contradictory
+            combinations.
 
     >>> config = parse_entropy_config({"method": "aer", "target": {"tau": 0.5}})
     >>> config.target, config.controller.ki
@@ -179,7 +180,10 @@ def parse_entropy_config(node: Mapping[str, Any] | DictConfig) -> EntropyConfig:
 
 
 def to_mapping(config: EntropyConfig) -> dict[str, Any]:
-    """The inverse of ``parse_entropy_config``: every setting spelled out, plain dicts and scalars only."""
+    """Convert the config to a mapping with every setting, as plain dicts and scalars.
+
+    This is the inverse of ``parse_entropy_config``.
+    """
     return {name: _plain(getattr(config, name)) for name in setting_names(EntropyConfig)}
 
 
@@ -194,13 +198,13 @@ COMMON_SETTINGS = {
     "question_memory": QuestionMemoryConfig(),
     "watchdog": WatchdogConfig(),
 }
-"""The settings of every method, by key."""
+"""Defaults of the settings that all methods have, by key."""
 
 
 def _is_mapping(key: str, node: Any, problems: list[Problem]) -> bool:
     if isinstance(node, Mapping):
         return True
-    problems.append(Problem(key, f"must be a mapping, got {node!r}", f"Set the keys below it, as {key}.<key>=<value>."))
+    problems.append(Problem(key, f"must be a mapping, got {node!r}", f"Set its keys: {key}.<key>=<value>."))
     return False
 
 
@@ -221,7 +225,7 @@ def _part(role: str, node: Any, method: Method | None, problems: list[Problem]) 
     if not _is_mapping(key, node, problems):
         return None
     default = None if method is None else getattr(method, role)
-    # Without a known method a part without a kind has no default; the method's own problem says so.
+    # Without a known method, a part without a kind has no default. The missing method is already a problem.
     kind = node.get("kind", None if default is None else default.kind)
     if kind is None and "kind" not in node:
         return None
@@ -230,8 +234,8 @@ def _part(role: str, node: Any, method: Method | None, problems: list[Problem]) 
             Problem(
                 f"{key}.kind",
                 f"no {_NOUNS.get(role, role)} is named {kind!r}{suggestion(str(kind), part_names(role))}",
-                f"Set it to one of: {', '.join(part_names(role))}; a part of your own is known once its "
-                "module is imported (VERL_USE_EXTERNAL_MODULES=<module>).",
+                f"Set it to one of: {', '.join(part_names(role))}. A user-defined part is known after its module is "
+                "imported (VERL_USE_EXTERNAL_MODULES=<module>).",
             )
         )
         return None
@@ -258,7 +262,7 @@ def _validated(
     problems: list[Problem],
     known: Set[str] = frozenset(),
 ) -> SomeSettings | None:
-    """The settings, or None where they have problems. Appends these, but for those of the names that are ``known``."""
+    """Validate the settings. If they have problems, append these, except for ``known`` names, and return None."""
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -270,7 +274,7 @@ def _validated(
 
 
 def _problem(model: type[Settings], key: str, name: str, value: Any, detail: Mapping[str, Any]) -> Problem:
-    """What pydantic found wrong with one setting, in the words of the config."""
+    """Convert pydantic's error for one setting to a Problem."""
     kind, limits = detail["type"], bounds(model, name)
     default = model.model_fields[name].get_default(call_default_factory=True)
     example = default if isinstance(default, str) else json.dumps(default)
@@ -286,7 +290,7 @@ def _problem(model: type[Settings], key: str, name: str, value: Any, detail: Map
         return Problem(key, f"must be null or {limits}, got {value!r}", f"Set {key} to a value {limits}, or to null.")
     if kind == "literal_error":
         return Problem(key, f"must be {allowed_values(model, name)}, got {value!r}", f"Set {key}={example}.")
-    fix = f"Set {key} to such a value, for example {example}."
+    fix = f"Set {key} to a valid value, for example {example}."
     if value is None:
         return Problem(key, "must not be null", fix)
     if kind == "finite_number":
@@ -295,7 +299,7 @@ def _problem(model: type[Settings], key: str, name: str, value: Any, detail: Map
 
 
 _BOUNDS = ("greater_than", "greater_than_equal", "less_than", "less_than_equal")
-"""pydantic's errors for a number out of its bounds."""
+"""pydantic's error types for a number out of bounds."""
 
 
 def _unknown_keys(key: str, node: Mapping[str, Any], known: list[str]) -> Iterator[Problem]:
@@ -304,12 +308,12 @@ def _unknown_keys(key: str, node: Mapping[str, Any], known: list[str]) -> Iterat
             yield Problem(
                 f"{key}.{name}",
                 f"is not a known key{suggestion(str(name), known)}; known: {', '.join(known)}",
-                f"Remove it with the override ~{key}.{name}, or correct its name.",
+                f"Correct its name, or remove it with the override ~{key}.{name}.",
             )
 
 
 def _settings_of_others(role: str, part: type[Part], settings: Mapping[str, Any]) -> Iterator[Problem]:
-    """Settings that ``part`` does not have: of another part of its role, or misspelled."""
+    """Find settings that ``part`` does not have: they belong to another part of its role, or are misspelled."""
     known = setting_names(part)
     for name in settings:
         if name in known:
@@ -317,34 +321,34 @@ def _settings_of_others(role: str, part: type[Part], settings: Mapping[str, Any]
         key = f"entropy.{role}.{name}"
         owners = [other for other in part_names(role) if name in setting_names(get_part(role, other))]
         part_is = f"{_NOUNS.get(role, role)} {part.kind!r}"
-        message = f"is not a setting of the {part_is}, which has {', '.join(known) if known else 'none'}"
+        message = f"is not a setting of the {part_is}, which has {', '.join(known) if known else 'no settings'}"
         if owners:
             yield Problem(
                 key,
                 f"{message}; it belongs to {' and '.join(map(repr, owners))}",
-                f"Choose the part with entropy/{role}={part.kind}, which leaves no settings of another part, or remove "
-                f"this one with ~{key}.",
+                f"Choose the part with entropy/{role}={part.kind}, which removes the settings of the other part, or "
+                f"remove this setting with ~{key}.",
             )
         else:
-            fix = f"Remove it with the override ~{key}, or correct it."
+            fix = f"Correct its name, or remove it with the override ~{key}."
             yield Problem(key, f"{message}{suggestion(str(name), known)}", fix)
 
 
 def _problems_together(parts: Mapping[str, Any]) -> Iterator[Problem]:
-    """Parts that do not go together."""
+    """Find parts that cannot be combined."""
     target, controller, regularizer = parts["target"], parts["controller"], parts["regularizer"]
     measure, pushed = parts["measure"], parts["pushed"]
     if target is not None and target.kind == "none":
         if controller is not None and controller.uses_target:
             yield Problem(
                 "entropy.target.kind",
-                f"the controller {controller.kind!r} steers towards a target and there is none",
+                f"the controller {controller.kind!r} needs a target, but entropy.target.kind=none",
                 "Set entropy/target=anchored or entropy/target=absolute, or entropy/controller=fixed.",
             )
         if regularizer is not None and regularizer.uses_target:
             yield Problem(
                 "entropy.target.kind",
-                f"the regularizer {regularizer.kind!r} draws towards a target and there is none",
+                f"the regularizer {regularizer.kind!r} needs a target, but entropy.target.kind=none",
                 "Set entropy/target to anchored, absolute, band or history, or set entropy/regularizer=bonus.",
             )
     if None in (measure, pushed, regularizer) or not regularizer.uses_target:
@@ -352,7 +356,7 @@ def _problems_together(parts: Mapping[str, Any]) -> Iterator[Problem]:
     if pushed.kind != "same" and pushed != measure:
         yield Problem(
             "entropy.pushed.kind",
-            f"the regularizer {regularizer.kind!r} draws the pushed entropy, {pushed.kind!r}, towards a target of "
-            f"the measured one, {measure.kind!r}",
+            f"the regularizer {regularizer.kind!r} needs the same pushed and measured entropy, because its target is "
+            f"that of the measured one; got the pushed entropy {pushed.kind!r} and the measure {measure.kind!r}",
             "Set entropy/pushed=same, or entropy/regularizer=bonus.",
         )

@@ -1,7 +1,7 @@
-"""Lets Hydra find the methods and parts: ``+entropy=aer``, without ``hydra.searchpath``.
+"""Make the methods and parts available to Hydra: ``+entropy=aer``, without ``hydra.searchpath``.
 
-Hydra calls ``EntropyPresets`` each time before it composes. Only then are the methods loaded, and torch with them: a
-dozen processes of a run import Hydra, and one of them composes.
+Hydra calls ``EntropyPresets`` each time before it composes a config. The methods, and with them torch, are imported
+only then: a dozen processes of a run import Hydra, but only one of them composes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from verl_aer.config import PROVIDER
 
 
 class EntropyPresets(SearchPathPlugin):
-    """Adds the folder of this module to Hydra's search path, and the registered methods and parts to its store."""
+    """Plugin that adds this folder to Hydra's search path, and the registered methods and parts to its store."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append(PROVIDER, "pkg://verl_aer.config")
@@ -23,7 +23,7 @@ class EntropyPresets(SearchPathPlugin):
 
 
 def install() -> None:
-    """Let Hydra ask for the presets in this process."""
+    """Register the plugin with Hydra in this process."""
     Plugins.instance().register(EntropyPresets)
 
 

@@ -129,7 +129,7 @@ def test_fixed_needs_no_accuracy(tour):
     assert accuracies(rows) == [{}, {}, {}]
     assert all(row["aer/weight/mean"] == 1 for row in rows)
     assert all(-1 <= row["critic/score/mean"] <= 1 for row in rows)
-    assert training.log.count("left out from now on (fixed needs none)") == ONCE_AND_AFTER_THE_RESUME
+    assert training.log.count("left out from now on (the method fixed does not need them)") == ONCE_AND_AFTER_THE_RESUME
 
 
 def test_a_threshold_makes_an_accuracy_of_a_reward_of_plus_and_minus_one(tour):

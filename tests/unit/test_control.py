@@ -228,7 +228,7 @@ def test_a_gated_coefficient_is_withheld_and_not_lost():
 def test_a_controller_that_remembers_what_its_init_does_not_name_is_refused(monkeypatch):
     control = control_of()
     monkeypatch.setattr(PI, "update", lambda self, state, seen: ({**state, "moment": 0.0}, Output(0.0)))
-    with pytest.raises(ValueError, match=r"'pi' remembers .*'moment'.* init has to name all of it"):
+    with pytest.raises(ValueError, match=r"'pi' changed .*'moment'.*; return the same names from init and update"):
         control.observe(1.0, 1)
 
 

@@ -27,12 +27,12 @@ def test_names_are_distinct_and_ours():
 
 
 def test_every_metric_says_its_unit_formula_and_reading():
-    assert all(metric.unit and metric.formula and metric.reading for metric in METRICS)
+    assert all(metric.unit and metric.formula and metric.interpretation for metric in METRICS)
 
 
 def test_the_table_has_one_row_of_four_cells_for_each_metric():
     header, rule, *rows = markdown_table().splitlines()
-    assert header == "| metric | unit | formula | reading |"
+    assert header == "| metric | unit | formula | interpretation |"
     assert len(rows) == len(METRICS)
     # A bar inside a cell would make a fifth one.
     assert {row.count("|") for row in [rule, *rows]} == {5}

@@ -1,1 +1,1 @@
-"""The control loop, closed on the driver: state, state file, metrics, warnings and a simulation."""
+"""The control loop on the driver: state, state file, metrics, warnings and a simulation."""

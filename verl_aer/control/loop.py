@@ -1,13 +1,13 @@
-"""The entropy control of a run: target and controller, and what they must remember between steps.
+"""The entropy control of a run: target, controller and their state between steps.
 
     H_t          token-mean entropy of step t, nats per token
-    H0           mean of H_t over the first anchor_steps steps ever observed
+    H0           mean of H_t over the first anchor_steps steps
     H_W          mean of H_s over all steps s < t
     H*           the target's level that is nearest to H_t, from H0 and H_W
-    s_{t+1}, alpha_{t+1} = update(s_t, (H_t, H*, t)), s the controller's own state
+    s_{t+1}, alpha_{t+1} = update(s_t, (H_t, H*, t)), s the controller's state
 
-Read before update: step t trains with the alpha decided from the steps before t; ``observe`` is called once
-per global step, after the actor's update, and only then moves alpha.
+Step t trains with the alpha that was computed from the steps before t. ``observe`` is called once per global step,
+after the actor's update, and moves alpha.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from verl_aer.parts.controller import ControllerState, Observation, as_floats
 
 @dataclass(frozen=True)
 class ControlState:
-    """What a checkpoint has to hold; a value, never changed in place.
+    """State of the entropy control that a checkpoint saves; immutable.
 
     Args:
         alpha: coefficient of the next step, loss units per nat.
-        controller: what the controller remembers, by name.
+        controller: the controller's state, by name.
         initial_entropy: H0, nats per token; None until it is known.
-        entropy_sum: all finite entropies added up, for H0 and H_W, nats per token.
-        entropy_count: how many they are.
-        last_entropy: the last finite entropy as the controller took it, nats per token; None before the first.
-        step: last global step observed, 0 for none.
-        updates: times the controller's rule was applied.
-        skipped_updates: entropies that were not finite.
-        saturated_steps: updates that a bound held back.
+        entropy_sum: sum of all finite entropies, for H0 and H_W, nats per token.
+        entropy_count: number of finite entropies.
+        last_entropy: the last finite entropy as used by the controller, nats per token; None before the first.
+        step: last observed global step; 0 before the first.
+        updates: number of times that the controller's rule was applied.
+        skipped_updates: number of entropies that were not finite.
+        saturated_steps: number of updates that a bound limited.
     """
 
     alpha: float
@@ -53,22 +53,22 @@ class ControlState:
 
     @property
     def history(self) -> float | None:
-        """H_W of the coming step: the mean of the entropies so far, nats per token; None before the first."""
+        """H_W of the next step: the mean of the entropies so far, nats per token; None before the first."""
         return self.entropy_sum / self.entropy_count if self.entropy_count else None
 
 
 class Decision(NamedTuple):
-    """What one step's observation led to.
+    """Result of one step's observation.
 
     Args:
-        alpha: what this step trained with, loss units per nat.
-        next_alpha: what the next one trains with.
+        alpha: coefficient of this step, loss units per nat.
+        next_alpha: coefficient of the next step.
         entropy: H_t as observed, nats per token.
-        target: H*, nats per token; None where there is none, or H0 is not known yet.
+        target: H*, nats per token; None if there is no target or H0 is not known yet.
         initial_entropy: H0, nats per token, or None.
-        error: H* minus the entropy as the controller took it; None without a target, and for a skipped entropy.
-        skipped: the entropy was not finite and moved nothing.
-        saturated: a bound kept alpha from going where the rule would take it.
+        error: H* minus the entropy as used by the controller; None without a target and for a skipped entropy.
+        skipped: the entropy was not finite and was ignored.
+        saturated: a bound limited alpha.
     """
 
     alpha: float
@@ -82,7 +82,7 @@ class Decision(NamedTuple):
 
 
 class EntropyControl:
-    """Holds a run's ControlState and moves it, one observation per global step.
+    """Holds a run's ControlState and updates it with one observation per global step.
 
     >>> from verl_aer import EntropyControl, parse_entropy_config
     >>> control = EntropyControl(parse_entropy_config({"method": "aer"}))
@@ -92,13 +92,13 @@ class EntropyControl:
     0.0000
     0.0050
 
-    The first step sets H* = 0.4 * 1.0; only the third is below it, by 0.1 nat, and ki = 0.05.
+    The first step sets H* = 0.4 * 1.0. Only the third step is below it, by 0.1 nats, and ki = 0.05.
     """
 
     def __init__(self, config: EntropyConfig, state: ControlState | None = None) -> None:
         self._target = config.target
         self._controller = config.controller
-        self._penalty = config.regularizer
+        self._regularizer = config.regularizer
         self._state = state if state is not None else _fresh_state(config)
 
     @property
@@ -107,33 +107,32 @@ class EntropyControl:
 
     @property
     def alpha(self) -> float:
-        """The coefficient that the coming step trains with."""
+        """The coefficient of the next step."""
         return self._state.alpha
 
     def signal(self, entropy: float, step: int) -> dict[str, float]:
-        """What the regularizer needs of the driver in global step ``step``, before its update.
+        """Return the regularizer's signal for global step ``step``, before its update.
 
-        ``entropy``: H_t of the rollouts that the step trains on, nats per token; where it is not finite (not measured
-        before the update, or not a number), the one of the step before takes its place.
+        ``entropy`` is H_t of the rollouts that the step trains on, nats per token. If it is not finite, because it is
+        NaN or not measured before the update, the last finite entropy replaces it.
         """
         known = entropy if math.isfinite(entropy) else self._state.last_entropy
         bounds = self._target.bounds(self._state.initial_entropy, self._state.history)
-        return self._penalty.signal(known, bounds, step)
+        return self._regularizer.signal(known, bounds, step)
 
     def bonus_slope(self, entropy: float, signal: Mapping[str, float]) -> float:
-        """d value(H) / dH at ``entropy`` (nats per token): what alpha is multiplied by there; 1 for a plain bonus."""
-        return float(self._penalty.slope(torch.tensor(entropy, dtype=torch.float64), signal))
+        """Return d value(H) / dH at ``entropy`` (nats per token), the factor of alpha there; 1 for a plain bonus."""
+        return float(self._regularizer.slope(torch.tensor(entropy, dtype=torch.float64), signal))
 
     def observe(self, entropy: float, step: int) -> Decision:
-        """Move alpha by the token-mean entropy (nats) of global step ``step``.
+        """Update alpha from the token-mean entropy (nats) of global step ``step``.
 
-        An entropy that is not finite is counted and changes nothing else. Raises ValueError for a step that
-        is not after the last one observed: a second update for one step would move alpha twice for one
-        policy.
+        An entropy that is not finite only increments a counter. Raises ValueError if the step is not after the last
+        observed one: a second update in a step would move alpha twice for the same policy.
         """
         if step <= self._state.step:
             raise ValueError(
-                f"step {step} was observed already (the last one was {self._state.step}); the controller "
+                f"step {step} was observed already (the last observed step is {self._state.step}); the controller "
                 "moves once per global step"
             )
         before = self._state
@@ -149,8 +148,8 @@ class EntropyControl:
         remembered, output = self._controller.update(before.controller, seen)
         if remembered.keys() != before.controller.keys():
             raise ValueError(
-                f"the controller {self._controller.kind!r} remembers {sorted(remembered)} after an update, and "
-                f"{sorted(before.controller)} before it: init has to name all of it"
+                f"the controller {self._controller.kind!r} changed the names of its state from "
+                f"{sorted(before.controller)} to {sorted(remembered)}; return the same names from init and update"
             )
         if output.entropy is not None:
             seen = seen._replace(entropy=output.entropy)
@@ -166,7 +165,7 @@ class EntropyControl:
         return self._decision(before, entropy, seen.target, error=seen.error, skipped=False, saturated=output.saturated)
 
     def _anchor(self, state: ControlState, entropy: float) -> ControlState:
-        """H0 := mean of the first anchor_steps entropies, then never again."""
+        """Add the entropy to the sums, and set H0 once, after the first anchor_steps entropies."""
         total, count = state.entropy_sum + entropy, state.entropy_count + 1
         initial_entropy = state.initial_entropy
         if self._target.needs_anchor and initial_entropy is None and count >= self._target.anchor_steps:

@@ -1,7 +1,7 @@
-"""The contract of every metric this package logs: name, unit, formula, how to read it.
+"""Every metric that this package logs, with its name, unit, formula and interpretation.
 
-veRL decides by substrings of a name how to combine its values (``max``, ``min``, ``sum``, ``total``), so no
-name contains one of them. On the workers veRL puts ``actor/`` in front of names that lack it.
+veRL chooses the reduction of a metric by substrings of its name (``max``, ``min``, ``sum``, ``total``), so no name
+contains one of them. On the workers, veRL adds the prefix ``actor/`` to names without it.
 """
 
 from __future__ import annotations
@@ -20,136 +20,142 @@ class MetricsRow(NamedTuple):
 
 
 class MetricSpec(NamedTuple):
-    """One metric: its name in the log, its unit, how it is computed and how to read it."""
+    """One metric: its name in the log, its unit, its formula and its interpretation."""
 
     name: str
     unit: str
     formula: str
-    reading: str
+    interpretation: str
 
 
 _HARD, _MEDIUM, _EASY = "g < 1/3", "1/3 <= g < 2/3", "g >= 2/3"
 
 METRICS = [
-    MetricSpec("aer/alpha", "loss/nat", "alpha_t", "coefficient that this step trained with"),
-    MetricSpec("aer/alpha_next", "loss/nat", "alpha_{t+1}", "coefficient decided after this step"),
+    MetricSpec("aer/alpha", "loss/nat", "alpha_t", "coefficient of this step"),
+    MetricSpec("aer/alpha_next", "loss/nat", "alpha_{t+1}", "coefficient of the next step"),
     MetricSpec(
         "aer/entropy",
         "nats/token",
         "H_t = Σ_{i,t} m·H / Σ_{i,t} m",
         "controlled entropy: mean over the step's response tokens, under the policy of the old log-probs; with "
-        "aggregation=seq-mean-token-mean the mean over responses of that of each",
+        "aggregation=seq-mean-token-mean, mean over responses of each response's token mean",
     ),
-    MetricSpec("aer/target", "nats/token", "H*", "level that alpha steers towards; absent without a target"),
+    MetricSpec("aer/target", "nats/token", "H*", "target level of the entropy; absent without a target"),
     MetricSpec(
         "aer/initial_entropy",
         "nats/token",
         "H0",
-        "entropy of the first step(s) ever trained; never re-measured",
+        "entropy of the first training steps; never measured again",
     ),
-    MetricSpec("aer/error", "nats/token", "H* - H_t", "above 0: too little entropy, alpha rises"),
-    MetricSpec("aer/saturated", "0 or 1", "1[clip bound alpha]", "1: a bound other than 0 holds alpha back"),
-    MetricSpec("aer/saturated_steps", "steps", "Σ_t saturated", "growing: the bounds are too tight for the target"),
-    MetricSpec("aer/skipped_updates", "steps", "Σ_t 1[H_t not finite]", "above 0: look for NaN in the policy"),
-    MetricSpec("aer/updates", "steps", "Σ_t 1[rule applied]", "one per global step once H0 is known"),
+    MetricSpec("aer/error", "nats/token", "H* - H_t", "positive: the entropy is too low and alpha rises"),
+    MetricSpec("aer/saturated", "0 or 1", "1[clip bound alpha]", "1: a bound other than 0 limits alpha"),
+    MetricSpec("aer/saturated_steps", "steps", "Σ_t saturated", "if it grows, the bounds are too tight for the target"),
+    MetricSpec("aer/skipped_updates", "steps", "Σ_t 1[H_t not finite]", "above 0: check the policy for NaN"),
+    MetricSpec("aer/updates", "steps", "Σ_t 1[rule applied]", "grows by one per global step once H0 is known"),
     MetricSpec(
         "aer/weight/mean",
         "1",
         "mean_i w_i",
-        "mean weight of real rows; alpha times it is the mean coefficient; below 0.05 the log warns",
+        "mean weight of real rows; alpha times it is the mean coefficient; the log warns below 0.05",
     ),
-    MetricSpec("aer/weight/nonzero_frac", "1", "mean_q 1[w(q) > 0]", "share of prompts that explore"),
+    MetricSpec("aer/weight/nonzero_frac", "1", "mean_q 1[w(q) > 0]", "share of prompts with a bonus"),
     MetricSpec(
         "aer/accuracy/mean",
         "1",
         "mean_q g(q)",
-        "mean group accuracy; absent, with all that is by difficulty, where nothing says which rollouts are correct",
+        "mean group accuracy; absent, like all metrics by difficulty, if the correctness is unknown",
     ),
     MetricSpec(
         "aer/accuracy/zero_frac",
         "1",
         "mean_q 1[g(q) = 0]",
-        "no advantage there: entropy is the only gradient",
+        "share of prompts without a correct rollout; they have no advantage, so entropy is their only gradient",
     ),
-    MetricSpec("aer/accuracy/one_frac", "1", "mean_q 1[g(q) = 1]", "solved prompts, nothing left to learn"),
+    MetricSpec("aer/accuracy/one_frac", "1", "mean_q 1[g(q) = 1]", "share of solved prompts; they have no advantage"),
     MetricSpec(
         "aer/accuracy/unreported",
         "rollouts",
         "Σ_i 1[the reward reported no correctness]",
-        "counted as wrong; above 0: see why the reward failed there",
+        "rollouts without a reported correctness, which count as wrong; above 0: check why the reward failed",
     ),
-    MetricSpec("aer/weight/hard", "1", f"mean_q w(q), {_HARD}", "absent in a step without such prompts"),
-    MetricSpec("aer/weight/medium", "1", f"mean_q w(q), {_MEDIUM}", "absent in a step without such prompts"),
-    MetricSpec("aer/weight/easy", "1", f"mean_q w(q), {_EASY}", "absent in a step without such prompts"),
+    MetricSpec("aer/weight/hard", "1", f"mean_q w(q), {_HARD}", "mean weight of hard prompts; absent without any"),
+    MetricSpec(
+        "aer/weight/medium", "1", f"mean_q w(q), {_MEDIUM}", "mean weight of medium prompts; absent without any"
+    ),
+    MetricSpec("aer/weight/easy", "1", f"mean_q w(q), {_EASY}", "mean weight of easy prompts; absent without any"),
     MetricSpec(
         "aer/entropy/hard",
         "nats/token",
         f"token mean of H, {_HARD}",
-        "do hard prompts keep exploring? above aer/initial_entropy the log warns",
+        "entropy of hard prompts, which should keep exploring; the log warns above aer/initial_entropy",
     ),
     MetricSpec(
         "aer/entropy/medium",
         "nats/token",
         f"token mean of H, {_MEDIUM}",
-        "absent in a step without such prompts",
+        "entropy of medium prompts; absent without any",
     ),
     MetricSpec(
-        "aer/entropy/easy", "nats/token", f"token mean of H, {_EASY}", "may fall: easy prompts get little or no bonus"
+        "aer/entropy/easy",
+        "nats/token",
+        f"token mean of H, {_EASY}",
+        "entropy of easy prompts; may fall, because they get little or no bonus",
     ),
     MetricSpec(
         "aer/bonus_slope",
         "1",
         "d value(H)/dH at H_t",
-        "what a nat more is worth to the regularizer, times alpha to the loss; below 0 the entropy is pushed down",
+        "derivative of the regularizer with respect to the entropy; negative: the entropy is pushed down",
     ),
-    MetricSpec("aer/reward_change", "reward", "mean_i R'_i - R_i", "what reward shaping adds to a rollout"),
+    MetricSpec("aer/reward_change", "reward", "mean_i R'_i - R_i", "mean change of a rollout's reward by shaping"),
     MetricSpec(
         "aer/advantage_change",
         "advantage",
         "mean_{i,t} abs(A' - A)",
-        "how far advantage shaping moves a token; compare it with critic/advantages",
+        "mean absolute change of a token's advantage by shaping; compare it with critic/advantages",
     ),
     MetricSpec(
         "aer/question_memory/size",
         "questions",
-        "questions remembered",
-        "at entropy.question_memory.max_questions: some are forgotten",
+        "number of questions in memory",
+        "at entropy.question_memory.max_questions, the least recently seen ones are dropped",
     ),
-    MetricSpec("timing_s/entropy_control", "s", "wall time", "time this package took in the step, on the driver"),
+    MetricSpec("timing_s/entropy_control", "s", "wall time", "time of this package per step on the driver"),
     MetricSpec(
         "actor/aer/entropy",
         "nats/token",
         "Σ_{i,t} m·H / Σ_{i,t} m",
-        "exact token mean under the policy being updated, over ranks, micro- and mini-batches, of rows with a "
-        "coefficient: others are not computed; of what is pushed, in bypass mode of what is measured",
+        "exact token mean of the pushed measure (bypass mode: of the controller's) under the policy being updated, "
+        "over ranks, mini- and micro-batches; only of rows with a coefficient, because others are not computed",
     ),
-    MetricSpec("actor/aer/entropy_term", "loss", "alpha * agg(w·s·value(H))", "what is taken off the policy loss"),
-    MetricSpec("actor/aer/policy_loss", "loss", "L_policy", "veRL's own loss, before the entropy term"),
+    MetricSpec("actor/aer/entropy_term", "loss", "alpha * agg(w·s·value(H))", "term subtracted from the policy loss"),
+    MetricSpec("actor/aer/policy_loss", "loss", "L_policy", "veRL's loss before the entropy term"),
     MetricSpec(
         "actor/aer/policy_gradient",
         "loss/nat",
         "Σ_{i,t} abs(∂L_policy/∂log π)",
-        "how hard the policy loss pulls at the log-probs of the sampled tokens",
+        "L1 norm of the policy loss's gradient with respect to the log-probs of the sampled tokens",
     ),
     MetricSpec(
         "actor/aer/entropy_gradient",
         "loss/nat",
         "Σ_{i,t} abs(∂(alpha * agg(w·s·value(H)))/∂H)",
-        "how hard the entropy term pulls at the entropies; far above the policy's: entropy rules the update",
+        "L1 norm of the entropy term's gradient; if it is much larger than actor/aer/policy_gradient, the entropy term "
+        "dominates the update",
     ),
 ]
 
 
 def markdown_table() -> str:
-    """Write METRICS as a Markdown table."""
-    rows = [[f"`{metric.name}`", metric.unit, f"`{metric.formula}`", metric.reading] for metric in METRICS]
-    return as_markdown(Table("metrics", ["metric", "unit", "formula", "reading"], rows))
+    """Format METRICS as a Markdown table."""
+    rows = [[f"`{metric.name}`", metric.unit, f"`{metric.formula}`", metric.interpretation] for metric in METRICS]
+    return as_markdown(Table("metrics", ["metric", "unit", "formula", "interpretation"], rows))
 
 
 def decision_metrics(decision: Decision | None, state: ControlState) -> dict[str, float]:
-    """What the controller saw and did in one step, by metric name; ``state`` is the one after the decision.
+    """Return the controller's metrics of one step, by name; ``state`` is the state after the decision.
 
-    None, for a step without an actor update, reports alpha alone. A value that does not exist has no entry.
+    The decision of a step without an actor update is None; only alpha is then reported. Unknown values have no entry.
     """
     if decision is None:
         return {"aer/alpha": state.alpha, "aer/alpha_next": state.alpha}

@@ -1,11 +1,11 @@
-"""Synthetic entropy plants, the loop closed around them, and the replay of a real run's loop from its log.
+"""Simulation of the control loop with a synthetic plant, and replay of a real run's loop from its log.
 
     H_{t+1} = clip(H_t - decay * H_t + gain * alpha_t * push_t, 0, ceiling) the plant
-    alpha_{t+1} = the control's, from H_1, ..., H_t                         unchanged
+    alpha_{t+1} from H_1, ..., H_t                                          the unchanged control
 
-The plant is the simplest that has both failures of a constant coefficient: too small a one lets the
-entropy decay towards 0 (collapse), too large a one drives it far above its start (explosion). It is not
-fitted to any model. In the ``Population`` each prompt has its own entropy, and the allocation decides what reaches it.
+The plant is the simplest model with both failures of a constant coefficient: if the coefficient is too small, the
+entropy decays towards 0 (collapse); if it is too large, the entropy rises far above its start (explosion). The plant is
+not fitted to any model. In the ``Population`` each prompt has its own entropy and its own weight from the allocation.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from verl_aer.rollouts.groups import DIFFICULTIES, Groups, difficulty
 class Plant:
     """H_{t+1} = clip(H_t - decay * H_t + gain * alpha_t, 0, ceiling), measured as H_t + noise * N(0, 1).
 
-    A constant alpha settles at gain * alpha / decay, so holding H* takes alpha = decay * H* / gain: 0.107 for
-    the defaults and H* = 0.4 * 0.8.
+    With a constant alpha the entropy settles at gain * alpha / decay. Holding H* therefore needs
+    alpha = decay * H* / gain: 0.107 for the defaults and H* = 0.4 * 0.8.
 
     multiplicative: ln H_{t+1} = ln H_t - decay + gain * alpha_t, within the same bounds. Only alpha = decay / gain
-    holds a level, whichever it is: below it entropy collapses, above it it explodes.
+    holds the entropy at its level: a lower alpha lets it collapse, a higher one lets it explode.
 
     Args:
         initial: H of the first step, nats per token.
-        decay: share of the entropy that a step of the policy loss takes.
-        gain: nats per token (multiplicative: share of the entropy) that a step adds per unit of alpha.
+        decay: share of the entropy that the policy loss removes per step.
+        gain: nats per token (multiplicative: share of the entropy) added per step and unit of alpha.
         ceiling: entropy of the uniform policy, log V, nats per token.
         noise: standard deviation of the measurement, nats per token.
-        seed: of the noise.
+        seed: seed of the noise.
         multiplicative: whether a step changes the logarithm of the entropy.
 
     >>> plant = Plant(initial=0.8, decay=0.05, gain=0.15)
@@ -57,32 +57,32 @@ class Plant:
     multiplicative: bool = False
 
     def next_entropy(self, entropy: float, alpha: float) -> float:
-        """Entropy after a step trained with ``alpha``, nats per token."""
+        """Return the entropy after a step trained with ``alpha``, nats per token."""
         if self.multiplicative:
-            # e^700 is about the largest float there is.
+            # e^700 is close to the largest float.
             return self.bounded(entropy * math.exp(min(self.gain * alpha - self.decay, 700.0)))
         return self.bounded(entropy - self.decay * entropy + self.gain * alpha)
 
     def hold(self, entropy: float) -> float:
-        """The alpha that holds a level of ``entropy``, nats per token."""
+        """Return the alpha that holds the level ``entropy``, nats per token."""
         return self.decay / self.gain if self.multiplicative else self.decay * entropy / self.gain
 
     def bounded(self, entropy: float) -> float:
-        """``entropy`` within what a distribution over the vocabulary can have."""
+        """Clip ``entropy`` to the range of a distribution over the vocabulary."""
         return min(max(entropy, 0.0), self.ceiling)
 
 
 def simulate(
     config: EntropyConfig, plant: Plant, steps: int, shocks: Mapping[int, float] | None = None
 ) -> list[MetricsRow]:
-    """The control of ``config`` around ``plant``, as the rows that a run would log.
+    """Simulate the control with ``plant``, and return the rows that a run would log.
 
     Args:
-        config: the entropy control; its allocation, its reward shaping and all of its advantage shaping that alpha
-            has no part in do not act on the plant.
-        plant: what it steers.
-        steps: global steps, from 1 on.
-        shocks: nats added to the entropy before a step is measured, by step: a collapse or an explosion.
+        config: the entropy control. Its allocation, its reward shaping and advantage shaping without alpha have no
+            effect on the plant.
+        plant: the simulated policy.
+        steps: number of global steps.
+        shocks: nats added to the entropy before a step is measured, by step; models a collapse or an explosion.
 
     >>> from verl_aer import parse_entropy_config
     >>> rows = simulate(parse_entropy_config({"method": "aer"}), Plant(), steps=400)
@@ -99,26 +99,26 @@ def simulate(
         slope = control.bonus_slope(measured, control.signal(measured, step)) + config.advantage_shaping.uses_alpha
         decision = control.observe(measured, step)
         rows.append(MetricsRow(step, {**decision_metrics(decision, control.state), "aer/bonus_slope": slope}))
-        # The step trained with the alpha from before its own observation.
+        # The step trained with the alpha from before its observation.
         entropy = plant.next_entropy(entropy, decision.alpha * slope)
     return rows
 
 
 @dataclass(frozen=True)
 class Population:
-    """Prompts of one plant, of which a falling number is hard (accuracy 0) and all others are easy (accuracy 1).
+    """Prompts with a plant each; a falling number of them is hard (accuracy 0), all others are easy (accuracy 1).
 
         a_i = alpha * [generalization * mean(w) + (1 - generalization) * w_i]
 
-    is the coefficient that acts on the entropy of prompt i, w the allocation's weights. A prompt that is solved keeps
-    its entropy.
+    a_i is the coefficient that acts on the entropy of prompt i, and w are the allocation's weights. A prompt keeps its
+    entropy when it becomes easy.
 
     Args:
-        plant: what each prompt's entropy follows.
-        generalization: share of a prompt's push that reaches all prompts alike, in [0, 1].
+        plant: the plant of each prompt.
+        generalization: share of a prompt's push that acts equally on all prompts, in [0, 1].
         hard_first: share of hard prompts in the first step.
-        hard_last: the same in the last step; in between it changes by equal amounts.
-        prompts: their number.
+        hard_last: share of hard prompts in the last step; the share changes linearly in between.
+        prompts: number of prompts.
 
     >>> population = Population(Plant(), generalization=0.5, prompts=4)
     >>> population.coefficients(alpha=0.1, weights=np.array([1.0, 0.0, 0.0, 0.0]))
@@ -137,17 +137,17 @@ class Population:
                 raise InputError(f"{name} must be in [0, 1], got {getattr(self, name)}")
 
     def coefficients(self, alpha: float, weights: np.ndarray) -> np.ndarray:
-        """a_i, ``(P,)`` loss units per nat."""
+        """Return a_i, ``(P,)`` loss units per nat."""
         return alpha * (self.generalization * weights.mean() + (1 - self.generalization) * weights)
 
     def accuracy(self, step: int, steps: int) -> np.ndarray:
-        """``(P,)`` 0 or 1, in ``step`` of ``steps``; at least one prompt is hard."""
+        """Return the accuracies in ``step`` of ``steps``, ``(P,)`` 0 or 1; at least one prompt is hard."""
         share = self.hard_first + (self.hard_last - self.hard_first) * (step - 1) / max(steps - 1, 1)
         return (np.arange(self.prompts) >= max(1, round(share * self.prompts))).astype(np.float64)
 
 
 def simulate_population(config: EntropyConfig, population: Population, steps: int) -> list[MetricsRow]:
-    """The control and the allocation of ``config`` around a population, as the rows that a run would log.
+    """Simulate the control and the allocation with a population, and return the rows that a run would log.
 
     >>> from verl_aer import parse_entropy_config
     >>> plant = Plant(initial=0.45, decay=0.012, gain=10.0, multiplicative=True)
@@ -178,7 +178,7 @@ def simulate_population(config: EntropyConfig, population: Population, steps: in
 
 
 def _groups(accuracy: np.ndarray, entropy: np.ndarray, initial_entropy: float | None) -> Groups:
-    """One row a prompt; what is remembered of a question is its accuracy."""
+    """Build groups of one row per prompt; the history of a question is its accuracy."""
     return Groups(
         accuracy,
         size=np.ones(len(accuracy), dtype=np.int64),
@@ -191,11 +191,11 @@ def _groups(accuracy: np.ndarray, entropy: np.ndarray, initial_entropy: float | 
 
 
 class ReplayError(VerlAerError, ValueError):
-    """A log that cannot be replayed; the message says what is missing."""
+    """A log that cannot be replayed; the message names the missing part."""
 
 
 class ReplayStep(NamedTuple):
-    """alpha of one step, as the run logged it and as recomputed from the entropies logged before."""
+    """alpha of one step: the logged value, and the value recomputed from the earlier entropies in the log."""
 
     step: int
     logged: float
@@ -204,13 +204,13 @@ class ReplayStep(NamedTuple):
 
 @dataclass(frozen=True)
 class Replay:
-    """The alphas of every logged step, and of the one after the last."""
+    """The alphas of all logged steps and of the step after the last."""
 
     steps: list[ReplayStep]
 
     @property
     def largest_difference(self) -> float:
-        """max_t |logged - recomputed|, loss units per nat: 0.0 when they agree, NaN when a logged one is."""
+        """max_t |logged - recomputed|, loss units per nat; 0.0 if all agree, NaN if a logged alpha is NaN."""
         return float(np.max([abs(step.logged - step.recomputed) for step in self.steps]))
 
 
@@ -218,12 +218,12 @@ def replay(rows: Sequence[MetricsRow], config: EntropyConfig, state: ControlStat
     """Recompute every alpha of a run from the entropies in its log.
 
     Args:
-        rows: the log, in the order of its steps; rows without ``aer/alpha`` are passed over.
+        rows: the log, ordered by step; rows without ``aer/alpha`` are skipped.
         config: the entropy settings of the run.
-        state: what the run resumed from, where the log begins after a resume.
+        state: the state that the run resumed from, if the log begins after a resume.
 
     Raises:
-        ReplayError: the log holds no alpha, or begins in the middle of a run and no state is given.
+        ReplayError: the log has no alpha, or it begins in the middle of a run and no state is given.
 
     >>> from verl_aer import parse_entropy_config
     >>> config = parse_entropy_config({"method": "aer"})
@@ -232,13 +232,13 @@ def replay(rows: Sequence[MetricsRow], config: EntropyConfig, state: ControlStat
     """
     logged = [row for row in rows if "aer/alpha" in row.data]
     if not logged:
-        raise ReplayError("the log holds no aer/alpha: was the run trained with an entropy trainer (aer_sync)?")
+        raise ReplayError("the log has no aer/alpha; runs with +entropy=<method> log it")
     control = EntropyControl(config, state)
     _require_beginning(logged, control.state)
     steps = []
     for row in logged:
         steps.append(ReplayStep(row.step, _number(row.data["aer/alpha"]), control.alpha))
-        # Absent where the actor was not updated, and then nothing was observed.
+        # Absent if the actor was not updated; nothing was observed in that step.
         if "aer/entropy" in row.data:
             control.observe(_number(row.data["aer/entropy"]), row.step)
     last = logged[-1]
@@ -253,8 +253,8 @@ def _require_beginning(logged: Sequence[MetricsRow], state: ControlState) -> Non
     observed = first.data["aer/updates"] + first.data["aer/skipped_updates"]
     if observed > state.updates + state.skipped_updates + 1:
         raise ReplayError(
-            f"the log begins at step {first.step}, after {observed - 1:g} earlier updates; replay it from "
-            "the state that the run resumed from (aer_state.json of that checkpoint)"
+            f"the log begins at step {first.step}, after {observed - 1:g} earlier updates; give the state that the run "
+            "resumed from (aer_state.json of that checkpoint)"
         )
 
 

@@ -1,21 +1,21 @@
-"""The controller's state as a file beside veRL's checkpoint: versioned, exact, whole or absent.
+"""State file of the entropy control, saved with veRL's checkpoint: versioned, exact and written atomically.
 
     {"format": "verl_aer.entropy_control", "version": 4, "config": {...}, "state": {...}, "memory": {...},
      "conditions": {...}, "sha256": "..."}
 
-Floats are written so that they read back bit for bit. What H0 means must not change between a save and a load: the
-measured entropy (measure, token selection, and whether tokens or responses are averaged), and whether the target is
-relative to H0. Everything else may: ``load_run`` names it, and the state survives:
+Floats are read back bit for bit. Between save and load, the meaning of H0 must not change: the measured entropy
+(measure, token selection, mean over tokens or responses), and whether the target is relative to H0. All other settings
+may change. ``load_run`` reports each change and adapts the state:
 
-    H0           stays, except that entropy.target.initial_entropy, where it is given, replaces it
-    alpha        resumes from the value nearest to the saved one that the controller's settings allow
-    controller   what it remembers stays, within its settings; a controller of another kind starts from alpha
-    the rest     counters, the last entropy, the run's memory: as saved
+    H0           is kept, unless entropy.target.initial_entropy is given, which replaces it
+    alpha        becomes the nearest value that the controller's settings allow
+    controller   its state is kept within its settings; a controller of another kind starts from alpha
+    the rest     the counters, the last entropy and the run's memory are kept
 
-Conditions (temperature, lengths, data) may change too; ``changed_conditions`` names them.
+Conditions (temperature, lengths, data) may change too; ``changed_conditions`` reports them.
 
-Versions: a file of an older one is migrated, step by step; a newer one is refused, and so is an unknown key, which a
-newer package wrote. A setting that the file lacks is newer than the file, and has its default.
+Files of older versions are migrated step by step. Newer versions and unknown keys, which a newer package wrote, are
+refused. A setting that is missing in the file is newer than the file and gets its default.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ FORMAT = "verl_aer.entropy_control"
 VERSION = 4
 
 MEASURING_PARTS = ("measure", "token_selection")
-"""Parts whose settings decide which entropy H0 is; a state is refused for others."""
+"""Parts whose settings define the entropy of H0; a state with other settings is refused."""
 
 _NO_PART_IN_A_RESUME = ("method", "on_missing_state", "watchdog")
-"""Keys of the config that name nothing, or nothing that a resumed run does differently."""
+"""Keys of the config that do not affect a resumed run."""
 
 _SWITCH = "To restart the controller, set entropy.on_missing_state=restart."
 
 
 @dataclass(frozen=True)
 class RunMemory:
-    """What a run remembers beside the control: of its questions, and what its reward shaping asked to keep."""
+    """Memory of a run in addition to the control's state: its questions, and the state of its reward shaping."""
 
     questions: QuestionMemory = field(default_factory=QuestionMemory)
     reward_shaping: Mapping[str, float] = field(default_factory=dict)
 
 
 class SavedRun(NamedTuple):
-    """What ``load_run`` found: the control's state, the run's memory, and a sentence for each setting that changed."""
+    """Result of ``load_run``: the control's state, the run's memory, and one sentence per changed setting."""
 
     state: ControlState
     memory: RunMemory
@@ -69,7 +69,7 @@ class SavedRun(NamedTuple):
 
 
 class StateError(VerlAerError, ValueError):
-    """A state file that cannot be used: the message names the file, the problem and the switch that restarts."""
+    """A state file that cannot be used; the message names the file, the problem and the setting for a restart."""
 
     def __init__(self, path: str | os.PathLike[str], problem: str) -> None:
         self.path = Path(path)
@@ -84,9 +84,9 @@ def save_state(
     conditions: Mapping[str, Any] | None = None,
     memory: RunMemory | None = None,
 ) -> None:
-    """Write the state whole: a crash leaves the previous file or none, never half of one.
+    """Write the state atomically: a crash leaves the previous file or no file.
 
-    conditions: settings outside the entropy control under which these entropies were measured, by config key.
+    conditions: settings outside the entropy control that affect the measured entropies, by config key.
     """
     memory = memory if memory is not None else RunMemory()
     document = {
@@ -105,18 +105,18 @@ def save_state(
 
 
 def load_run(path: str | os.PathLike[str], config: EntropyConfig) -> SavedRun:
-    """Read what ``save_state`` wrote, and say what has changed since.
+    """Load a file of ``save_state``, adapt the state to ``config`` and list the changes.
 
-    The control's state is read bit for bit where no setting has changed.
+    If no setting has changed, the state is restored bit for bit.
 
     Raises:
-        StateError: the file is missing, is not whole, is of another format or a newer version, has unknown keys or
-            other types, holds impossible or changed values, or its H0 means another entropy than ``config`` measures.
+        StateError: the file is missing, incomplete, of another format or of a newer version; it has unknown keys, wrong
+            types, impossible values or a wrong digest; or its H0 is another entropy than ``config`` measures.
     """
     document = _read(path)
     version = VERSION
     if isinstance(document, dict) and document.get("format") == FORMAT and "version" in document:
-        # Before the keys: another version has others.
+        # Before the keys, which depend on the version.
         _require_version(path, document["version"])
         version = document["version"]
     optional = {"conditions"} if version == 2 else set()
@@ -134,7 +134,7 @@ def load_run(path: str | os.PathLike[str], config: EntropyConfig) -> SavedRun:
     _require_same_measure(path, saved, config)
     state = _read_state(path, document["state"], saved)
     memory = _read_memory(path, document["memory"])
-    # Last: what can be named is named above; this finds the digit that a damaged disk or an editor changed.
+    # Last, because the checks above name the problem; this check finds values changed by disk errors or an editor.
     if not is_whole:
         raise StateError(path, "its contents do not match their sha256: they were changed after it was written")
     changes = _changed_settings(document["config"], to_mapping(config))
@@ -143,15 +143,15 @@ def load_run(path: str | os.PathLike[str], config: EntropyConfig) -> SavedRun:
 
 
 def entropy_settings_path(log: Path) -> Path:
-    """Name the file of a run's `entropy` settings, next to its metrics log: a replay of the log needs them."""
+    """Return the path of a run's `entropy` settings, next to its metrics log; a replay of the log needs them."""
     return log.with_name(log.name + ".entropy.json")
 
 
 def changed_conditions(path: str | os.PathLike[str], current: Mapping[str, Any]) -> list[str]:
-    """A sentence for each condition that differs from those of the file, a state that ``load_run`` accepts."""
+    """Describe each condition that differs from the file, in one sentence; ``load_run`` must accept the file."""
     saved = _read(path).get("conditions")
     if saved is None:
-        # Versions 1 and 2 did not always write them: nothing is known to have changed.
+        # Versions 1 and 2 did not always write them, so no change is known.
         return []
     return [
         f"{key} was {saved.get(key)!r} and is now {current.get(key)!r}"
@@ -177,13 +177,13 @@ def _read(path: str | os.PathLike[str]) -> Any:
 
 
 def _from_version_1(document: dict[str, Any]) -> dict[str, Any]:
-    """Version 1 had no damping: the rule continues from alpha itself."""
+    """Migrate version 1, which had no damping: the rule continues from alpha."""
     state = document["state"]
     return {**document, "state": {**state, "undamped_alpha": state.get("alpha")}}
 
 
 def _from_version_2(document: dict[str, Any]) -> dict[str, Any]:
-    """Version 2 had four parts and no memory, and added up the entropies of H0 alone; at first it had no conditions."""
+    """Migrate version 2, which had four parts, no memory, not always conditions, and only the sum of H0's entropies."""
     names = {"anchor_sum": "entropy_sum", "anchor_count": "entropy_count"}
     return {
         "conditions": {},
@@ -201,7 +201,7 @@ def _from_version_2(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _from_version_3(document: dict[str, Any]) -> dict[str, Any]:
-    """Version 3 had other names for parts and settings, and the controller's numbers among those of the control."""
+    """Migrate version 3, which had other names of parts and settings, and the controller's state in the control's."""
     sections = {
         "functional": "measure",
         "selection": "token_selection",
@@ -231,7 +231,7 @@ def _from_version_3(document: dict[str, Any]) -> dict[str, Any]:
 def _controller_of_version_3(
     controller: dict[str, Any], state: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the controller's settings and the state: ``pi`` was three controllers, one of which had a sign rule."""
+    """Migrate the controller's settings and the state; ``pi`` was three controllers, one of them with a sign rule."""
     own = {"undamped_alpha", "entropy_ema"}
     undamped_alpha, entropy_ema = state.get("undamped_alpha"), state.get("entropy_ema")
     names = {"initial": "alpha_init", "minimum": "alpha_min", "maximum": "alpha_max"}
@@ -265,7 +265,7 @@ _MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
     2: _from_version_2,
     3: _from_version_3,
 }
-"""From a version's document to that of the next one."""
+"""Migrations from each version to the next."""
 
 _KEYS = {
     1: {"format", "version", "config", "state", "sha256"},
@@ -306,7 +306,7 @@ def _require_version(path: str | os.PathLike[str], version: Any) -> None:
 
 
 def _with_defaults(path: str | os.PathLike[str], saved: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
-    """The saved config, with the default of each setting that is newer than it."""
+    """Return the saved config with the default of each setting that is newer than the file."""
     required = {"method", "measure", "target", "controller", "aggregation"}
     _require_keys(path, "its config", saved, required, set(current))
     filled = {}
@@ -319,7 +319,7 @@ def _with_defaults(path: str | os.PathLike[str], saved: dict[str, Any], current:
             defaults, required = _defaults(section, settings, saved["method"]), {"kind"}
         else:
             defaults, required = current[section], set()
-        # The settings of a kind that is not registered here are not known.
+        # The settings of an unregistered kind are unknown.
         known = set(settings if defaults is None else defaults)
         _require_keys(path, f"its config.{section}", settings, required, known)
         filled[section] = {**(defaults or {}), **settings}
@@ -327,7 +327,7 @@ def _with_defaults(path: str | os.PathLike[str], saved: dict[str, Any], current:
 
 
 def _defaults(part: str, settings: dict[str, Any], method: str) -> dict[str, Any] | None:
-    """The settings of the part's method, else of its kind; None for a kind that is not registered here."""
+    """Return the part's defaults in the method, else those of its kind; None for an unregistered kind."""
     kind = settings.get("kind")
     if kind not in part_names(part):
         return None
@@ -337,7 +337,7 @@ def _defaults(part: str, settings: dict[str, Any], method: str) -> dict[str, Any
 
 
 def _part(part: str, settings: dict[str, Any]) -> Any | None:
-    """The part with these settings; None where its kind is not registered here."""
+    """Create the part with these settings; None for an unregistered kind."""
     if settings["kind"] not in part_names(part):
         return None
     return get_part(part, settings["kind"])(**{name: value for name, value in settings.items() if name != "kind"})
@@ -360,7 +360,7 @@ def _require_same_measure(path: str | os.PathLike[str], saved: dict[str, Any], c
 
 
 def _changed_settings(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
-    """A sentence for each setting that differs from the saved one, or that the saved config does not have."""
+    """Describe each setting that differs from the saved config or is missing in it, in one sentence each."""
     changes = []
     for section, settings in current.items():
         if section in _NO_PART_IN_A_RESUME:
@@ -381,7 +381,7 @@ def _change(key: str, before: Any, now: Any, is_new: bool) -> list[str]:
 
 
 def _adapted(state: ControlState, saved_kind: str, config: EntropyConfig) -> tuple[ControlState, list[str]]:
-    """Fit the state to the settings of ``config``; a sentence for each of H0, alpha and the controller they changed."""
+    """Adapt the state to ``config``; return it with one sentence per change of H0, alpha and the controller's state."""
     controller, changes = config.controller, []
     given = config.target.initial_entropy if config.target.needs_anchor else None
     initial_entropy = state.initial_entropy if given is None else given
@@ -419,10 +419,10 @@ def _read_state(path: str | os.PathLike[str], found: Any, saved: dict[str, Any])
 def _read_remembered(
     path: str | os.PathLike[str], found: Any, alpha: float, saved: dict[str, Any]
 ) -> dict[str, float | None]:
-    """Check what the controller remembers; a number that is newer than the file begins as in a run's first step."""
+    """Read the controller's state; a number that is newer than the file starts as in a run's first step."""
     controller = _part("controller", saved["controller"])
     _require_object(path, "its state.controller", found)
-    # What a kind remembers that is not registered here is not known.
+    # The state of an unregistered kind is unknown.
     begun = dict.fromkeys(found) if controller is None else as_floats(controller.init(alpha))
     _require_keys(path, "its state.controller", found, set(), set(begun))
     for name, value in found.items():
@@ -470,7 +470,7 @@ def _require_possible(path: str | os.PathLike[str], state: ControlState, saved: 
     for name in ("entropy_count", "step", "updates", "skipped_updates", "saturated_steps"):
         if getattr(state, name) < 0:
             raise StateError(path, f"its state has {name}={getattr(state, name)!r}, which is negative")
-    # A kind of a user's that is no longer registered is not judged.
+    # A user-defined kind that is no longer registered is not checked.
     if controller is not None:
         _require_reachable(path, state, controller)
     if state.updates + state.skipped_updates > state.step:
@@ -485,7 +485,7 @@ def _require_possible(path: str | os.PathLike[str], state: ControlState, saved: 
 
 
 def _require_reachable(path: str | os.PathLike[str], state: ControlState, controller: Controller) -> None:
-    """Refuse what the controller, with the settings of the file, would not restore as it is."""
+    """Refuse a state that the controller, with the settings of the file, would not restore unchanged."""
     remembered, alpha = controller.restore(state.controller, state.alpha)
     found = {"alpha": state.alpha, **{f"controller.{name}": value for name, value in state.controller.items()}}
     restored = {"alpha": alpha, **{f"controller.{name}": value for name, value in remembered.items()}}

@@ -1,10 +1,10 @@
-"""The driver's half of a run's global steps: from the rows of a batch to weights, shapings, signals and metrics.
+"""The driver's part of a global step: computes weights, shapings, signals and metrics from the rows of a batch.
 
-A step calls these in this order; those in brackets once for each local update:
+A step calls these methods in this order, those in brackets once per local update:
 
     begin -> [weigh -> shape_rewards -> shape_advantages -> signal -> add_update] -> finish
 
-alpha is frozen between ``begin`` and ``finish``, whatever the number of local updates, mini-batches and micro-batches.
+alpha is constant between ``begin`` and ``finish``, for any number of local updates, mini-batches and micro-batches.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ logger = logging.getLogger(__name__)
 
 
 class EntropySource(Enum):
-    """The pass of the workers that measures the controlled entropy."""
+    """The pass on the workers that measures the controlled entropy."""
 
     OLD_LOG_PROBS = "old log-probs"
-    """The pass before the update: every token, under the policy that the step starts from."""
+    """The pass before the update: all tokens, under the policy at the start of the step."""
 
     UPDATE = "update"
-    """The update itself, in veRL's bypass mode: under the policy as it changes from mini-batch to mini-batch."""
+    """The update, in veRL's bypass mode: under the policy as it changes from mini-batch to mini-batch."""
 
 
 @dataclass
 class StepRecord:
-    """The sums and samples of one global step; each local update adds to them.
+    """Sums and samples of one global step; each local update adds to them.
 
-    entropy_nats / tokens is the controlled entropy: the token mean over all response tokens of the step. With
-    aggregation=seq-mean-token-mean it is the mean over responses, which count as one token each.
+    entropy_nats / tokens is the controlled entropy: the mean over all response tokens of the step. With
+    aggregation=seq-mean-token-mean it is the mean over responses, and each response counts as one token.
     """
 
     step: int
@@ -70,11 +70,11 @@ class StepRecord:
 
     @property
     def entropy(self) -> float:
-        """Nats per response token; NaN for a step without response tokens."""
+        """The controlled entropy, nats per token; NaN for a step without response tokens."""
         return self.entropy_nats / self.tokens if self.tokens else float("nan")
 
     def shaping_metrics(self) -> dict[str, float]:
-        """The metrics of the parts that the method has."""
+        """Return the metrics of the method's optional parts."""
         metrics = {}
         if self.reward_changes:
             metrics["aer/reward_change"] = float(np.concatenate(self.reward_changes).mean())
@@ -92,9 +92,9 @@ class StepControl:
 
     Args:
         config: the method, resolved for the length of the run.
-        source: where the controlled entropy comes from.
-        state: the controller's state to resume from; None starts a new one.
-        memory: the run's memory to resume from.
+        source: the pass that measures the controlled entropy.
+        state: the control's state to resume from; None starts a new one.
+        memory: the run's memory to resume from; None starts a new one.
     """
 
     def __init__(
@@ -118,22 +118,22 @@ class StepControl:
 
     @contextmanager
     def timed(self) -> Iterator[None]:
-        """Count the time inside as the entropy control's."""
+        """Add the time inside the block to ``timing_s/entropy_control``."""
         start = time.perf_counter()
         yield
         self._record.seconds += time.perf_counter() - start
 
     def weigh(self, rows: BatchRows) -> tuple[Rollouts, np.ndarray]:
-        """Group the rows and give each its weight, ``(N,)`` float32: its share of alpha.
+        """Group the rows, and compute their weights, ``(N,)`` float32.
 
         Raises:
-            CorrectnessError: the method needs to know which rollouts are correct, and nothing valid says so.
-            KeyError: veRL measured no entropy before the update, and the controller needs it.
+            CorrectnessError: the method uses the correctness of rollouts, and it is unknown or invalid.
+            KeyError: the controller needs the entropy before the update, and veRL did not measure it.
         """
         if self.source is EntropySource.OLD_LOG_PROBS:
             if rows.entropy_nats is None:
                 raise KeyError("veRL's old-log-prob pass left no 'entropy' in the batch; the controller needs it")
-            self._record.add_entropy(*_added_up(rows, self.config.aggregation))
+            self._record.add_entropy(*_sum_entropy(rows, self.config.aggregation))
         verdicts = self._judge(rows)
         rollouts = self._remember(rows, rows.rollouts(verdicts.correct))
         entropy = prompt_entropies(rollouts.groups, rows, measures_responses(self.config.aggregation))
@@ -143,7 +143,7 @@ class StepControl:
         return rollouts, weights
 
     def shape_rewards(self, rollouts: Rollouts) -> np.ndarray | None:
-        """Return what is added to each row's reward, ``(N,)``; None where the method shapes no rewards."""
+        """Return the change of each row's reward, ``(N,)``; None if the method does not shape rewards."""
         shaping = self.config.reward_shaping
         if not shaping.changes:
             return None
@@ -159,13 +159,13 @@ class StepControl:
         return shaped
 
     def signal(self) -> dict[str, float]:
-        """Return the numbers that the regularizer needs on the workers, before an update of the actor."""
+        """Return the regularizer's signal for the workers, before an update of the actor."""
         signal = self.control.signal(self._record.entropy, self._record.step)
         self._record.bonus_slope = self.control.bonus_slope(self._record.entropy, signal)
         return signal
 
     def add_update(self, nats: float, tokens: float) -> None:
-        """Take note of an actor update, and of the entropy that it measured: ``nats`` added up over ``tokens``."""
+        """Record an actor update and the entropy that it measured: the sum ``nats`` over ``tokens``."""
         if self.source is EntropySource.UPDATE:
             self._record.add_entropy(nats, tokens)
         self._record.actor_updated = True
@@ -183,13 +183,13 @@ class StepControl:
         return metrics
 
     def _observe(self) -> Decision | None:
-        """Update the controller once per global step; not in a step that only trains the critic."""
+        """Update the controller once per global step, except in a step that only trains the critic."""
         if not self._record.actor_updated:
             return None
         decision = self.control.observe(self._record.entropy, step=self._record.step)
         if decision.skipped:
             logger.error(
-                "step %d: the entropy is %s; the controller skips it and α stays %g",
+                "step %d: the entropy is %s; the controller skips it and keeps alpha at %g",
                 self._record.step,
                 decision.entropy,
                 decision.next_alpha,
@@ -197,7 +197,7 @@ class StepControl:
         return decision
 
     def _judge(self, rows: BatchRows) -> Verdicts:
-        """Tell which rows are correct. A method that does not use it runs with any reward."""
+        """Compute which rows are correct. A method that does not use correctness accepts any reward."""
         before, settings = self._verdicts_so_far, self.config.correctness
         verdicts = rows.judge(settings, before)
         self._verdicts_so_far = before.after(verdicts)
@@ -205,7 +205,8 @@ class StepControl:
             raise CorrectnessError(verdicts.problem)
         if verdicts.problem and not before.problem:
             logger.warning(
-                "step %d: aer/accuracy/* and metrics by difficulty are left out from now on (%s needs none): %s",
+                "step %d: aer/accuracy/* and metrics by difficulty are left out from now on (the method %s does not "
+                "need them): %s",
                 self._record.step,
                 self.config.method,
                 verdicts.problem,
@@ -213,7 +214,7 @@ class StepControl:
         if verdicts.unreported.any() and not before.unreported:
             logger.warning(
                 "step %d: the reward reports no number under %r for %d rows of the batch; they count as wrong "
-                "(entropy.correctness.on_missing=wrong), now and later, and aer/accuracy/unreported counts them",
+                "(entropy.correctness.on_missing=wrong), as do later ones; aer/accuracy/unreported is their number",
                 self._record.step,
                 settings.reward_key,
                 verdicts.unreported.sum(),
@@ -221,7 +222,7 @@ class StepControl:
         return verdicts
 
     def _remember(self, rows: BatchRows, rollouts: Rollouts) -> Rollouts:
-        """Update the memory of questions, and add it to the groups where the method uses it."""
+        """Update the question memory, and add the history to the groups, if the method uses it."""
         if not self.config.uses_questions:
             return rollouts
         questions, groups = remember(
@@ -237,8 +238,8 @@ class StepControl:
         return replace(rollouts, groups=groups)
 
 
-def _added_up(rows: BatchRows, aggregation: str) -> tuple[float, float]:
-    """Nats and tokens of all rows; where each response counts alike, their means and their number."""
+def _sum_entropy(rows: BatchRows, aggregation: str) -> tuple[float, float]:
+    """Return the sum of nats and the number of tokens; with a mean over responses, their means and their number."""
     counted = ~rows.is_padding & (rows.tokens > 0)
     nats, tokens = rows.entropy_nats[counted], rows.tokens[counted]
     if measures_responses(aggregation):

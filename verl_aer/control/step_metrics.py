@@ -1,4 +1,4 @@
-"""What the driver measures of a step's prompts; ``verl_aer.control.metrics`` holds each metric's unit and formula."""
+"""Metrics of a step's prompts on the driver; ``verl_aer.control.metrics`` has each metric's unit and formula."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from verl_aer.rollouts.types import BatchRows
 class PromptSummary:
     """The P prompts of one local update, each array ``(P,)`` float64.
 
-    accuracy: of the group, NaN where nothing says which rollouts are correct. unreported: its rollouts that count as
-    wrong because the reward reported no correctness. weight: w(q). rows: real rows. tokens: response tokens of these
-    rows. entropy_nats: their entropies added up, NaN where veRL does not compute them (bypass mode).
+    accuracy: group accuracy, NaN if the correctness is unknown. unreported: number of rollouts that count as wrong
+    because the reward reported no correctness. weight: w(q). rows: number of real rows. tokens: response tokens of
+    these rows. entropy_nats: sum of their entropies, NaN if veRL does not compute them (bypass mode).
     """
 
     accuracy: np.ndarray
@@ -29,9 +29,10 @@ class PromptSummary:
 
 
 def summarize_prompts(groups: Groups, weights: np.ndarray, rows: BatchRows, unreported: np.ndarray) -> PromptSummary:
-    """Sums over each prompt's rows; ``weights`` is ``(N,)``, the same for all rows of a prompt.
+    """Sum over each prompt's rows.
 
-    unreported: ``(N,)`` bool, rows for which the reward reported no correctness.
+    weights: ``(N,)``, the same for all rows of a prompt. unreported: ``(N,)`` bool, rows for which the reward reported
+    no correctness.
     """
     real = ~rows.is_padding
     prompt = groups.prompt_of_row[real]
@@ -53,9 +54,10 @@ def summarize_prompts(groups: Groups, weights: np.ndarray, rows: BatchRows, unre
 
 
 def prompt_entropies(groups: Groups, rows: BatchRows, by_response: bool) -> np.ndarray | None:
-    """Mean entropy of each prompt's rollouts, ``(P,)`` nats per token: over their tokens, or with each response alike.
+    """Compute the mean entropy of each prompt's rollouts, ``(P,)`` nats per token.
 
-    NaN for a prompt without response tokens; None where veRL does not compute entropies (bypass mode).
+    The mean is over tokens, or over responses if ``by_response``. It is NaN for a prompt without response tokens.
+    Returns None if veRL does not compute entropies (bypass mode).
     """
     if rows.entropy_nats is None:
         return None
@@ -69,9 +71,9 @@ def prompt_entropies(groups: Groups, rows: BatchRows, by_response: bool) -> np.n
 
 
 def group_metrics(updates: Sequence[PromptSummary]) -> dict[str, float]:
-    """Accuracy, weight and entropy of all prompts of a global step, as a whole and by difficulty.
+    """Compute the accuracy, weight and entropy metrics of a global step, overall and by difficulty.
 
-    Without accuracy and difficulty where nothing said which rollouts of the step are correct.
+    If the correctness of the step's rollouts is unknown, there are no metrics of accuracy and by difficulty.
     """
     if not sum(len(update.accuracy) for update in updates):
         return {}

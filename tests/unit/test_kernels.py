@@ -248,14 +248,14 @@ def test_without_a_gradient_nothing_is_kept():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"labels \(T,\), got \(6, 9\) and \(5,\)"):
         logprob_and_entropy(torch.zeros(6, 9), torch.zeros(5).long())
-    with pytest.raises(ValueError, match="'sampled' has no rule"):
+    with pytest.raises(ValueError, match="does not support the measure 'sampled'"):
         logprob_and_entropy(torch.zeros(6, 9), torch.zeros(6).long(), measure=Sampled())
 
 
 @of_the_chunks
 def test_on_another_device_nothing_is_computed_slowly():
     logits, labels = torch.zeros(6, 9, device="meta"), torch.zeros(6, device="meta").long()
-    with pytest.raises(ValueError, match="computed on cpu and cuda tensors, and the logits are on meta"):
+    with pytest.raises(ValueError, match="computed on cpu and cuda tensors, but the logits are on meta"):
         logprob_and_entropy(logits, labels)
 
 

@@ -1,7 +1,7 @@
-"""The operation in PyTorch, on a CPU or a GPU: chunks of rows, small enough to stay in a cache, worked on in place.
+"""PyTorch backend, for a CPU or a GPU: processes chunks of rows in place, each small enough to stay in a cache.
 
-What is chosen here is what is fast on a CPU too: masks are numbers that are multiplied with, because filling by a mask
-of bools is many times as slow there, and sums of products are products that are summed.
+The implementation is chosen to be fast on a CPU too. Masks are multiplied as floats because masked_fill is many times
+slower there; sums of products use mul and sum instead of einsum for the same reason.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from verl_aer.kernels.saved_state import Settings, State, chunk_rows
 from verl_aer.kernels.token_subset import Kept, choose, mask_of
 
 Rows = slice | torch.Tensor
-"""Rows of the whole, in one piece or by their numbers."""
+"""A selection of rows, as a slice or as indices."""
 
 
 def forward(
     logits: torch.Tensor, labels: torch.Tensor, temperature: torch.Tensor, wanted: torch.Tensor, settings: Settings
 ) -> tuple[torch.Tensor, State]:
-    """``(T,)`` log-probabilities, and what the backward pass needs."""
+    """Compute the ``(T,)`` log-probabilities and the state for the backward pass."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
     state = State.empty(len(logits), dtype, logits.device)
     log_pi = torch.empty_like(state.top)
@@ -28,7 +28,7 @@ def forward(
     for rows, (x, others, mask) in _chunks(logits, dtype, buffers=2 if keeps_all else 3):
         x.copy_(logits[rows])
         best = x.max(dim=-1)
-        # A row of nothing but -inf, or one with +inf: NaN, and with it all that follows.
+        # NaN for a row of only -inf or with +inf; all later values of the row are then NaN too.
         state.top[rows] = best.values.masked_fill(best.values.isinf(), torch.nan)
         some = wanted[rows].nonzero().squeeze(-1)
         here, part = (rows, slice(None)) if len(some) == len(x) else (some + rows.start, some)
@@ -71,7 +71,7 @@ def backward(
         y = x.sub_(state.top[rows, None]).div_(temperature[rows, None])
         torch.sub(y, state.log_z[rows, None], out=pi).exp_()
         scale = -1.0 / temperature[rows, None]
-        # g_log_pi + g_H * (pi~_j / pi_j) * (y_j - E_K[y]), the latter on the kept tokens
+        # g_log_pi + g_H * (pi~_j / pi_j) * (y_j - E_K[y]), the second term only on the kept tokens
         if len(pulled):
             of_entropy = grad_entropy[here] * (state.log_z[here] - state.log_zk[here]).exp()
             pull = _finite(y[part]).sub_(state.mean_y[here, None]).mul_(of_entropy[:, None])
@@ -86,14 +86,14 @@ def backward(
                 pi[part] = some
         at_label = (grad_log_pi[rows] / temperature[rows])[:, None]
         grad[rows] = pi.scatter_add_(-1, labels[rows, None], at_label.to(pi.dtype))
-    # 0 * NaN: a row that is no distribution and is not read.
+    # Without this, 0 * NaN gives NaN for a row that is no distribution and whose result is not used.
     grad[state.top.isnan() & (grad_log_pi == 0) & (grad_entropy == 0)] = 0.0
 
 
 def _chunks(
     logits: torch.Tensor, dtype: torch.dtype, buffers: int
 ) -> Iterator[tuple[slice, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]]:
-    """Rows whose float32 copy is about CHUNK_BYTES, and memory for three such copies; the last may be empty."""
+    """Yield slices of rows whose float32 copy is about CHUNK_BYTES, and three buffers; with 2 the third is empty."""
     size = chunk_rows(logits)
     memory = logits.new_empty(buffers, min(size, len(logits)), logits.shape[-1], dtype=dtype)
     for start in range(0, len(logits), size):
@@ -105,14 +105,14 @@ def _chunks(
 def _measure(
     y: torch.Tensor, others: torch.Tensor, best: torch.Tensor, mask: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """log Z_K and E_K[y]; ``y`` and ``others`` are used up.
+    """Compute log Z_K and E_K[y]; overwrites ``y`` and ``others``.
 
-    others: e^y, 0 at the most likely token, whose index is best. mask: 1 at the tokens K; None: all tokens.
+    others: e^y, 0 at the most likely token, whose index is best. mask: 1 at the tokens K; None for all tokens.
     """
     shift = torch.zeros_like(y[:, 0])
     if mask is not None:
         others.mul_(mask)
-        # The most likely token may be left out itself: one of several of its kind, or a column that no tokenizer has.
+        # The most likely token may be excluded: one of several equal tokens, or a column outside the tokenizer.
         lost = (mask.gather(-1, best[:, None]).squeeze(-1) == 0).nonzero().squeeze(-1)
         if len(lost):
             z = y[lost].masked_fill_(mask[lost] == 0, -torch.inf)
@@ -126,5 +126,5 @@ def _measure(
 
 
 def _finite(y: torch.Tensor) -> torch.Tensor:
-    """y in place, with -inf and all that is as good as it raised: e^-10000 is 0 in every type, and 0 * -inf is NaN."""
+    """Clamp y at -10000 in place: 0 * -inf would be NaN, and e^-10000 is 0 in every floating type."""
     return y.clamp_(min=-1e4)

@@ -1,7 +1,7 @@
-"""The entropy of a measure that has no rule here, a user's own: by its ``entropy``, for a chunk of rows at a time.
+"""Entropy of any measure, such as a user-defined one, computed with its ``entropy`` for one chunk of rows at a time.
 
-The forward pass keeps nothing but the logits. The backward pass computes each chunk again, this time with autograd, and
-writes its gradient into the one of all rows. So the measure's own temporaries are those of a chunk in either pass.
+The forward pass saves only the logits. The backward pass recomputes each chunk with autograd and writes its gradient
+into the gradient of all rows. In both passes the measure's temporaries are limited to one chunk.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ def recomputed_entropy(
     row_weight: torch.Tensor | None = None,
     columns: int | None = None,
 ) -> torch.Tensor:
-    """Entropy of each row by the measure's own ``entropy``, differentiable in the logits.
+    """Compute the entropy of each row with the measure's ``entropy``, differentiable in the logits.
 
     The measure is called on rows of ``logits / temperature`` in float32, or float64 for float64, without autocast.
-    It is called twice on each, so it must be deterministic. A row that is no distribution (`Measure.entropy`) has an
-    entropy of NaN whatever the measure says.
+    It is called twice per row, so it must be deterministic. The entropy of a row that is no distribution
+    (`Measure.entropy`) is NaN for every measure.
 
     Args:
-        measure: any, but one that depends on the sampled token.
+        measure: any measure that does not depend on the sampled token.
         logits: ``(T, V)``, any floating type.
         temperature: > 0, a number or ``(T,)``.
-        row_weight: ``(T,)``; a row of weight 0 has entropy 0 and is never given to the measure. Where all are 0, the
-            result has no gradient. None: all rows have one.
-        columns: of the vocabulary that the measure gets, from the first on; None: all.
+        row_weight: ``(T,)``; the entropy of a row with weight 0 is 0, and the measure is not called on it. If all
+            weights are 0, the result has no gradient. None computes the entropy of all rows.
+        columns: the measure gets the first ``columns`` entries of the vocabulary; None for all.
 
     Returns:
         ``(T,)`` nats, float32 or float64.
 
     Raises:
-        ValueError: a measure whose result is not one number per row, or has no gradient where one is asked for.
+        ValueError: the measure does not return one number per row, or its result has no gradient when one is needed.
     """
     temperature = torch.as_tensor(temperature, dtype=torch.float32, device=logits.device).expand(len(logits))
     every_row = torch.arange(len(logits), device=logits.device)
@@ -82,7 +82,7 @@ class _RecomputedEntropy(torch.autograd.Function):
             if not value.requires_grad:
                 raise ValueError(
                     f"the entropy of the measure {ctx.measure.kind!r} has no gradient: compute it with "
-                    "differentiable operations from the logits that `entropy` is given"
+                    "differentiable operations from the logits that `entropy` gets"
                 )
             (of_z,) = torch.autograd.grad(value, z, grad_entropy[some].to(value.dtype))
             grad[some, : ctx.columns] = of_z.div_(temperature[some, None]).to(grad.dtype)
@@ -94,12 +94,12 @@ def _dtype(logits: torch.Tensor) -> torch.dtype:
 
 
 def _scaled(logits: torch.Tensor, temperature: torch.Tensor, rows: torch.Tensor, columns: int | None) -> torch.Tensor:
-    """``logits / temperature`` of these rows, a copy."""
+    """Return ``logits / temperature`` of these rows as a copy."""
     return logits[rows, :columns].to(_dtype(logits)).div_(temperature[rows, None])
 
 
 def _entropy_of(measure: Measure, z: torch.Tensor) -> torch.Tensor:
-    # Not in the type of the forward pass's autocast, which the backward pass does not have.
+    # Without autocast, because the backward pass runs outside the autocast of the forward pass.
     with torch.autocast(z.device.type, enabled=False):
         value = measure.entropy(z)
     if value.shape != z.shape[:1]:

@@ -1,4 +1,4 @@
-"""What the backends share: how rows are asked for, how many make a chunk, and what is kept between the passes."""
+"""Types that the backends share: their settings, the size of a chunk, and the state saved for the backward pass."""
 
 from __future__ import annotations
 
@@ -10,35 +10,35 @@ import torch
 from verl_aer.parts.measure import Clamped, Measure, Nucleus
 
 CHUNK_BYTES = {"cpu": 2**21, "cuda": 2**27}
-"""Of one float32 temporary: what a chunk of rows may take, whatever the vocabulary, by the type of the device.
+"""Size of one float32 temporary of a chunk of rows, by device type, for any vocabulary.
 
-On a CPU it stays in a cache. On a GPU, where each operation is a launch, it is hundreds of rows.
+On a CPU it fits into a cache. On a GPU it holds hundreds of rows, because each operation is a kernel launch.
 """
 
 
 def chunk_rows(logits: torch.Tensor) -> int:
-    """How many rows of ``(T, V)`` logits make a chunk, at least 1.
+    """Return the number of rows of ``(T, V)`` logits in a chunk, at least 1.
 
     Raises:
-        ValueError: a device for which no size is known.
+        ValueError: the device type is not supported.
     """
     if logits.device.type not in CHUNK_BYTES:
         raise ValueError(
-            f"log-probs and entropy are computed on {' and '.join(CHUNK_BYTES)} tensors, and the logits are on "
-            f"{logits.device.type}: use veRL's own engine there"
+            f"log-probs and entropy can be computed on {' and '.join(CHUNK_BYTES)} tensors, but the logits are on "
+            f"{logits.device.type}; use veRL's engine there"
         )
     return max(1, CHUNK_BYTES[logits.device.type] // (4 * max(logits.shape[-1], 1)))
 
 
 @dataclass(frozen=True)
 class Settings:
-    """measure: whose entropy it is. columns: of the vocabulary that it is over; None: all."""
+    """Settings of the entropy: its measure, and the number of vocabulary columns that it is over (None for all)."""
 
     measure: Measure
     columns: int | None
 
     def keeps_all(self, vocabulary: int) -> bool:
-        """Whether no token is ever left out of the entropy."""
+        """Tell whether the entropy is over all tokens of the vocabulary."""
         return leaves_none_out(self.measure) and (self.columns is None or self.columns >= vocabulary)
 
 
@@ -49,10 +49,10 @@ def leaves_none_out(measure: Measure) -> bool:
 
 
 class State(NamedTuple):
-    """What the backward pass needs beside the logits, each ``(T,)``.
+    """State for the backward pass in addition to the logits, each tensor ``(T,)``.
 
     top: max of the logits, y = (logits - top) / temperature. log_z: log Z. log_zk, mean_y: log Z and E[y] over the kept
-    tokens K. threshold, cut: which tokens K are, by a logit and an index; unused where all are kept.
+    tokens K. threshold, cut: a logit and an index that define K; unused if all tokens are kept.
     """
 
     top: torch.Tensor

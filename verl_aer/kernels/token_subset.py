@@ -1,12 +1,12 @@
-"""Which tokens of the vocabulary a measure keeps, remembered as two numbers a row.
+"""The set of tokens that a measure keeps, stored as two numbers per row.
 
-    clamped   K = {j : logit_j > threshold} and those of equal logit whose index is above cut
-    nucleus   K = {j : logit_j > threshold} and those of equal logit whose index is at most cut
+    clamped   K = {j : logit_j > threshold}, and the tokens with logit_j = threshold and j > cut
+    nucleus   K = {j : logit_j > threshold}, and the tokens with logit_j = threshold and j <= cut
 
-Where all tokens of equal logit have the same fate, which is nearly everywhere, cut is the length of the row.
+In nearly all rows, either all or none of the tokens at the threshold are kept; cut is then the length of the row.
 
-The numbers are enough to find the same set again in the backward pass; a mask as wide as the vocabulary is not kept.
-They are chosen by the logits as they came: dividing by the temperature may make two of them equal.
+The backward pass reconstructs the set from the two numbers, so no mask as wide as the vocabulary is saved. The set is
+chosen from the logits before the division by the temperature, which may make two logits equal.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from verl_aer.parts.measure import Clamped
 
 
 class Kept(NamedTuple):
-    """threshold: ``(T,)``, a logit. cut: ``(T,)`` int64, an index of the vocabulary."""
+    """The kept set of each row: threshold, ``(T,)`` logits, and cut, ``(T,)`` int64 indices of the vocabulary."""
 
     threshold: torch.Tensor
     cut: torch.Tensor
 
 
 def choose(settings: Settings, logits: torch.Tensor, temperature: torch.Tensor) -> Kept:
-    """The kept set of each row.
+    """Choose the kept set of each row.
 
     logits: ``(T, V)``, float32 or float64. temperature: ``(T,)``.
     """
@@ -38,7 +38,7 @@ def choose(settings: Settings, logits: torch.Tensor, temperature: torch.Tensor) 
         return Kept(logits.new_full((rows,), -torch.inf), torch.full((rows,), vocabulary, device=logits.device))
     no_distribution = (~logits.amax(dim=-1).isfinite()).nonzero().squeeze(-1)
     if len(no_distribution):
-        # Its entropy is NaN whatever is kept, and a NaN has no place in an order.
+        # Its entropy is NaN for any set, and a NaN cannot be ordered.
         logits = logits.index_fill(0, no_distribution, 0.0)
     if isinstance(measure, Clamped):
         return _above_the_lowest(logits, measure.p)
@@ -46,7 +46,10 @@ def choose(settings: Settings, logits: torch.Tensor, temperature: torch.Tensor) 
 
 
 def mask_of(settings: Settings, logits: torch.Tensor, kept: Kept, out: torch.Tensor) -> torch.Tensor:
-    """``out``, 1 at the tokens of the sets that ``choose`` found for the same logits and 0 elsewhere, ``(T, V)``."""
+    """Write the mask of the sets ``kept`` into ``out``, ``(T, V)``: 1 at kept tokens, 0 elsewhere.
+
+    logits: the logits that the sets were chosen from.
+    """
     clamped = isinstance(settings.measure, Clamped)
     until, after = (torch.gt, torch.ge) if clamped else (torch.ge, torch.gt)
     threshold, vocabulary = kept.threshold[:, None], logits.shape[-1]
@@ -60,13 +63,13 @@ def mask_of(settings: Settings, logits: torch.Tensor, kept: Kept, out: torch.Ten
 
 
 def _above_the_lowest(logits: torch.Tensor, p: float) -> Kept:
-    """Without the k = floor(p * V) lowest, of equal ones those of lower index first; -inf counts for nothing in V."""
+    """Exclude the k = floor(p * V) lowest tokens, of equal ones the lower index first; V does not count -inf."""
     rows, vocabulary = logits.shape
     excluded = torch.zeros(rows, dtype=torch.long, device=logits.device)
     holed = torch.isneginf(logits.amin(dim=-1)).nonzero().squeeze(-1)
     if len(holed):
         excluded[holed] = torch.isneginf(logits[holed]).sum(dim=-1)
-    # In float64, as Python counts: floor(p * V) must not depend on the logits' type.
+    # In float64, as in Python: floor(p * V) must not depend on the type of the logits.
     k = (p * (vocabulary - excluded).double()).floor().long() + excluded
     threshold = torch.full_like(logits[:, 0], -torch.inf)
     cut = torch.full_like(k, vocabulary)
@@ -78,9 +81,9 @@ def _above_the_lowest(logits: torch.Tensor, p: float) -> Kept:
 
 
 def _lowest(k: int, logits: torch.Tensor) -> Kept:
-    """The k-th lowest value of each row, and the index up to which tokens of this value are among the k."""
+    """Return the k-th lowest value of each row, and the last index of a token of this value among the k lowest."""
     threshold = _kth_value(k, logits)
-    # As numbers, which are summed faster than bools.
+    # As floats, which are summed faster than bools.
     number = torch.empty_like(logits)
     wanted = k - torch.lt(logits, threshold[:, None], out=number).sum(dim=-1).long()
     tied = torch.eq(logits, threshold[:, None], out=number)
@@ -88,15 +91,15 @@ def _lowest(k: int, logits: torch.Tensor) -> Kept:
 
 
 def _kth_value(k: int, logits: torch.Tensor) -> torch.Tensor:
-    """By selection: rows are not sorted."""
+    """Return the k-th lowest value of each row by selection, without sorting."""
     if logits.device.type == "cpu":
-        # Vectorised, many times as fast as torch.kthvalue.
+        # Vectorized; many times faster than torch.kthvalue.
         return torch.from_numpy(np.partition(logits.numpy(), k - 1, axis=-1)[:, k - 1].copy())
     return logits.kthvalue(k, dim=-1).values
 
 
 def _index_of(tied: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """The index of the ``count``-th 1 of each row; the row's length where all of them are meant."""
+    """Return the index of the ``count``-th 1 of each row, or the row's length if ``count`` is the number of ones."""
     index = torch.full_like(count, tied.shape[-1])
     for row in (count != tied.sum(dim=-1)).nonzero().squeeze(-1).tolist():
         index[row] = tied[row].nonzero()[count[row] - 1, 0]
@@ -104,12 +107,12 @@ def _index_of(tied: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
 
 
 def _nucleus(logits: torch.Tensor, temperature: torch.Tensor, p: float) -> Kept:
-    """The fewest most likely tokens of mass p, of equal ones those of lower index first.
+    """Choose the fewest most likely tokens of mass p, of equal ones the lower index first.
 
-    Only the likely ones are ordered: all tokens of pi < (1 - p) / V have less than 1 - p together, so none of them is
-    needed.
+    Only likely tokens are sorted: all tokens of pi < (1 - p) / V together have less mass than 1 - p, so the set never
+    needs them.
     """
-    # In float64: in float32 the sums over a large vocabulary are off by whole tokens.
+    # In float64: the error of float32 sums over a large vocabulary would shift the set by whole tokens.
     top = logits.amax(dim=-1, keepdim=True)
     e = (logits.double() - top).div_(temperature[:, None]).exp_()
     total = e.sum(dim=-1, keepdim=True)

@@ -1,17 +1,17 @@
-"""The operation in Triton: one program a row, which reads the row once each way.
+"""Triton backend: one program per row, which reads the row once per pass.
 
-With d = x - max x in the logits' own units and e = e^{d / temperature}, of which exp2 makes
+With d = x - max x in units of the logits and e = e^{d / temperature}, computed with exp2,
 
-    s = sum of e over all tokens but the most likely one,   t = sum of d * e over all tokens
+    s = sum of e over all tokens except the most likely one,   t = sum of d * e over all tokens
 
-the row's numbers follow as log Z = log(1 + s) and E[y] = t / temperature / (1 + s). Each lane of a program keeps a
-its own maximum and sums while it goes along the row, so that nothing has to be agreed on until the row's end:
+the results of the row are log Z = log(1 + s) and E[y] = t / temperature / (1 + s). Each lane of a program keeps its own
+maximum and sums along the row, so that the lanes are combined only at the end of the row:
 
     x above the lane's maximum:   s <- e (s + 1),   t <- e (t + d (s + 1))
     otherwise:                    s <- s + e,       t <- t + d e
 
-Where tokens are left out, the same program first chooses the kept ones by selection: it finds the order of the
-threshold's bits four at a time from the weight (a count, or a probability) of the tokens in each of sixteen classes.
+If tokens are excluded, the same program first chooses the kept tokens by radix selection: it finds the bits of the
+threshold four at a time, from the total weight (a count or a probability) of the tokens in each of sixteen classes.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from verl_aer.kernels.saved_state import Settings, State, leaves_none_out
 from verl_aer.parts.measure import Clamped, Nucleus
 
 FLOOR = tl.constexpr(-1e30)
-"""Stands for -inf, of which no difference can be taken."""
+"""Replaces -inf, because -inf - -inf is NaN."""
 LOWEST = tl.constexpr(-1e20)
-"""Of d, which must not be -inf: e^d is 0, and 0 * -inf is no number."""
+"""Lower bound of d, because 0 * -inf is NaN; e^d is 0 there."""
 LOG2_E = tl.constexpr(math.log2(math.e))
 
 KEEP_ALL = tl.constexpr(0)
@@ -37,22 +37,22 @@ KEEP_CLAMPED = tl.constexpr(2)
 KEEP_NUCLEUS = tl.constexpr(3)
 
 BLOCK = 2048
-"""Tokens of the vocabulary that a program takes at a time."""
+"""Number of vocabulary entries that a program processes at a time."""
 CHOICE_BLOCK = 1024
-"""The same, while tokens are sorted into sixteen classes."""
+"""The same during the selection of the kept tokens."""
 WARPS = 8
 ORDER_BITS = {torch.bfloat16: 16, torch.float16: 20, torch.float32: 32}
-"""Of a float32's bits, how many from the highest on tell two numbers of a type apart, in steps of four."""
+"""Number of leading bits of a float32 that distinguish any two numbers of a type, rounded up to a multiple of four."""
 
 
 def forward(
     logits: torch.Tensor, labels: torch.Tensor, temperature: torch.Tensor, wanted: torch.Tensor, settings: Settings
 ) -> tuple[torch.Tensor, State]:
-    """``(T,)`` log-probabilities, and what the backward pass needs."""
+    """Compute the ``(T,)`` log-probabilities and the state for the backward pass."""
     rows, vocabulary = logits.shape
     state = State.empty(rows, torch.float32, logits.device)
     top, s, kept_top, kept_s, kept_t = torch.zeros(5, rows, device=logits.device)
-    # As a tensor: a kernel's numbers are float32, and floor(p * V) is counted in float64.
+    # As a tensor, because floor(p * V) needs float64 and scalar arguments of a kernel are float32.
     p = torch.full((), getattr(settings.measure, "p", 0.0), dtype=torch.float64, device=logits.device)
     if rows:
         with torch.cuda.device_of(logits):
@@ -86,7 +86,7 @@ def backward(
     if not rows:
         return
     pull = grad_log_pi / temperature
-    # An entropy that is not read may be NaN, and 0 * NaN is NaN.
+    # An unused entropy may be NaN, and 0 * NaN is NaN.
     read = grad_entropy != 0
     pull_of_entropy = torch.where(read, grad_entropy / temperature * (state.log_z - state.log_zk).exp(), 0.0)
     state = state._replace(mean_y=torch.where(read, state.mean_y, 0.0))
@@ -99,7 +99,7 @@ def backward(
 
 
 def _finite_or_nan(top: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-    """``top``, NaN for a row that is no distribution: a NaN is in its sum, and FLOOR stands for -inf."""
+    """Return ``top``, or NaN for a row that is no distribution: its sum is NaN, or its top is FLOOR or infinite."""
     return torch.where((top > FLOOR.value) & top.isfinite() & ~s.isnan(), top, torch.nan)
 
 
@@ -151,7 +151,7 @@ def _forward_kernel(
 def _sums(
     x, stride, vocabulary, columns, scale, with_t, threshold, cut, KEEP: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """max, s and t of the kept tokens; t is 0 unless it is asked for."""
+    """Compute max, s and t of the kept tokens; t is 0 unless ``with_t``."""
     lane = tl.arange(0, BLOCK)
     top = tl.full((BLOCK,), FLOOR, tl.float32)
     s = tl.zeros((BLOCK,), tl.float32)
@@ -164,14 +164,14 @@ def _sums(
         value = tl.maximum(value, FLOOR, propagate_nan=tl.PropagateNan.ALL)
         d = -tl.abs(value - top)
         e = tl.exp2(d * scale)
-        # Both rules of the module's docstring in one: s <- a s + e, and t <- a t + d s or a t + d e.
+        # Combines both rules of the module's docstring: s <- a s + e, and t <- a t + d s or a t + d e.
         higher = value > top
         a = tl.where(higher, e, 1.0)
         s = a * s + e
         if with_t:
             t = a * t + d * tl.where(higher, s, e)
         top = tl.where(higher, value, top)
-    # The lanes become one: the sums of all but the highest lane take their own most likely token with them.
+    # Combine the lanes. The sums of all lanes except the highest include their most likely token.
     highest = tl.max(top, 0)
     d = top - highest
     e = tl.exp2(d * scale)
@@ -191,9 +191,9 @@ def _is_kept(value, index, columns, threshold, cut, KEEP: tl.constexpr):
 
 @triton.jit
 def _choose(x, stride, columns, scale, p, KEEP: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr):
-    """The kept tokens' threshold and cut, as `verl_aer.kernels.token_subset` has them.
+    """Choose the threshold and cut of the kept tokens, as defined in `verl_aer.kernels.token_subset`.
 
-    Where the amount is 0, no token is the chosen one: the threshold is -inf, and none is left out.
+    If the amount is 0, no token is chosen: the threshold is -inf, and all tokens are kept.
     """
     threshold = float("-inf")
     cut = columns - 1
@@ -201,11 +201,11 @@ def _choose(x, stride, columns, scale, p, KEEP: tl.constexpr, BITS: tl.constexpr
         share = tl.load(p)
         excluded, highest = _extent(x, stride, columns, BLOCK)
         if KEEP == KEEP_CLAMPED:
-            # In float64, as Python counts.
+            # In float64, as in Python.
             amount = tl.floor((columns - excluded).to(tl.float64) * share).to(tl.int32) + excluded
             dtype: tl.constexpr = tl.int32
         else:
-            amount = tl.zeros((), tl.float64)  # known after the first look at the row
+            amount = tl.zeros((), tl.float64)  # known after the first pass over the row
             dtype: tl.constexpr = tl.float64
         below = tl.zeros((), dtype)
         base = -8
@@ -231,7 +231,7 @@ def _choose(x, stride, columns, scale, p, KEEP: tl.constexpr, BITS: tl.constexpr
 
 @triton.jit
 def _extent(x, stride, columns, BLOCK: tl.constexpr):
-    """How many tokens are excluded, and the highest logit."""
+    """Compute the number of entries of -inf and the highest logit."""
     excluded = tl.zeros((BLOCK,), tl.int32)
     highest = tl.full((BLOCK,), FLOOR, tl.float32)
     for start in range(0, columns, BLOCK):
@@ -245,7 +245,7 @@ def _extent(x, stride, columns, BLOCK: tl.constexpr):
 
 @triton.jit
 def _ordered(x, stride, columns, start, KEEP: tl.constexpr, BLOCK: tl.constexpr):
-    """Logits, integers in the order in which tokens are taken (clamped: from the lowest), and which are columns."""
+    """Load logits; return them, integers in selection order (clamped: from the lowest), and a mask of valid columns."""
     index = start + tl.arange(0, BLOCK)
     inside = index < columns
     value = tl.load(x + index.to(tl.int64) * stride, mask=inside, other=0.0).to(tl.float32) + 0.0  # no -0.0
@@ -258,7 +258,7 @@ def _ordered(x, stride, columns, start, KEEP: tl.constexpr, BLOCK: tl.constexpr)
 
 @triton.jit
 def _weight(value, inside, highest, scale, KEEP: tl.constexpr):
-    """What a token counts for: one, or its probability but for a factor."""
+    """Compute the weight of each token: 1, or its probability up to a constant factor."""
     if KEEP == KEEP_CLAMPED:
         weight = inside.to(tl.int32)
     else:
@@ -270,7 +270,7 @@ def _weight(value, inside, highest, scale, KEEP: tl.constexpr):
 def _cut(
     x, stride, columns, scale, highest, chosen, amount, KEEP: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """The logit whose order is the chosen one, and the index of the last of its tokens that `amount` reaches."""
+    """Find the logit of the chosen order, and the index of its last token that `amount` reaches."""
     threshold = float("-inf")
     cut = -1
     before = 0
@@ -279,7 +279,7 @@ def _cut(
         tied = inside & ((order >> (32 - BITS)) == chosen)
         threshold = tl.maximum(threshold, tl.max(tl.where(tied, value, float("-inf")), 0))
         place = before + tl.cumsum(tied.to(tl.int32), 0)
-        # So many of its kind come before it; with them, is the amount not yet reached?
+        # A token is reached if the tied tokens before it have less weight than the amount.
         heavy = _weight(value, inside, highest, scale, KEEP)
         reached = tied & ((place - 1) * heavy < amount)
         cut = tl.maximum(cut, tl.max(tl.where(reached, start + tl.arange(0, BLOCK), -1), 0))
@@ -303,7 +303,7 @@ def _backward_kernel(
     scale = LOG2_E * inverse
     row_top = tl.load(top + row)
     row_log_z = tl.load(log_z + row)
-    # g_log_pi + g_H (y - E[y]), as a line in d
+    # g_log_pi + g_H (y - E[y]), as a linear function of d
     of_y = of_entropy * inverse
     of_all = of_log_pi - of_entropy * tl.load(mean_y + row)
     row_threshold = tl.load(threshold + row)

@@ -1,4 +1,4 @@
-"""Whether a run failed and what it died of, from its log."""
+"""Determine from its log whether a run failed, and the cause."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CAUSE_LINES = 25
-"""Most lines of a cause that are repeated on the terminal; the log has the rest."""
+"""Maximum number of lines of a cause that are printed on the terminal."""
 
 CONSEQUENCES = (
     "RayTaskError",
@@ -20,7 +20,7 @@ CONSEQUENCES = (
     "CancelledError",
     "KeyboardInterrupt",
 )
-"""Exceptions that report the end of another process, whose own exception is the cause."""
+"""Exceptions that report the end of another process; the exception of that process is the cause."""
 
 MESSAGE_ENDS = (
     "Traceback",
@@ -29,10 +29,10 @@ MESSAGE_ENDS = (
     "During handling",
     "[verl_aer]",
 )
-"""How the first line after an exception's message begins: a traceback, Hydra's advice or our own lines."""
+"""Prefixes of the first line after an exception's message: a traceback, Hydra's advice or our log lines."""
 
 _END_OF_TRAINING = re.compile(r"""^[("']*Final validation metrics: |^\[verl_aer\] stopped on request after step """)
-"""What veRL prints after the last step, as a Python literal that may be wrapped, or we after one that was the last."""
+"""veRL's line after the last step, a Python literal that may be wrapped, or our line after a requested stop."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _PREFIX = re.compile(r"^(?:\([^()]*\bpid=\d+[^()]*\)\s?)?(?:\[rank\d+\]:\s)?")
@@ -40,12 +40,12 @@ _EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*[A-Za-z_]\w*(?:Error|Exception|Int
 
 
 def explain_failure(returncode: int | None, log_path: Path) -> list[str]:
-    """Lines to print, the last ones last: how the run ended, its cause, and where the whole log is.
+    """Return the lines to print: how the run ended, the cause of a failure, and the path of the whole log.
 
     Args:
-        returncode: as `subprocess.Popen.returncode`: -n if signal n ended the process. None if it is not known: then
-            the log decides whether the run failed.
-        log_path: all output of the run.
+        returncode: as `subprocess.Popen.returncode`, -n if signal n ended the process. If it is None, the log decides
+            whether the run failed.
+        log_path: file with the complete output of the run.
     """
     lines = [strip_prefix(line) for line in log_path.read_text(errors="replace").splitlines()]
     if returncode is None:
@@ -57,7 +57,7 @@ def explain_failure(returncode: int | None, log_path: Path) -> list[str]:
         if returncode < 0:
             how = f"killed by {signal.Signals(-returncode).name}"
             if returncode == -signal.SIGKILL:
-                how += ", as the system does when memory runs out"
+                how += ", possibly because memory ran out"
         said = [f"the run failed ({how}):", *_indented(root_cause(lines))]
     return [*said, f"whole log: {log_path}"]
 
@@ -73,7 +73,7 @@ def _from_the_log(lines: Sequence[str]) -> list[str]:
     if any(_EXCEPTION.match(line) for line in lines):
         return ["the run failed:", *_indented(root_cause(lines))]
     return [
-        "the log has neither the end of a training nor an exception; its last lines:",
+        "the log contains neither the end of training nor an exception; its last lines:",
         *_indented(root_cause(lines)),
     ]
 
@@ -87,10 +87,10 @@ def _is_consequence(line: str) -> bool:
 
 
 def root_cause(lines: Sequence[str]) -> list[str]:
-    """The exception that started the failure, with its message; the last lines of the log if it has none.
+    """Return the exception that caused the failure, with its message; the last lines of the log if there is none.
 
-    Ray repeats a remote exception inside its own `RayTaskError`, and other processes then report that their
-    peer died: the last exception that is not such a consequence is the cause.
+    Ray repeats a remote exception inside its `RayTaskError`, and other processes then report that their peer died. The
+    last exception that is not such a consequence is the cause.
     """
     cleaned = [strip_prefix(line) for line in lines]
     exceptions = [number for number, line in enumerate(cleaned) if _EXCEPTION.match(line)]

@@ -1,4 +1,4 @@
-"""Write whole files or none, under a temporary name that is then renamed; read JSON files."""
+"""Write files atomically, under a temporary name that is then renamed; read JSON files."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from verl_aer.errors import InputError
 
 @contextmanager
 def replaced_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path to write; it takes the name ``path`` when the block ends, and is removed if it raises."""
+    """Yield a temporary path to write; rename it to ``path`` when the block ends, or remove it if the block raises."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}{path.suffix}")
-    # Created with the rights of any new file: the system applies the umask itself, and nothing has to be changed later.
-    # `tempfile` makes files private, and some file systems refuse the chmod that would open them up.
+    # Created with the default permissions, so that the system applies the umask. `tempfile` would create a private
+    # file, and some file systems refuse the chmod that would make it readable.
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     try:
         yield temporary
         with temporary.open("rb") as written:
-            # The rename must not reach the disk before the content does.
+            # The content must reach the disk before the rename does.
             os.fsync(written.fileno())
         os.replace(temporary, path)
     except BaseException:
@@ -40,7 +40,7 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """The value in a JSON file.
+    """Read the value of a JSON file.
 
     Raises:
         InputError: the file is not JSON.
@@ -52,8 +52,8 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Bring the rename to the disk, which is an entry of the folder."""
-    # Some file systems refuse to open or sync a folder: the file has its new name there all the same.
+    """Write the entries of the folder, and with them the rename, to the disk."""
+    # Some file systems refuse to open or sync a folder; the rename is still visible there.
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

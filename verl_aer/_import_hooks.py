@@ -1,10 +1,10 @@
-"""Act on a module right after its first import, at no cost in a process that never imports it.
+"""Run a callback after a module is first imported, at no cost in processes that never import it.
 
-A run of veRL is a dozen processes, and each of them loads every plug-in. Importing veRL's trainers or engines
-in all of them, only to register something there, would add seconds to each.
+A run of veRL has a dozen processes, and each of them loads every plug-in. Importing veRL's trainers or engines in all
+of them, only to register classes, would add seconds to each.
 
-The module belongs to veRL, and its import must succeed whatever becomes of the action: an action that fails is logged
-once and kept in ``failures``. Code that was asked to use the action's result raises from there.
+The import of veRL's module must succeed even if the callback (an action) fails. A failure is therefore logged once and
+kept in ``failures``; code that needs the action's result raises an error with it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Action = Callable[[], object]
 logger = logging.getLogger(__name__)
 
 failures: list[str] = []
-"""What has failed in this process so far, one sentence for each action."""
+"""Failures in this process so far, one sentence per action."""
 
 
 def attempt(action: Action) -> None:
@@ -31,21 +31,21 @@ def attempt(action: Action) -> None:
     except Exception as error:
         reason = f"{action.__module__}.{action.__qualname__} failed: {type(error).__name__}: {error}"
         failures.append(reason)
-        logger.exception("verl_aer stands aside, veRL runs without it. %s. `verl-aer doctor` says what to do.", reason)
+        logger.exception("verl_aer is disabled, veRL runs without it. %s. `verl-aer doctor` shows the fix.", reason)
 
 
 class AfterImport(MetaPathFinder):
-    """Finds the awaited modules through the other finders, and acts when they have been executed."""
+    """Finder that delegates to the other finders, and runs the actions after a module has been executed."""
 
     def __init__(self) -> None:
         self._awaited: dict[str, list[Action]] = {}
 
     def add(self, module_name: str, action: Action) -> None:
-        """Act after the next import of the module."""
+        """Run ``action`` after the next import of the module."""
         self._awaited.setdefault(module_name, []).append(action)
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> ModuleSpec | None:
-        """The module's spec, with a loader that acts at the end; None for a module that no action waits for."""
+        """Return the module's spec with a loader that runs the actions; None for a module without actions."""
         if fullname not in self._awaited:
             return None
         others = (finder for finder in sys.meta_path if finder is not self)
@@ -69,13 +69,13 @@ _after_import = AfterImport()
 
 
 def after_import(module_name: str, action: Action) -> None:
-    """Call ``action`` right after ``module_name`` has been imported; now, if it already is.
+    """Call ``action`` right after ``module_name`` is imported, or now if it already is.
 
-    An error that the action raises is no error of that import, see ``attempt``.
+    An exception in the action does not affect the import; see ``attempt``.
 
     Args:
-        module_name: full dotted name. Name a package rather than its submodule if the action imports more of
-            the package: then all of it is complete by that time.
+        module_name: full dotted name. If the action imports more of a package, name the package and not its submodule:
+            the whole package is then imported before the action runs.
         action: called once, without arguments.
     """
     if module_name in sys.modules:

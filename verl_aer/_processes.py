@@ -1,4 +1,4 @@
-"""End every process that a child has started, wherever it went since."""
+"""Track and end all descendants of a child process, including those that changed session or were re-parented."""
 
 from __future__ import annotations
 
@@ -13,27 +13,28 @@ from collections.abc import Callable
 import psutil
 
 PR_SET_PDEATHSIG = 1
-"""Of prctl(2)."""
+"""Option of prctl(2)."""
 GRACE_SECONDS = 10.0
-"""What a process gets to end by itself: Ray's daemons notice within seconds that their driver is gone."""
+"""Time for a process to end after SIGTERM; Ray's daemons notice within seconds that their driver is gone."""
 
 POLL_INTERVAL_S = 0.05
-"""Between two looks at processes that are about to end."""
+"""Time between two checks of processes that are about to end."""
 
 
 def end_with_the_parent(parent: int) -> None:
-    """From now on this process is killed when its parent, whose pid it was told, ends in whatever way (Linux)."""
+    """Let the kernel kill this process when its parent, the process ``parent``, ends in any way (Linux)."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
-        # It ended before the kernel was asked.
+        # The parent ended before the call.
         os._exit(1)
 
 
 class ProcessTree:
     """The processes of a child that leads its own session.
 
-    psutil's `children` does not find all: Ray puts its daemons into separate process groups, and a daemon whose parent
-    has ended is a child of init. So a process belongs here if it is in the session, or was once seen below a member.
+    psutil's `children` does not find all of them: Ray puts its daemons into separate process groups, and a daemon whose
+    parent has ended is a child of init. A process is therefore a member if it is in the session, or if it was ever seen
+    as a descendant of a member.
     """
 
     def __init__(self, child: subprocess.Popen[bytes]) -> None:
@@ -41,13 +42,13 @@ class ProcessTree:
         self._members: set[psutil.Process] = set()
 
     def watch(self) -> list[int]:
-        """Note who has joined since the last call; return the pids of the members that live."""
+        """Add new members, and return the pids of the living members."""
         return [process.pid for process in self._living()]
 
     def wait_until_gone(self, seconds: float, hurry: Callable[[], bool] = lambda: False) -> bool:
-        """Return whether no member lives any more, after `seconds` at most or as soon as `hurry()`."""
+        """Wait until all members have ended, and return whether they have; stop after `seconds` or once `hurry()`."""
         deadline = time.monotonic() + seconds
-        # Not `psutil.wait_procs`: it would take the child's exit code away from `subprocess`.
+        # Not `psutil.wait_procs`, because it would reap the child, and `subprocess` would lose its exit code.
         while self.watch():
             if time.monotonic() > deadline or hurry():
                 return False
@@ -55,14 +56,14 @@ class ProcessTree:
         return True
 
     def end(self, hurry: Callable[[], bool] = lambda: False) -> None:
-        """Send SIGTERM to every member, and SIGKILL to those that live after the grace time or once `hurry()`."""
+        """Send SIGTERM to every member, and SIGKILL to those still alive after the grace time or once `hurry()`."""
         self._send(signal.SIGTERM)
         while not self.wait_until_gone(GRACE_SECONDS, hurry):
             self._send(signal.SIGKILL)
 
     def _living(self) -> list[psutil.Process]:
         self._child.poll()
-        # With the parent psutil also checks that a pid has not become another process.
+        # Reading the parent makes psutil check that a pid has not been reused.
         table = list(psutil.process_iter(["ppid", "status"]))
         members = {process.pid: process for process in table if process in self._members or self._leads(process)}
         while joined := {
@@ -76,11 +77,11 @@ class ProcessTree:
         try:
             return os.getsid(process.pid) == self._child.pid
         except ProcessLookupError:
-            # It has ended since the table was read.
+            # The process has ended since the table was read.
             return False
 
     def _send(self, sent: signal.Signals) -> None:
         for process in self._living():
-            # It may end by itself between the look and the signal.
+            # The process may end between the check and the signal.
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(sent)

@@ -1,4 +1,4 @@
-"""Show how far a long task is, on a terminal and in a log."""
+"""Show the progress of a long task, on a terminal and in a log."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 LINE_INTERVAL_S = 30.0
-"""Between two lines where the stream is no terminal."""
+"""Time between two lines if the stream is no terminal."""
 
 SPEED_PERIOD_S = 1800.0
-"""The remaining time is estimated from this much of the past."""
+"""Length of the past period from which the remaining time is estimated."""
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as `m:ss`, or as `h:mm:ss` from an hour on.
+    """Format seconds as `m:ss`, or as `h:mm:ss` from one hour.
 
     >>> duration(65), duration(3661)
     ('1:05', '1:01:01')
@@ -27,13 +27,13 @@ def duration(seconds: float) -> str:
 
 
 class ProgressDisplay:
-    """Show a live bar on a terminal, and a plain line from time to time elsewhere: in files, CI and Slurm logs.
+    """Progress display: a live bar on a terminal, and a plain line every half minute in files, CI and Slurm logs.
 
-    A plain line has no control characters. The first and the last state of a task always have a line.
+    A plain line has no control characters. The first and the last state of a task are always printed.
 
     Args:
-        total: units of the whole task; None if that is not known.
-        stream: where the progress goes; None for standard error.
+        total: units of the whole task; None if unknown.
+        stream: stream for the output; None for standard error.
     """
 
     def __init__(self, total: int | None = None, stream: TextIO | None = None) -> None:
@@ -41,7 +41,7 @@ class ProgressDisplay:
         self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
         columns = (TimeElapsedColumn(), BarColumn(bar_width=6), TextColumn("{task.description}", markup=False))
         self._progress = Progress(*columns, console=self._console, transient=True, speed_estimate_period=SPEED_PERIOD_S)
-        # Without a total the bar pulses: how long the start of a task takes cannot be known.
+        # Without a total the bar pulses, because the duration of a task's start is unknown.
         self._progress.add_task("", total=None)
         (self._task,) = self._progress.tasks
         self._total = total
@@ -63,7 +63,7 @@ class ProgressDisplay:
         return self._task.elapsed
 
     def show(self, done: int, text: str) -> None:
-        """Show that `done` units are finished, and what is known of them."""
+        """Show that `done` units are finished, with `text` as their description."""
         total = self._total if done else None
         self._progress.update(self._task.id, completed=done, total=total)
         count = f"{done}/{total} " if total else ""
@@ -77,5 +77,5 @@ class ProgressDisplay:
             self.note(f"{duration(self.elapsed_s)}  {description}")
 
     def note(self, line: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         self._console.print(line, soft_wrap=True)

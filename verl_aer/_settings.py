@@ -1,7 +1,7 @@
-"""The base of all settings: a model that checks its values when it is made, and is never changed afterwards.
+"""The base of all settings: an immutable model that validates its values.
 
-A setting's description is the docstring below it, its bounds are those of its ``Field``. The config's error messages,
-``verl-aer methods NAME`` and the tables in docs/ are made of both.
+The description of a setting is the docstring below it; its bounds are those of its ``Field``. The config's error
+messages, ``verl-aer methods NAME`` and the tables in docs/ are generated from both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _TYPES = {float: "a number", int: "a whole number", bool: "true or false", str: 
 
 
 class Settings(BaseModel):
-    """Base of settings: no unknown ones, no conversion between types, no infinity or NaN."""
+    """Base of settings: refuses unknown names, type conversions, infinity and NaN."""
 
     model_config = ConfigDict(
         strict=True,
@@ -24,15 +24,15 @@ class Settings(BaseModel):
         extra="forbid",
         allow_inf_nan=False,
         use_attribute_docstrings=True,
-        # A default may contradict another setting that was given.
+        # A default may contradict the value of another setting.
         validate_default=True,
     )
 
 
 def at_least(value: float, name: str, earlier: ValidationInfo) -> float:
-    """Return ``value``, or raise where it is below the earlier setting ``name``, if that is valid itself.
+    """Return ``value``, or raise ValueError if it is below the earlier setting ``name`` and that setting is valid.
 
-    For field validators. The text of a ValueError raised in one is what the value has to be: ">= low (0.1)".
+    For field validators. The text of a validator's ValueError is the requirement on the value: ">= low (0.1)".
     """
     low = earlier.data.get(name)
     if low is not None and value < low:
@@ -41,12 +41,12 @@ def at_least(value: float, name: str, earlier: ValidationInfo) -> float:
 
 
 def setting_names(settings: type[Settings]) -> list[str]:
-    """List the names of a model's settings, in the order of their definition."""
+    """List the names of a model's settings in the order of their definition."""
     return list(settings.model_fields)
 
 
 def description(settings: type[Settings], name: str) -> str:
-    """Return the description of a setting, on one line, and its bounds.
+    """Return the description of a setting and its bounds, on one line.
 
     >>> from verl_aer.parts.target import Band
     >>> description(Band, "low")
@@ -59,7 +59,7 @@ def description(settings: type[Settings], name: str) -> str:
 
 
 def bounds(settings: type[Settings], name: str) -> str:
-    """Return the interval of a number, empty for a setting without one.
+    """Return the interval of a number; empty for a setting without bounds.
 
     >>> from verl_aer.parts.target import Anchored
     >>> bounds(Anchored, "tau"), bounds(Anchored, "initial_entropy"), bounds(Anchored, "anchor_steps")
@@ -100,7 +100,7 @@ def may_be_null(settings: type[Settings], name: str) -> bool:
 
 
 def _not_null(settings: type[Settings], name: str) -> Any:
-    """The annotation of a setting without null."""
+    """Return the annotation of a setting without null."""
     annotation = settings.model_fields[name].annotation
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         (annotation,) = [option for option in typing.get_args(annotation) if option is not type(None)]

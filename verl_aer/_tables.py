@@ -1,4 +1,4 @@
-"""Tables of text, for a terminal, for Markdown and for a page."""
+"""Tables of text for a terminal, for Markdown and for HTML."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Table(NamedTuple):
-    """Cells as text under a header; every row has the header's length."""
+    """Text cells below a header; every row has the length of the header."""
 
     title: str
     header: list[str]
@@ -15,7 +15,7 @@ class Table(NamedTuple):
 
 
 def as_text(table: Table) -> str:
-    """`table` in columns, below its title.
+    """Format `table` in aligned columns, below its title.
 
     >>> print(as_text(Table("by level", ["level", "n"], [["2", "30"], ["all", "100"]])), end="")
     by level
@@ -32,14 +32,14 @@ def as_text(table: Table) -> str:
 
 
 def as_markdown(table: Table) -> str:
-    """`table` as GitHub Markdown, without its title."""
+    """Format `table` as GitHub Markdown, without its title."""
     lines = ["| " + " | ".join(table.header) + " |", "|" + " --- |" * len(table.header)]
     lines += ["| " + " | ".join(row) + " |" for row in table.rows]
     return "\n".join(lines) + "\n"
 
 
 def as_html(table: Table) -> str:
-    """`table` as an HTML table, without its title."""
+    """Format `table` as HTML, without its title."""
     lines = ["<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in table.header) + "</tr>"]
     lines += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table.rows]
     return "<table>" + "".join(lines) + "</table>"

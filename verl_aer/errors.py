@@ -5,37 +5,37 @@
     VerlAerError
     ├── InputError (ValueError)             a file, an argument or a value of the user is wrong
     ├── MissingExtraError (ImportError)     extras: an optional package is not installed
-    ├── ConfigError (ValueError)            config.schema: the `entropy` settings, all problems at once
-    ├── UnknownNameError (ValueError)       methods.registry: no such method or part
-    ├── AllocationError (ValueError)        allocation: accuracies or weights that cannot be
-    ├── CorrectnessError (ValueError)       correctness: a reward does not say which rollouts are correct
-    ├── ShapingError (ValueError)           rollouts: rewards or advantages that a method cannot shape
-    ├── StateError (ValueError)             state: a checkpoint's control state is absent, damaged or foreign
-    ├── MetricsLogError (ValueError)        metrics_log: a log that cannot be read
-    ├── ReplayError (ValueError)            simulate: a log that cannot be replayed
-    ├── DumpError (ValueError)              evaluation.validation_dumps: a validation dump that cannot be read
+    ├── ConfigError (ValueError)            config.schema: all problems of the `entropy` settings
+    ├── UnknownNameError (ValueError)       parts.base: a method or part that is not registered
+    ├── AllocationError (ValueError)        parts.allocation: invalid weights
+    ├── CorrectnessError (ValueError)       rollouts.groups: the correctness of rollouts is unknown or contradictory
+    ├── ShapingError (ValueError)           rollouts.types: invalid shaped rewards or advantages
+    ├── StateError (ValueError)             control.state_file: a missing, damaged or incompatible state file
+    ├── MetricsLogError (ValueError)        reports.metrics_log: an unreadable log
+    ├── ReplayError (ValueError)            control.simulation: a log that cannot be replayed
+    ├── DumpError (ValueError)              evaluation.validation_dumps: an unreadable validation dump
     ├── BadRow (ValueError)                 data.dataset: a row without a question or an answer
-    ├── VerifierError (RuntimeError)        rewards.verifier: the answer checker's process cannot be used
-    ├── NodeError (ValueError)              ray_node: a node of a Slurm job cannot start its Ray
-    ├── ClusterError (ValueError)           integration.ray_cluster: no cluster, or not the whole one
+    ├── VerifierError (RuntimeError)        rewards.verifier: the process of the answer checker failed
+    ├── NodeError (ValueError)              launch.ray_node: a node of a Slurm job cannot start Ray
+    ├── ClusterError (ValueError)           launch.cluster_doctor: no cluster, or an incomplete one
     ├── PluginError (RuntimeError)          integration.availability: veRL could not load this package
-    ├── RunStoppedError (RuntimeError)      integration.watchdog: a run that would not end on its own
+    ├── RunStoppedError (RuntimeError)      integration.watchdog: a run without progress was stopped
     │   ├── WorkerDiedError
     │   ├── WeightUpdateTimeoutError
     │   └── GenerationTimeoutError
-    └── AdaptationError (RuntimeError)      cpu.errors: veRL or vLLM is not as the CPU adaptation expects
+    └── AdaptationError (RuntimeError)      cpu.errors: veRL or vLLM differs from what the CPU adaptation expects
 
 Each class also derives from the built-in exception in parentheses. `verl-aer` prints a `VerlAerError` as one line and
-exits with code 2. A plain `ValueError` or `RuntimeError` is a bug, or is raised for a caller's mistake in Python: it
-keeps its traceback.
+exits with code 2. Any other exception, including a plain `ValueError` or `RuntimeError`, keeps its traceback: it is a
+bug or a caller's mistake in Python.
 """
 
 from __future__ import annotations
 
 
 class VerlAerError(Exception):
-    """Base class of the exceptions that this package defines."""
+    """Base class of all exceptions of this package."""
 
 
 class InputError(VerlAerError, ValueError):
-    """Bad input of the user; the message names the file, the argument or the key, and the fix."""
+    """Invalid input of the user; the message names the file, the argument or the key, and the fix."""

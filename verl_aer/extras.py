@@ -1,4 +1,4 @@
-"""Packages that only a part of this one needs: pip's extras."""
+"""Optional dependencies, which pip installs as extras."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ import importlib.util
 from verl_aer.errors import VerlAerError
 
 EXTRAS = {"math_verify": "math", "matplotlib": "plot"}
-"""Module -> the extra that installs it."""
+"""Optional modules, and the extra that installs each."""
 
 
 class MissingExtraError(VerlAerError, ImportError):
-    """An optional package is needed and not installed; the message says how to install it."""
+    """A missing optional package; the message has the command that installs it."""
 
 
 def require_extra(module: str, user: str) -> None:
-    """Raise if an optional module is not installed. It is looked for, not imported.
+    """Raise if an optional module is not installed, without importing it.
 
     Args:
         module: a key of `EXTRAS`.
-        user: what needs it.
+        user: the feature that needs it, for the message.
 
     Raises:
-        MissingExtraError: it is not there.
+        MissingExtraError: the module is not installed.
     """
     if importlib.util.find_spec(module) is None:
         raise MissingExtraError(f"{user} needs {module}: pip install 'verl_aer[{EXTRAS[module]}]'")
 
 
 def require_vllm(user: str) -> None:
-    """Raise if vLLM is not installed: its CPU build is a distribution of another name.
+    """Raise if vLLM is not installed; its CPU build is a distribution of another name.
 
     Raises:
-        MissingExtraError: it is not there.
+        MissingExtraError: vLLM is not installed.
     """
     if importlib.util.find_spec("vllm") is None:
         raise MissingExtraError(

@@ -49,7 +49,7 @@ def test_it_is_logged_once_and_raised_where_we_are_asked_for(outcomes):
             continue
         (message,) = case["errors"]
         name = symbol.rpartition(".")[2]
-        assert "verl_aer stands aside" in message, symbol
+        assert "verl_aer is disabled" in message, symbol
         assert name in message
         if name == "register_trainer":
             # Without it there is no way to answer for our names.

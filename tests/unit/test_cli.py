@@ -171,7 +171,7 @@ def test_diagnose_names_the_exception_that_began_it(tmp_path, capsys):
     log.write_text("\n".join(lines))
     assert main(["diagnose", str(log), "--exit-code", "-9"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "the run failed (killed by SIGKILL, as the system does when memory runs out):"
+    assert said[0] == "the run failed (killed by SIGKILL, possibly because memory ran out):"
     assert said[1:] == ["  ValueError: no such model", f"whole log: {log}"]
     assert main(["diagnose", str(log)]) == 0
     assert capsys.readouterr().out.splitlines() == ["the run failed:", *said[1:]]

@@ -165,7 +165,7 @@ def test_the_cause_in_an_engine_of_vllm_is_found() -> None:
 def test_killed_for_memory_is_said(tmp_path: Path) -> None:
     log = tmp_path / "train.log"
     log.write_text("loading\n")
-    assert "memory runs out" in explain_failure(-signal.SIGKILL, log)[0]
+    assert "memory ran out" in explain_failure(-signal.SIGKILL, log)[0]
 
 
 END_OF_A_RUN = """\
@@ -205,7 +205,7 @@ def test_without_an_exit_code_the_log_says_what_it_knows(tmp_path: Path) -> None
     ]
     log.write_text("step 1\nstep 2\n")
     assert explain_failure(None, log)[:2] == [
-        "the log has neither the end of a training nor an exception; its last lines:",
+        "the log contains neither the end of training nor an exception; its last lines:",
         "  step 1",
     ]
 

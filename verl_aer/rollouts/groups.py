@@ -150,14 +150,14 @@ def judge(
     if threshold is not None:
         return _verdicts((reward > threshold).astype(np.float64), nowhere, _not_finite(reward))
     if unreported.all() and not so_far.reported:
-        return Verdicts(None, nowhere, _NOTHING_SAYS)
+        return Verdicts(None, nowhere, _UNKNOWN_CORRECTNESS)
     if unreported.any() and on_missing == "error":
         return Verdicts(None, nowhere, _only_some(np.flatnonzero(unreported)[0]))
     correct = np.array([0.0 if value is None else value for value in acc], dtype=np.float64)
     return _verdicts(correct, unreported, _not_binary(correct, acc_is_reward) or _not_in_unit_interval(correct))
 
 
-_NOTHING_SAYS = (
+_UNKNOWN_CORRECTNESS = (
     "the correctness of the rollouts is unknown: the reward reports no number under entropy.correctness.reward_key, "
     "and entropy.correctness.threshold is not set. Let the reward return that key (0 or 1), or set the threshold above "
     "which a reward means a correct answer (0 for rewards of +-1)."

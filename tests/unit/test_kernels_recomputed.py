@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import PrivateAttr
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from verl_aer.kernels import recomputed_entropy
@@ -18,8 +19,11 @@ class Collision(Measure):
 
     kind = "collision"
 
-    def __init__(self) -> None:
-        self.calls: list[tuple[int, torch.dtype, bool]] = []
+    _calls: list[tuple[int, torch.dtype, bool]] = PrivateAttr(default_factory=list)
+
+    @property
+    def calls(self) -> list[tuple[int, torch.dtype, bool]]:
+        return self._calls
 
     def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         self.calls.append((len(logits), logits.dtype, torch.is_grad_enabled()))

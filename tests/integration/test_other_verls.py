@@ -93,7 +93,7 @@ def test_another_version_is_left_alone(version, stands_aside):
     )
     stock, asked = result.stdout.split("\n", 1)
     assert stock == "verl.trainer.ppo.v1.trainer_sync"
-    expected = f"works with veRL from 0.9.1 to below 0.10, and {version} is installed"
+    expected = f"supports veRL 0.9.1 to below 0.10, and {version} is installed"
     assert (expected in asked) is stands_aside
     assert asked.startswith("PluginError") is stands_aside
     assert (expected in result.stderr) is stands_aside

@@ -218,7 +218,7 @@ def test_what_is_pushed_needs_logits_as_what_is_measured_does(files):
 def test_in_bypass_mode_one_pass_computes_one_measure_of_the_logits(files):
     bypass = ["algorithm.rollout_correction.bypass_mode=true", "actor_rollout_ref.rollout.calculate_log_probs=true"]
     shown = problems_of(files, "entropy.pushed.kind=clamped", *bypass)
-    assert "'full' is measured in the update, where 'clamped' is pushed" in shown["entropy.pushed.kind"]
+    assert "the update measures 'full' and pushes 'clamped'" in shown["entropy.pushed.kind"]
     assert "entropy.pushed.kind" in problems_of(files, "+entropy=aent", "entropy.pushed.kind=full", *bypass)
     assert "entropy.pushed.kind" in problems_of(
         files, "+entropy=aent", "entropy/pushed=clamped", "entropy.pushed.p=0.4", *bypass
@@ -339,7 +339,7 @@ def test_a_check_that_fails_itself_is_a_note_and_the_others_are_made(files, monk
     found = check_config(config, on_driver=True)
     assert [problem.key for problem in found.problems] == ["trainer.device"]
     assert found.notes == [
-        Note("preflight (fail)", "the check itself failed: RuntimeError: two lines", "The run does not need it.")
+        Note("preflight (fail)", "the check itself failed: RuntimeError: two lines", "The run may still work.")
     ]
 
 
@@ -354,7 +354,7 @@ def test_every_check_survives_a_config_that_is_not_verls(files):
     found = check_config(OmegaConf.create({"entropy": {"method": "aer"}}), elsewhere=True, on_driver=True)
     assert found.problems == []
     failed = {note.key for note in found.notes}
-    assert {"preflight (trainer mode)", "preflight (groups are groups)", "preflight (state can be resumed)"} <= failed
+    assert {"preflight (trainer mode)", "preflight (groups have rollouts)", "preflight (state can be resumed)"} <= failed
 
 
 def test_an_entropy_node_that_cannot_be_read_is_one_problem(files):
@@ -386,7 +386,7 @@ def test_the_driver_prints_notes_and_goes_on_and_ends_with_problems(files, monke
 def test_a_path_to_resume_from_has_to_be_given(files):
     found = problems_of(files, "trainer.resume_mode=resume_path")
     assert list(found) == ["trainer.resume_from_path"]
-    assert "trainer.resume_mode=resume_path needs the checkpoint to resume from" in found["trainer.resume_from_path"]
+    assert "trainer.resume_mode=resume_path needs a checkpoint" in found["trainer.resume_from_path"]
     with pytest.raises(ConfigError, match=r"trainer\.resume_from_path"):
         resume_warnings(composed(files, "trainer.resume_mode=resume_path"))
 
@@ -482,7 +482,9 @@ def test_what_moves_the_entropy_may_change_on_resume_and_is_named(files):
         composed(files, "actor_rollout_ref.rollout.temperature=0.7", "data.max_response_length=7")
     )
     assert len(warnings) == 2
-    assert warnings[0].startswith("actor_rollout_ref.rollout.temperature was 1.0 and is now 0.7: the entropy may move")
+    assert warnings[0].startswith(
+        "actor_rollout_ref.rollout.temperature was 1.0 and is now 0.7: the entropy may change"
+    )
     assert warnings[1].startswith(f"data.max_response_length was {before.data.max_response_length} and is now 7")
 
     # There the entropy is measured in the update, and not in a pass before it.

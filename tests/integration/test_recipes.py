@@ -61,7 +61,7 @@ def test_batches_are_whole(recipe):
 def test_a_users_overrides_come_last_and_a_wrong_one_is_named():
     assert words("one_gpu", "aer", "data.train_batch_size=32")[-1] == "data.train_batch_size=32"
     checks = config_checks(words("one_gpu", "aer", "actor_rollout_ref.rollout.n=1"), elsewhere=True)
-    assert "groups have 1 rollout" in checks[0].found
+    assert "but rollout.n=1" in checks[0].found
 
 
 def test_a_dry_run_is_one_command():

@@ -182,4 +182,4 @@ def test_the_settings_lie_beside_the_metrics_log_or_are_missed_with_a_warning(tr
     (tmp_path / "p").rmdir()
     (tmp_path / "p").write_text("a file where the folder should be")
     report_run(trainer, MANAGER, ENTROPY)
-    assert "the entropy settings are not beside the metrics log: " in caplog.text
+    assert "the entropy settings are not next to the metrics log: " in caplog.text

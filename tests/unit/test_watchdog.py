@@ -184,7 +184,7 @@ def test_a_checkpoint_that_has_lost_its_actor_is_not_called_good(tmp_path):
     (tmp_path / "global_step_2").mkdir()
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("2")
     said = last_checkpoint(config)
-    assert said.startswith(f"The last complete checkpoint, {tmp_path}/global_step_2, has lost its actor")
+    assert said.startswith(f"The last complete checkpoint, {tmp_path}/global_step_2, has no actor")
     assert "trainer.max_actor_ckpt_to_keep" in said
 
 

@@ -1,5 +1,5 @@
-"""The only place, beside ``verl_aer.cpu``, that imports veRL."""
+"""veRL's hooks. Only this folder and ``verl_aer.cpu`` import veRL."""
 
-# veRL is imported first so that its plug-in loader never finds one of our modules half-initialized: were ours
-# the first module of the process to import veRL, veRL would load our entry point in the middle of that import.
+# Import veRL first. If one of our modules were the first to import it, veRL would load our entry point in the middle
+# of that import, when our module is only half-initialized.
 import verl  # noqa: F401

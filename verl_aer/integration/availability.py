@@ -1,4 +1,4 @@
-"""What the plug-in offers to veRL, and whether it can: trainer names, supported versions, failures."""
+"""Trainer names, supported veRL versions and the errors of a plug-in that failed to load."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ TRAINER_MODES = {
     "aer_colocate_async": "colocate_async",
     "aer_separate_async": "separate_async",
 }
-"""The names under which our trainers are registered, and veRL's own trainer mode behind each."""
+"""Name of each of our trainers, with the trainer mode of veRL that it extends."""
 
 VERL_FROM, VERL_BELOW = "0.9.1", "0.10"
-"""Supported versions of veRL. A development version of the upper one comes before it and is let in."""
+"""Supported versions of veRL. Development versions of the upper bound sort below it and are accepted."""
 
 
 class PluginError(VerlAerError, RuntimeError):
-    """verl_aer cannot work in this process; the message says why and what to do."""
+    """verl_aer cannot work in this process. The message gives the cause and the fix."""
 
 
 def require_supported_verl() -> None:
-    """Raise PluginError for a version of veRL that this package was not written for."""
+    """Raise PluginError for an unsupported version of veRL."""
     if not Version(VERL_FROM) <= Version(verl.__version__) < Version(VERL_BELOW):
         raise PluginError(
-            f"verl_aer works with veRL from {VERL_FROM} to below {VERL_BELOW}, and {verl.__version__} is installed: "
-            f"pip install 'verl>={VERL_FROM},<{VERL_BELOW}', or a verl_aer for this veRL"
+            f"verl_aer supports veRL {VERL_FROM} to below {VERL_BELOW}, and {verl.__version__} is installed: "
+            f"pip install 'verl>={VERL_FROM},<{VERL_BELOW}', or install a verl_aer for this veRL"
         )
 
 
 def require_plugin() -> None:
-    """Raise PluginError with everything that failed in this process; call it after importing veRL's trainers."""
+    """Raise PluginError with every failure in this process. Call it after importing veRL's trainers."""
     if failures:
         raise plugin_error()
 
 
 def plugin_error() -> PluginError:
-    """Build the error that lists everything that failed in this process."""
+    """Build the error that lists every failure in this process."""
     return PluginError(f"verl_aer is not available: {'; '.join(failures)}")

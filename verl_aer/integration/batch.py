@@ -1,8 +1,8 @@
-"""The one module that talks to TransferQueue: rows of a training batch in; coefficients, rewards and advantages out.
+"""Read the rows of a batch from TransferQueue, and write weights, rewards and advantages to it.
 
 A *row* is one output of an agent loop. Its key is ``{uid}_{session}_{index}``: the prompt, the rollout of that
-prompt, and the output's place within the rollout. Rows that veRL appended to make the batch divisible carry the
-tag ``is_padding`` and a copy of a real row's reward fields; they belong to no prompt.
+prompt, and the position of the output within the rollout. veRL appends padding rows to make the batch divisible. They
+carry the tag ``is_padding`` and a copy of a real row's reward fields, and belong to no prompt.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ WEIGHT_FIELD = "entropy_weight"
 """TransferQueue field, ``(N,)`` float32: each trajectory's share of the global coefficient."""
 
 FILLED_IN_KEY = "acc"
-"""What veRL's reward managers call the reward where the reward function returns one number and no dict."""
+"""Key under which veRL's reward managers report the reward if the reward function returns a bare number."""
 
 SCORE_KEY = "score"
-"""What every dict has that a reward function returns to veRL's reward managers, which report all of it."""
+"""Key that every dict of a reward function has. veRL's reward managers report the whole dict."""
 
 
 def read_rows(batch: KVBatchMeta, config: EntropyConfig, reward_is_colocated: bool) -> BatchRows:
-    """Fetch what the parts of the method and the controller need of ``batch``.
+    """Fetch the data of ``batch`` that the parts of the method and the controller need.
 
-    With a colocated reward model veRL writes what the reward reports as columns of the batch. Without one, columns of
-    these names are the data set's and are not read.
+    With a colocated reward model, veRL writes the reward's report as columns of the batch. Without one, columns of
+    these names belong to the data set and are not read.
 
-    Where the measure is one of the sample, -log π of the sampled tokens stands for what veRL calls entropy.
+    If the measure is computed from log-probs, the entropy is -log π of the sampled tokens.
 
-    Call it before veRL computes advantages: rollout correction rewrites ``response_mask`` there, and the controlled
-    entropy is that of all response tokens.
+    Call it before veRL computes advantages. Rollout correction rewrites ``response_mask`` in that step, and the
+    controlled entropy is that of all response tokens.
     """
     from_log_probs = config.measure.from_log_probs
     fields = ["rm_scores", "response_mask", "extra_fields", "old_log_probs" if from_log_probs else "entropy"]
@@ -63,7 +63,7 @@ def read_rows(batch: KVBatchMeta, config: EntropyConfig, reward_is_colocated: bo
         is_padding=is_padding,
         reward=reward,
         acc=acc,
-        acc_is_reward=_are_the_reward(acc, reward, infos, config.correctness.reward_key),
+        acc_is_reward=_acc_is_reward(acc, reward, infos, config.correctness.reward_key),
         entropy_nats=None if entropy is None else _selected_sums(entropy, mask, config.token_selection),
         tokens=np.array([float(row.sum()) for row in mask]),
         question=_read_questions(data, config.question_memory.question_key) if config.uses_questions else None,
@@ -73,7 +73,7 @@ def read_rows(batch: KVBatchMeta, config: EntropyConfig, reward_is_colocated: bo
 
 
 def read_tokens(batch: KVBatchMeta, from_log_probs: bool, with_entropy: bool) -> Tokens:
-    """The advantages that veRL has computed, and what is known of the same tokens."""
+    """Fetch the advantages that veRL has computed, with mask, log-probs and entropy of the same tokens."""
     fields = [
         "advantages",
         "response_mask",
@@ -88,14 +88,14 @@ def read_tokens(batch: KVBatchMeta, from_log_probs: bool, with_entropy: bool) ->
 
 
 def write_advantages(batch: KVBatchMeta, advantages: torch.Tensor) -> KVBatchMeta:
-    """Put ``(N, T)`` advantages in place of veRL's, and return the batch to use next."""
+    """Replace veRL's advantages by ``(N, T)`` advantages and return the batch to use next."""
     current = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["advantages"])
     rows = _rows_of(current["advantages"])
     return _put(batch, "advantages", [new[: len(old)] for new, old in zip(advantages, rows, strict=True)])
 
 
 def add_rewards(batch: KVBatchMeta, change: np.ndarray) -> KVBatchMeta:
-    """Add ``(N,)`` to the rows' rewards, at the last token, where veRL has them; return the batch to use next."""
+    """Add ``(N,)`` to the rewards, at the last token of each row as veRL does, and return the batch to use next."""
     current = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=["rm_scores"])
     rows = [row.clone() for row in _rows_of(current["rm_scores"])]
     for row, added in zip(rows, change, strict=True):
@@ -106,9 +106,9 @@ def add_rewards(batch: KVBatchMeta, change: np.ndarray) -> KVBatchMeta:
 def attach_weights(batch: KVBatchMeta, weights: np.ndarray) -> KVBatchMeta:
     """Write one weight per row and return the batch whose workers will fetch it.
 
-    Use the *returned* batch: workers read the fields that its meta lists, and the meta passed in lists none of ours.
-    ``weights`` is ``(N,)`` float32; every row is written, padding included, because TransferQueue drops a
-    field from the whole batch when one row lacks it.
+    Use the *returned* batch: workers read the fields that its meta lists, and the meta passed in does not list the
+    weights. ``weights`` is ``(N,)`` float32 and covers every row, padding included, because TransferQueue drops a field
+    from the whole batch if one row lacks it.
     """
     if len(weights) != len(batch.keys):
         raise ValueError(f"{len(weights)} entropy weights for {len(batch.keys)} rows of the batch")
@@ -128,12 +128,12 @@ def _parse_key(key: str) -> tuple[str, int, int]:
 
 
 def _rows_of(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
-    """One tensor per row, whether the storage returned a jagged or a dense batch."""
+    """Return one tensor per row, for a jagged and for a dense batch."""
     return tensor.unbind()
 
 
 def _items_of(column: Any) -> list[Any]:
-    """One item per row: which container comes back depends on the storage backend."""
+    """Return one item per row. The container depends on the storage backend."""
     return [item.data if is_non_tensor(item) else item for item in list(column)]
 
 
@@ -150,10 +150,10 @@ def _token_entropies(data: TensorDict, from_log_probs: bool) -> list[torch.Tenso
 def _selected_sums(
     entropy: list[torch.Tensor], mask: list[torch.Tensor], token_selection: TokenSelection
 ) -> np.ndarray:
-    """Σ s·H of each row."""
+    """Compute Σ s·H of each row."""
     sums = []
     for values, row in zip(entropy, mask, strict=True):
-        # A token outside the mask may hold anything, a NaN too: it is left out, not multiplied by zero.
+        # Tokens outside the mask may hold NaN, and NaN · 0 is NaN: leave them out instead of multiplying by zero.
         values = values.double()
         if token_selection.selects:
             values = values * token_selection.weights(values[None], row[None])[0]
@@ -162,7 +162,7 @@ def _selected_sums(
 
 
 def _read_questions(data: TensorDict, key: str) -> list[str]:
-    """The id of each row's question; padding rows have that of the row they are a copy of."""
+    """Read the id of each row's question. A padding row has the id of the row that it copies."""
 
     def column(name: str) -> list[Any]:
         return _items_of(data[name]) if name in data else [None] * data.batch_size[0]
@@ -172,7 +172,7 @@ def _read_questions(data: TensorDict, key: str) -> list[str]:
 
 
 def _reward_infos(data: TensorDict, rows: int, columns: Sequence[str]) -> list[dict[str, Any]]:
-    """What the reward reports of each row: its ``reward_extra_info``, and those ``columns`` that the batch has."""
+    """Collect the reward's report of each row: its ``reward_extra_info`` and the ``columns`` that the batch has."""
     extra_fields = _items_of(data["extra_fields"]) if "extra_fields" in data else [None] * rows
     found = {name: _items_of(data[name]) for name in columns if name in data}
     return [
@@ -186,20 +186,21 @@ def _reward_info(extra_fields: Any) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float | None:
-    """None for what is not one number: a reward may report text, or nothing."""
+    """Convert a reported value to a number; None for text, a list or nothing."""
     if isinstance(value, np.generic | np.ndarray | torch.Tensor):
         value = value.tolist()
     return float(value) if isinstance(value, Real) else None
 
 
-def _are_the_reward(
+def _acc_is_reward(
     acc: Sequence[float | None], reward: np.ndarray, infos: Sequence[dict[str, Any]], key: str
 ) -> np.ndarray:
-    """Where veRL reports the reward as correctness, ``(N,)`` bool: the two are equal, and no score is beside them.
+    """Find the rows, ``(N,)`` bool, where veRL filled in the reward as correctness.
 
-    veRL's reward managers report the whole dict that a reward function returns, its score included.
+    There the two are equal and the report has no score. If a reward function returns a dict, veRL's reward managers
+    report the whole dict, its score included.
     """
     numbers = np.array([np.nan if value is None else value for value in acc], dtype=np.float64)
     own = np.array([SCORE_KEY in info for info in infos], dtype=bool)
-    # The reward was a float32.
+    # The reward was stored as float32.
     return np.isclose(numbers, reward, rtol=1e-6, atol=1e-6) & ~own & (key == FILLED_IN_KEY)

@@ -1,4 +1,4 @@
-"""The Hydra callback that our presets install: what happens in the driver before and after veRL's own part."""
+"""Check the config before a run and shut Ray down after it: the Hydra callback that our presets install."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ BAD_CONFIG_EXIT_CODE = 2
 
 
 class RunCallback(Callback):
-    """A config that cannot work ends the run before Ray starts; a run that failed shows its cause last."""
+    """Stop a run with a bad config before Ray starts, and show the cause of a failed run last."""
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """End the process with every problem of the config listed, before any Ray actor exists; notes end nothing."""
+        """Print every problem and note of the config, and end the process if there is a problem."""
         checked = check_config(config, on_driver=True)
         for note in checked.notes:
             print(f"[verl_aer] note: {note}", file=sys.stderr, flush=True)
@@ -30,8 +30,8 @@ class RunCallback(Callback):
             raise SystemExit(BAD_CONFIG_EXIT_CODE)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        """Leave Ray before Hydra prints the exception of a failed run.
+        """Shut Ray down before Hydra prints the exception of a failed run.
 
-        Until then Ray keeps printing what its actors wrote, and the cause would scroll away.
+        Otherwise Ray keeps printing the output of its actors, and the exception scrolls away.
         """
         ray.shutdown()

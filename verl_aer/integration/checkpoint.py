@@ -1,7 +1,7 @@
-"""Where the controller's state lies in veRL's checkpoints.
+"""Locate and read the controller's state in veRL's checkpoints.
 
-``<default_local_dir>/global_step_N/aer_state.json`` is written before veRL marks the checkpoint complete, and holds
-the state that step N+1 starts from.
+The state is ``<default_local_dir>/global_step_N/aer_state.json``. It is written before veRL marks the checkpoint
+complete, and step N+1 starts from it.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def state_path(config: DictConfig, global_step: int) -> Path:
 
 
 def resume_folder(config: DictConfig) -> Path | None:
-    """The checkpoint that veRL will resume from, None for a run from scratch; veRL itself does not keep it.
+    """Find the checkpoint that veRL will resume from; None for a run from scratch. veRL does not record the path.
 
     Raises:
-        ConfigError: a path is asked for and none is given.
+        ConfigError: ``resume_mode=resume_path`` without a path.
     """
     if config.trainer.resume_mode == "disable":
         return None
@@ -39,7 +39,7 @@ def resume_folder(config: DictConfig) -> Path | None:
                 [
                     Problem(
                         "trainer.resume_from_path",
-                        "trainer.resume_mode=resume_path needs the checkpoint to resume from, and there is none",
+                        "trainer.resume_mode=resume_path needs a checkpoint, and trainer.resume_from_path is not set",
                         "Set it to a global_step_... folder, or set trainer.resume_mode=auto.",
                     )
                 ]
@@ -49,20 +49,20 @@ def resume_folder(config: DictConfig) -> Path | None:
 
 
 def latest_checkpoint(config: DictConfig) -> Path | None:
-    """The last checkpoint that veRL has marked complete in this run's folder."""
+    """Find the last checkpoint that veRL has marked complete in this run's folder."""
     latest = find_latest_ckpt_path(str(Path(config.trainer.default_local_dir).absolute()))
     return None if latest is None else Path(latest)
 
 
 def data_files(config: DictConfig, key: str) -> list[str]:
-    """The files of ``data.train_files`` or ``data.val_files``; ``~`` is the user's folder, remote names stay."""
+    """List the files of ``data.train_files`` or ``data.val_files``. ``~`` is expanded, remote names are kept."""
     files = config.data[key]
     names = [str(file) for file in (files if isinstance(files, ListConfig) else [files])]
     return [name if "://" in name else str(Path(name).expanduser()) for name in names]
 
 
 def sampling_conditions(config: DictConfig) -> dict[str, Any]:
-    """What moves the entropy beside the policy itself, by config key; data files by name and size."""
+    """Collect the settings besides the policy that change the entropy, by config key; data files by name and size."""
     keys = [
         "actor_rollout_ref.rollout.temperature",
         "actor_rollout_ref.rollout.top_k",
@@ -71,9 +71,9 @@ def sampling_conditions(config: DictConfig) -> dict[str, Any]:
         "data.max_response_length",
     ]
     files = [Path(file) for file in data_files(config, "train_files")]
-    # Not by folder, which differs between machines; a file on a remote file system has no size here.
+    # Folders differ between machines, so only the name counts. A file on a remote file system has no size here.
     data = [f"{file.name} ({file.stat().st_size} bytes)" if file.exists() else file.name for file in files]
-    # None for off, as in a checkpoint of before this was noted.
+    # None for off, as in a checkpoint that does not record the setting.
     bypass = "algorithm.rollout_correction.bypass_mode"
     return {
         **{key: OmegaConf.select(config, key) for key in keys},
@@ -83,21 +83,21 @@ def sampling_conditions(config: DictConfig) -> dict[str, Any]:
 
 
 def resume_warnings(config: DictConfig) -> list[str]:
-    """One sentence for each condition that has changed since the checkpoint that the run resumes from."""
+    """Write one sentence for each condition that has changed since the checkpoint that the run resumes from."""
     folder = resume_folder(config)
     if folder is None or not (folder / STATE_FILE).exists():
         return []
     return [
-        f"{change}: the entropy may move with it, and H0 stays what it was"
+        f"{change}: the entropy may change with it, and H0 stays the same"
         for change in changed_conditions(folder / STATE_FILE, sampling_conditions(config))
     ]
 
 
 def read_resumed_state(config: DictConfig, entropy: EntropyConfig) -> SavedRun | None:
-    """The state to resume from, what the run remembers beside it, and what has changed; None for a run from scratch.
+    """Read the state to resume from, the question memory and the changed settings; None for a run from scratch.
 
-    With ``entropy.on_missing_state=restart`` a state that cannot be used is reported and the controller starts
-    without a state (None too); otherwise StateError says which file is wrong, how, and names that switch.
+    With ``entropy.on_missing_state=restart`` an unusable state is a warning, and the controller starts without a state
+    (None too). Otherwise it raises StateError, which names the file, the defect and that switch.
     """
     folder = resume_folder(config)
     if folder is None:

@@ -1,4 +1,4 @@
-"""veRL's FSDP engine with log-probs and entropy in one pass over the logits, and any measure in its place."""
+"""veRL's FSDP engine with log-probs and entropy, or another measure, in one pass over the logits."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from verl_aer.parts.measure import Full, Measure
 
 
 class Rows(NamedTuple):
-    """logits: ``(T, V)``. labels: ``(T,)``, the tokens that follow. temperature: ``(T,)``."""
+    """logits: ``(T, V)``. labels: ``(T,)``, the next tokens. temperature: ``(T,)``."""
 
     logits: torch.Tensor
     labels: torch.Tensor
@@ -27,20 +27,20 @@ class Rows(NamedTuple):
 
 
 DEVICES = ("cpu", "cuda")
-"""Devices that our kernels are written for; on others veRL's engine stays."""
+"""Devices that our kernels support. On other devices veRL's engine stays."""
 
 HANDLED_SWITCHES = frozenset({"calculate_entropy", "use_remove_padding"})
-"""Switches of a batch that change the model's outputs and that this engine heeds."""
+"""Batch switches that change the outputs of the model and that this engine handles."""
 
 
 class EntropyEngine(FSDPEngineWithLMHead):
     """veRL's FSDP engine with log-probs and entropy in one pass over the logits.
 
-    ``model_output["entropy"]`` is the measure that the batch asks for, and the entropy of the whole vocabulary where
-    it asks for none. It is computed only for tokens whose entropy is read, and is 0 at all others: read are those of
-    the response, and in an update those of rows that get an entropy term.
+    ``model_output["entropy"]`` is the measure that the batch requests, by default the entropy of the whole vocabulary.
+    It is computed only for the tokens whose entropy is used: response tokens, in an update only those of rows with an
+    entropy term. All other tokens get 0.
 
-    A batch in another layout than veRL's v1 trainers send, or one that asks for another output too, takes veRL's path.
+    Batches in another layout than that of veRL's v1 trainers, and batches that request other outputs, take veRL's path.
     """
 
     def prepare_model_outputs(
@@ -70,7 +70,7 @@ class EntropyEngine(FSDPEngineWithLMHead):
         return Rows(logits, output_args["input_ids_rmpad_rolled"], output_args["temperature_rmpad"])
 
     def _padded(self, output: Any, output_args: dict[str, Any], micro_batch: TensorDict) -> Rows:
-        """The real tokens of ``(N, S, V)`` logits and ``(N,)`` temperatures."""
+        """Select the real tokens of ``(N, S, V)`` logits and ``(N,)`` temperatures."""
         logits = _whole(output.logits)
         lengths = micro_batch["input_ids"].offsets().diff()
         real = torch.arange(logits.shape[1], device=logits.device) < lengths[:, None]
@@ -78,14 +78,17 @@ class EntropyEngine(FSDPEngineWithLMHead):
         return Rows(logits[real], output_args["input_ids_rmpad_rolled"], temperature)
 
     def _counted_tokens(self, micro_batch: TensorDict, tokens: int) -> torch.Tensor | None:
-        """``(T,)``, not 0 where a token's entropy is read; None, which means everywhere, where ranks share a row."""
+        """Return ``(T,)``, nonzero for the tokens whose entropy is used.
+
+        None means all tokens. It is returned with sequence parallelism, whose ranks share a row.
+        """
         if self.use_ulysses_sp:
             return None
         lengths = micro_batch["input_ids"].offsets().diff()
         prompts, responses = (micro_batch[name].offsets().diff() for name in ("prompts", "responses"))
         begins = micro_batch["input_ids"].offsets()[:-1].repeat_interleave(lengths)
         place = torch.arange(len(begins), device=begins.device) - begins
-        # A token's distribution stands at the token before it.
+        # The distribution of a token is at the position of the previous token.
         first, end = prompts - 1, prompts + responses - 1
         counted = (place >= first.repeat_interleave(lengths)) & (place < end.repeat_interleave(lengths))
         counted &= rows_with_entropy_term(micro_batch).repeat_interleave(lengths)
@@ -96,13 +99,13 @@ class EntropyEngine(FSDPEngineWithLMHead):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         temperature = rows.temperature.clamp(min=1e-8)
         if type(measure) in MEASURES:
-            # The logits are not read after this: the gradient may take their place.
+            # The logits are not read again, so the gradient may overwrite them.
             return logprob_and_entropy(
                 rows.logits, rows.labels, temperature, measure, counted, self._columns(measure), inplace=True
             )
-        # A measure of a user's own, which knows of logits only.
+        # User-defined measures are functions of the logits.
         entropy = recomputed_entropy(measure, rows.logits, temperature, counted, self._columns(measure))
-        # An entropy with a gradient reads the logits once more.
+        # The backward of the entropy reads the logits again.
         log_probs, _ = logprob_and_entropy(
             rows.logits,
             rows.labels,
@@ -113,32 +116,32 @@ class EntropyEngine(FSDPEngineWithLMHead):
         return log_probs, entropy
 
     def _columns(self, measure: Measure) -> int | None:
-        """None for the entropy that veRL computes, which is over the padded columns of the vocabulary too."""
+        """Return the columns of a measure; None for the full entropy, which veRL computes over padded columns too."""
         return None if isinstance(measure, Full) else self._real_vocabulary
 
     @cached_property
     def _real_vocabulary(self) -> int | None:
-        """Columns of the logits up to the tokenizer's last token; None, which means all, without a tokenizer."""
+        """Count the logits' columns up to the last token of the tokenizer; None, for all, without a tokenizer."""
         tokenizer = self.model_config.tokenizer
         return None if tokenizer is None else max(tokenizer.get_vocab().values()) + 1
 
 
 def _is_of_v1_trainer(micro_batch: TensorDict) -> bool:
-    """Whether rows are nested, prompts and responses apart: older trainers of veRL send them dense, or as one."""
+    """Check that input ids, prompts and responses are nested columns; veRL's older trainers send other layouts."""
     columns = [micro_batch.get(name, None) for name in ("input_ids", "prompts", "responses")]
     return all(isinstance(column, torch.Tensor) and column.is_nested for column in columns)
 
 
 def _has_logits_to_itself(micro_batch: TensorDict) -> bool:
-    """Whether the logits are there, and the batch asks for nothing else that is made of them."""
+    """Check that the batch requests no other output of the logits."""
     return not any(tu.get_non_tensor_data(micro_batch, name, False) is True for name in _other_switches())
 
 
 @cache
 def _other_switches() -> frozenset[str]:
-    """Names that veRL's own method looks up in a batch, less those that are heeded here.
+    """List the names that veRL's own method looks up in a batch, except the switches that this engine handles.
 
-    Taken from the installed veRL, so that an output of a later version, which is unknown here, is left to it.
+    They come from the installed veRL, so that an output that a later version adds is left to veRL.
     """
     constants = FSDPEngineWithLMHead.prepare_model_outputs.__code__.co_consts
     return frozenset(name for name in constants if isinstance(name, str) and name.isidentifier()) - HANDLED_SWITCHES
@@ -149,10 +152,10 @@ def _whole(logits: torch.Tensor | DTensor) -> torch.Tensor:
 
 
 def install_entropy_engines(worker: Any) -> None:
-    """Make the FSDP engines of a worker's actor and reference policy ours; runs inside the Ray actor.
+    """Turn the FSDP engines of a worker's actor and reference policy into ours. Runs inside the Ray actor.
 
-    It acts on the engines that veRL has built, and on nothing else in the process: veRL's class and its registry stay
-    as they are. An engine of another class stays too: Megatron's, another vendor's, a user-defined one.
+    It changes only the engines that veRL has built. veRL's class and registry stay the same, and so do engines of other
+    classes, such as Megatron's or user-defined ones.
 
     worker: veRL's worker, which may hold several roles.
     """
@@ -160,5 +163,5 @@ def install_entropy_engines(worker: Any) -> None:
     policies = [getattr(role, policy, None) for role in roles for policy in ("actor", "ref")]
     for engine in [getattr(policy, "engine", None) for policy in policies]:
         if type(engine) is FSDPEngineWithLMHead and get_device_name() in DEVICES:
-            # veRL has no other place to choose the class of an engine for one run. Ours adds methods and no state.
+            # veRL offers no other way to choose the engine's class for one run. Our class adds methods and no state.
             engine.__class__ = EntropyEngine

@@ -1,10 +1,11 @@
-"""The actor's loss: veRL's own policy loss and one entropy term.
+"""The actor's loss: veRL's policy loss and one entropy term.
 
     L = L_ppo − α · agg(w · s · value(H))
 
-with α the global coefficient of this step (one number, broadcast by the driver), w each trajectory's weight (one
-number a row, computed by the driver), H the entropy of each response token (nats, at the sampling temperature), s the
-token_selection's weight of the token and value the regularizer's: 1 and H for most methods. The worker decides nothing.
+with α the global coefficient of this step (one number, broadcast by the driver), w the weight of each trajectory (one
+number per row, computed by the driver), H the entropy of each response token (nats, at the sampling temperature), s the
+weight of each token by the token_selection, and value the function of the regularizer. For most methods s is 1 and
+value(H) is H. The worker decides nothing.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ ALPHA_KEY = "entropy_alpha"
 """Batch-level number that carries α from the driver to every worker."""
 
 SIGNAL_KEY = "entropy_signal"
-"""Batch-level JSON: the numbers that the regularizer's driver half has for its half on the workers."""
+"""Batch-level JSON: the numbers that the driver's part of the regularizer sends to its part on the workers."""
 
 WEIGHTED_ROWS_KEY = "entropy_of_weighted_rows"
-"""Batch-level mark: the entropy of rows whose coefficient is 0 is not read and need not be computed."""
+"""Batch-level flag: the entropy of rows with coefficient 0 is not used and need not be computed."""
 
 ALL, BONUS = All(), Bonus()
-"""Every token, and its entropy as it is."""
+"""Defaults: every token counts, and its entropy enters the loss unchanged."""
 
-# The two halves of the exact token mean of the entropy during the update; the driver divides one by the other.
+# Numerator and denominator of the token mean of the entropy during the update. The driver divides them.
 UPDATE_ENTROPY_NATS = "actor/aer/update_entropy_nats"
 UPDATE_TOKENS = "actor/aer/update_tokens"
 
@@ -56,27 +57,27 @@ def entropy_loss(
     token_selection: TokenSelection = ALL,
     regularizer: Regularizer = BONUS,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
-    """L = L_ppo − α · agg(w · s · value(H)), in veRL's loss-function contract.
+    """Compute L = L_ppo − α · agg(w · s · value(H)) as one of veRL's loss functions.
 
     Args:
         config: the actor's config; its ``entropy_coeff`` must be 0.
-        aggregation: ``token-mean`` divides Σ w·H by the response tokens of the global mini-batch, whatever the
-            policy loss does, so that α has one meaning; ``seq-mean-token-mean`` is veRL's mode of that name;
-            ``policy`` follows ``config.loss_agg_mode``, as veRL's own entropy term does.
+        aggregation: ``token-mean`` divides Σ w·H by the response tokens of the global mini-batch, independently of the
+            policy loss, so that α always has the same meaning. ``seq-mean-token-mean`` is veRL's mode of that name.
+            ``same_as_policy_loss`` uses ``config.loss_agg_mode``, as veRL's own entropy term does.
         model_output: ``log_probs`` and ``entropy`` of this micro-batch, as the engine returns them.
         data: the micro-batch, with ``entropy_weight`` ``(N,)`` and the number ``entropy_alpha``.
         dp_group: data-parallel group, unused: veRL's ``agg_loss`` normalizes by global counts.
-        from_log_probs: H is −log π of the sampled token, in place of the entropy of its distribution.
-        measured_from_log_probs: likewise for what is measured; None measures what is pushed.
-        token_selection: which tokens count; s is without a gradient.
-        regularizer: how a token's entropy enters the loss.
+        from_log_probs: H is −log π of the sampled token instead of the entropy of its distribution.
+        measured_from_log_probs: the same for the logged entropy; None logs the entropy that is pushed.
+        token_selection: which tokens count; s has no gradient.
+        regularizer: how the entropy of a token enters the loss.
 
     Returns:
         The loss (scalar, with gradient) and metrics, each a sum over micro-batches.
 
     Raises:
-        KeyError: when the entropy, the weights or α are absent. Absent is never taken for zero.
-        RuntimeError: when the engine ignored the measure that the batch asks for.
+        KeyError: the entropy, the weights or α are missing; missing values are never replaced by zero.
+        RuntimeError: the engine ignored the measure that the batch requests.
     """
     alpha = _required_alpha(data)
     weight = _required_weight(data)
@@ -89,11 +90,11 @@ def entropy_loss(
     mode = config.loss_agg_mode if aggregation == "same_as_policy_loss" else aggregation
     token_weight = token_selection.weights(entropy.detach(), mask)  # s
     signal = _signal(data)
-    # ppo_loss has just filled global_batch_info: the same global counts that normalize the policy loss.
+    # ppo_loss has just set global_batch_info: the global counts that normalize the policy loss.
     normalizer = config.global_batch_info
     measured = token_weight * entropy.detach()
     if measured_from_log_probs not in (None, from_log_probs):
-        # Each measure selects its own tokens, as it does where it is measured before the update.
+        # The measured entropy selects its own tokens, as in the pass before the update.
         other = _token_entropy(model_output, data, measured_from_log_probs).detach()
         measured = token_selection.weights(other, mask) * other
     term = agg_loss(weight * token_weight * regularizer.value(entropy, signal), mask, mode, **normalizer)
@@ -106,24 +107,24 @@ def entropy_loss(
         "actor/aer/entropy_gradient": abs(alpha) * agg_loss(weight * token_weight * slope, mask, mode, **normalizer),
         **_update_entropy(measured, mask & rows_with_entropy_term(data)[:, None], config),
     }
-    # All of them leave the device at once: a Metric takes its number there and then.
+    # Copy all values from the device at once: Metric would copy them one by one.
     numbers = torch.stack([value.double() for value in values.values()]).tolist()
     metrics.update(Metric.from_dict(dict(zip(values, numbers, strict=True)), aggregation=AggregationType.SUM))
     return policy_loss - alpha * term, metrics
 
 
 def rows_with_entropy_term(data: TensorDict) -> torch.Tensor:
-    """``(N,)`` bool: whose entropy is read, all rows but those of α · w = 0 where the batch says that they are not."""
+    """Find the rows, ``(N,)`` bool, whose entropy is used: all, or those with α · w ≠ 0 if the batch says so."""
     if not tu.get_non_tensor_data(data=data, key=WEIGHTED_ROWS_KEY, default=False):
         return torch.ones(data.batch_size[0], dtype=torch.bool, device=data["input_ids"].device)
     return (_required_alpha(data) * _required_weight(data)).squeeze(-1) != 0
 
 
 def _for_verl(model_output: dict[str, torch.Tensor], data: TensorDict) -> dict[str, torch.Tensor]:
-    """What veRL's loss sees: no entropy where that of some rows may be missing.
+    """Remove the entropy from the input of veRL's loss if it may be missing for some rows.
 
-    veRL's ``actor/entropy_loss`` would take the missing ones for 0, and read 0 for as long as α is 0. Its own
-    entropy term has the coefficient 0 and needs none.
+    veRL's ``actor/entropy_loss`` would count the missing ones as 0, and would be 0 as long as α is 0. Its own entropy
+    term has the coefficient 0 and does not need the entropy.
     """
     if not tu.get_non_tensor_data(data=data, key=WEIGHTED_ROWS_KEY, default=False):
         return model_output
@@ -138,16 +139,16 @@ def _required_alpha(data: TensorDict) -> float:
 
 
 def _signal(data: TensorDict) -> Mapping[str, float]:
-    """The regularizer's numbers; a regularizer that needs some and is sent none raises KeyError."""
+    """Read the regularizer's numbers. A regularizer raises KeyError if its numbers are missing."""
     return json.loads(tu.get_non_tensor_data(data=data, key=SIGNAL_KEY, default=None) or "{}")
 
 
 def _required_weight(data: TensorDict) -> torch.Tensor:
-    """The rows' weights as ``(N, 1)``; some storage backends return ``(N,)``, some ``(N, 1)``."""
+    """Return the rows' weights as ``(N, 1)``. Storage backends return ``(N,)`` or ``(N, 1)``."""
     if WEIGHT_FIELD not in data:
         raise KeyError(
-            f"the batch carries no {WEIGHT_FIELD!r}: the field must be written for every row, and the batch that "
-            "TransferQueue returned for it must be the one that is passed on"
+            f"the batch carries no {WEIGHT_FIELD!r}: write the field for every row, and pass on the batch that "
+            "TransferQueue returned for it"
         )
     weight = data[WEIGHT_FIELD]
     if weight.is_nested:
@@ -158,7 +159,7 @@ def _required_weight(data: TensorDict) -> torch.Tensor:
 
 
 def _token_entropy(model_output: dict[str, torch.Tensor], data: TensorDict, from_log_probs: bool) -> torch.Tensor:
-    """H of each response token, ``(N, T)`` nats with gradient."""
+    """Return H of each response token, ``(N, T)`` nats with gradient."""
     if from_log_probs:
         return -no_padding_2_padding(model_output["log_probs"], data)
     if "entropy" not in model_output:
@@ -168,7 +169,7 @@ def _token_entropy(model_output: dict[str, torch.Tensor], data: TensorDict, from
 
 
 def _gradient_size(policy_loss: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
-    """Σ |∂L_policy/∂log π|: walks back from the loss to the log-probs alone, not into the policy."""
+    """Compute Σ |∂L_policy/∂log π|: backpropagate to the log-probs only, not into the policy."""
     if not policy_loss.requires_grad:
         return policy_loss.new_zeros(())
     (gradient,) = torch.autograd.grad(policy_loss, log_probs, retain_graph=True)
@@ -176,9 +177,10 @@ def _gradient_size(policy_loss: torch.Tensor, log_probs: torch.Tensor) -> torch.
 
 
 def _update_entropy(entropy: torch.Tensor, mask: torch.Tensor, config: ActorConfig) -> dict[str, torch.Tensor]:
-    """Entropy and tokens, which veRL adds up over micro-batches, averages over ranks, then over mini-batches.
+    """Return the sums of entropy and tokens. veRL sums over micro-batches and averages over ranks and mini-batches.
 
-    They go up separately: a mean of means is off wherever ranks or micro-batches hold unequal numbers of tokens.
+    The sums travel separately, because a mean of means is wrong if ranks or micro-batches have unequal numbers of
+    tokens.
     """
     dp_size = config.global_batch_info["dp_size"]
     return {

@@ -1,7 +1,7 @@
-"""How the driver asks the workers for a measure other than the entropy of the whole vocabulary.
+"""Request a measure other than the entropy of the whole vocabulary from the workers.
 
-The batch names it, so that the same worker serves every method, and each pass computes one: the pass without a gradient
-the measure that is measured, the update the one that is pushed. In bypass mode there is only the update, which then
+The batch names the measure, so that the same worker serves every method. Each pass computes one: the pass without a
+gradient computes the measured entropy, the update computes the pushed one. Bypass mode has only the update, which then
 measures too.
 """
 
@@ -23,14 +23,14 @@ MEASURE_KEY = "entropy_measure"
 """Batch-level text: the measure and its settings."""
 
 DONE_KEY = "entropy_measure_done"
-"""Batch-level mark of the engine that has computed it."""
+"""Batch-level flag: the engine has computed the requested measure."""
 
 BACKENDS = ("fsdp", "fsdp2")
 """Values of ``actor.strategy`` whose engine computes measures of the logits."""
 
 
 def encode_measure(measure: Measure) -> str | None:
-    """What to put into a batch under ``MEASURE_KEY``; None where veRL's engine computes all that is needed.
+    """Encode a measure for a batch; None if veRL's engine computes it.
 
     >>> from verl_aer.parts.measure import Clamped, Full
     >>> encode_measure(Clamped(p=0.3)), encode_measure(Full())
@@ -42,18 +42,18 @@ def encode_measure(measure: Measure) -> str | None:
 
 
 def measured_in_update(entropy: EntropyConfig, source: EntropySource) -> Measure:
-    """Return the measure whose mean the update reports: the controlled one where the update measures it."""
+    """Return the measure whose mean the update reports: in bypass mode the controlled one, else the pushed one."""
     return entropy.measure if source is EntropySource.UPDATE else entropy.pushed_measure
 
 
 def requested_in_update(entropy: EntropyConfig, source: EntropySource) -> Measure:
-    """The measure of the logits that the update computes: the pushed one, or the measured one where it needs it."""
+    """Return the measure that the update computes: the pushed one if it needs logits, else the measured one."""
     pushed = entropy.pushed_measure
     return measured_in_update(entropy, source) if pushed.from_log_probs else pushed
 
 
 def push_warnings(config: DictConfig, entropy: EntropyConfig) -> list[str]:
-    """A sentence where the bonus would be noise: -log pi of the sampled token, pushed on-policy."""
+    """Warn if the bonus would only add noise: -log π of the sampled token, pushed on-policy."""
     batch, actor = config.data.train_batch_size, config.actor_rollout_ref.actor
     is_on_policy = batch <= actor.ppo_mini_batch_size and actor.ppo_epochs == 1
     has_a_bonus = entropy.regularizer.kind == "bonus" and entropy.controller != Fixed(coefficient=0.0)
@@ -68,7 +68,7 @@ def push_warnings(config: DictConfig, entropy: EntropyConfig) -> list[str]:
 
 
 def requested_measure(data: TensorDict) -> Measure | None:
-    """The measure that the batch asks for instead of the entropy, or None."""
+    """Return the measure that the batch requests instead of the entropy, or None."""
     request = tu.get_non_tensor_data(data=data, key=MEASURE_KEY, default=None)
     if request is None:
         return None
@@ -77,16 +77,16 @@ def requested_measure(data: TensorDict) -> Measure | None:
 
 
 def mark_measure_applied(data: TensorDict) -> None:
-    """Say that the entropy of this micro-batch is the measure that it asked for."""
+    """Mark the entropy of this micro-batch as the requested measure."""
     tu.assign_non_tensor(data, **{DONE_KEY: True})
 
 
 def require_measure_applied(data: TensorDict) -> None:
-    """RuntimeError if a measure was asked for and an engine answered with the entropy of the whole vocabulary."""
+    """Raise RuntimeError if the engine returned the entropy of the whole vocabulary, not the requested measure."""
     request = tu.get_non_tensor_data(data=data, key=MEASURE_KEY, default=None)
     if request is not None and not tu.get_non_tensor_data(data=data, key=DONE_KEY, default=False):
         raise RuntimeError(
-            f"the training engine ignored the measure {request}: it is not veRL's FSDP engine as this package "
-            "extends it. Set entropy/measure=full and entropy/pushed=same, or "
+            f"the training engine ignored the measure {request}: it is not this package's extension of veRL's FSDP "
+            "engine. Set entropy/measure=full and entropy/pushed=same, or "
             "actor_rollout_ref.actor.strategy to fsdp or fsdp2."
         )

@@ -1,11 +1,11 @@
-"""What veRL loads on ``import verl``: the entry point ``verl_aer`` in the group ``verl.plugins``.
+"""The plug-in that veRL loads on ``import verl``: the entry point ``verl_aer`` in the group ``verl.plugins``.
 
-Importing this module activates the CPU platform where there is no accelerator. It registers our trainers as soon as
-veRL's own are there, and our presets as soon as Hydra is. It replaces no class of veRL's: our trainer installs its
-engine on the workers of its run.
+Importing this module activates the CPU platform if there is no accelerator. It registers our trainers when veRL's
+trainers are imported, and our presets when Hydra is. It replaces no class of veRL: our trainer installs its engine on
+the workers of its run.
 
-Nothing here fails an import of veRL's. What does not work is logged at ERROR once per process, and raised only where
-our part is asked for: by an ``aer_...`` trainer, by the checks before a run and by ``verl-aer doctor``.
+A failure here never breaks an import of veRL. It is logged at ERROR once per process, and raised only when our part is
+used: by an ``aer_...`` trainer, by the checks before a run and by ``verl-aer doctor``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def register_trainers() -> None:
     if failures:
         _register_unavailable_trainers()
         return
-    # Not above: a dozen processes of a run load this plug-in, and only the driver's task needs the trainers.
+    # Imported here: a dozen processes of a run load this plug-in, and only the driver's task needs the trainers.
     try:
         from verl_aer.integration import trainer  # noqa: F401
     except Exception:
@@ -29,7 +29,7 @@ def register_trainers() -> None:
 
 
 def _register_unavailable_trainers() -> None:
-    """Let the names of our trainers lead to the reason why they are not there, and not to "Unknown trainer"."""
+    """Register our trainer names with a class that raises the cause of the failure, not "Unknown trainer"."""
     from verl.trainer.ppo.v1.trainer_base import TRAINER_REGISTRY, PPOTrainer, register_trainer
 
     class UnavailableTrainer(PPOTrainer):
@@ -41,7 +41,7 @@ def _register_unavailable_trainers() -> None:
 
 
 def install() -> None:
-    """Become a CPU process of veRL where there is no accelerator."""
+    """Set up the CPU platform in this process if there is no accelerator."""
     require_supported_verl()
     from verl_aer import cpu
 
@@ -49,7 +49,7 @@ def install() -> None:
 
 
 def install_presets() -> None:
-    """Let Hydra find the methods and parts as config groups."""
+    """Register the methods and parts as config groups of Hydra."""
     from verl_aer.config import search_path
 
     search_path.install()

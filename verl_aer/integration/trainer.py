@@ -1,8 +1,8 @@
-"""veRL's trainers with entropy control: one mixin before each of veRL's own classes.
+"""veRL's trainers with entropy control: one mixin that extends each of veRL's classes.
 
-A global step: the driver gives every trajectory a weight from its group's accuracy, broadcasts α, the actor updates,
-and only then the controller moves α by the entropy of the step's rollouts. α is frozen within the step, however many
-local updates, mini-batches or micro-batches it holds.
+In a global step the driver gives every trajectory a weight from the accuracy of its group and broadcasts α, and the
+actor updates. Then the controller updates α from the entropy of the step's rollouts. α is constant within the step,
+across all local updates, mini-batches and micro-batches.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ logger = logging.getLogger(__name__)
 
 
 class EntropyTrainerMixin:
-    """Entropy control for any of veRL's v1 trainers; placed before it in a class statement.
+    """Entropy control for any of veRL's v1 trainers. In a class statement, it precedes the trainer.
 
-    Only methods that every trainer mode shares are overridden, each around ``super()``.
+    It overrides only methods that all trainer modes share, and each override calls ``super()``.
     """
 
     def __init__(self, config: DictConfig) -> None:
@@ -69,7 +69,7 @@ class EntropyTrainerMixin:
         self.entropy_config = checked.entropy
         self.entropy_source = entropy_source(config)
         with open_dict(config):
-            # veRL's trainers read the mode as a switch too: under our name `sync` would get the asynchronous buffer.
+            # veRL's trainers also branch on the mode: under our name `sync` would get the asynchronous buffer.
             config.trainer.v1.trainer_mode = TRAINER_MODES[config.trainer.v1.trainer_mode]
         super().__init__(config=config)
 
@@ -81,7 +81,7 @@ class EntropyTrainerMixin:
             logger.warning("%s", warning)
 
     def _install_engines(self) -> None:
-        """On the workers of this run only: other runs on the same cluster, and veRL's own trainers, keep veRL's."""
+        """Install our engine on the workers of this run. Other runs on the cluster keep veRL's engine."""
         groups = [self.actor_rollout_wg, *([self.ref_policy_wg] if self.use_reference_policy else [])]
         workers = {worker for group in groups for worker in group.workers}
         ray.get([worker.__ray_call__.remote(install_entropy_engines) for worker in workers])
@@ -107,7 +107,7 @@ class EntropyTrainerMixin:
     def step(self, metrics: dict, timing_raw: dict) -> KVBatchMeta:
         self.step_control.begin(self.global_steps)
         batch = super().step(metrics, timing_raw)
-        # Added here, after veRL's per-update aggregation, which would average or sum them by their names.
+        # Added after veRL's aggregation per update, which would average or sum these metrics by their names.
         metrics.update(self.step_control.finish())
         return batch
 
@@ -116,7 +116,7 @@ class EntropyTrainerMixin:
         return super()._compute_old_log_prob(batch, metrics=metrics)
 
     def _request_measure(self, batch: KVBatchMeta, measure: Measure) -> None:
-        """Ask the next pass of the workers for ``measure``, whatever the pass before was asked for."""
+        """Request ``measure`` from the next pass of the workers, and clear the request of the previous pass."""
         request = encode_measure(measure)
         if request is None:
             batch.extra_info.pop(MEASURE_KEY, None)
@@ -143,7 +143,7 @@ class EntropyTrainerMixin:
         self._request_measure(batch, requested_in_update(self.entropy_config, self.entropy_source))
         batch.extra_info[ALPHA_KEY] = self.step_control.control.alpha
         batch.extra_info[SIGNAL_KEY] = json.dumps(self.step_control.signal())
-        # An update that measures the controlled entropy measures it for all rows.
+        # If the update measures the controlled entropy, it measures all rows.
         batch.extra_info[WEIGHTED_ROWS_KEY] = self.entropy_source is not EntropySource.UPDATE
         batch = super()._update_actor(batch, metrics=metrics)
         nats, tokens = metrics.pop(UPDATE_ENTROPY_NATS), metrics.pop(UPDATE_TOKENS)
@@ -153,11 +153,11 @@ class EntropyTrainerMixin:
         return batch
 
     def _save_checkpoint(self) -> None:
-        # First: veRL marks the checkpoint complete when it has saved.
+        # Save our state first: veRL marks the checkpoint complete at the end of its save.
         save_state(
             state_path(self.config, self.global_steps),
             self.step_control.control.state,
-            # As it was written: a run may be resumed for more steps.
+            # The unresolved config: a run may be resumed for more steps.
             self.entropy_config,
             sampling_conditions(self.config),
             self.step_control.memory,
@@ -165,7 +165,7 @@ class EntropyTrainerMixin:
         super()._save_checkpoint()
 
     def _load_checkpoint(self) -> None:
-        """veRL calls it in ``_setup`` of every run, once it knows the length of the run."""
+        """Create the step control. veRL calls this in ``_setup`` of every run, when it knows the length of the run."""
         super()._load_checkpoint()
         resumed = read_resumed_state(self.config, self.entropy_config) if self.global_steps else None
         state, memory = (resumed.state, resumed.memory) if resumed else (None, None)
@@ -196,11 +196,11 @@ class EntropyTrainerColocateAsync(EntropyTrainerMixin, StopOnRequestMixin, Watch
 class EntropyTrainerSeparateAsync(EntropyTrainerMixin, StopOnRequestMixin, WatchdogMixin, PPOTrainerSeparateAsync):
     """veRL's asynchronous trainer with separate rollout devices and entropy control.
 
-    A global step holds `parameter_sync_step` local updates; they share one α, and one controller update follows them.
+    A global step holds `parameter_sync_step` local updates. They share one α, and one controller update follows them.
     """
 
     def _setup(self) -> None:
         if not self._enable_hybrid_replicas:
-            # With hybrid_engine=false veRL 0.9.1 dies of a log line, which passes `flush` to a logger.
+            # With hybrid_engine=false veRL 0.9.1 fails at a log line that passes `flush` to a logger.
             logging.getLogger(PPOTrainerSeparateAsync.__module__).setLevel(logging.WARNING)
         super()._setup()

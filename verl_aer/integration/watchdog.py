@@ -1,22 +1,21 @@
-"""End a run that can make no more progress, with the reason, where veRL would wait forever.
+"""End a run that cannot make progress, and report the cause, where veRL would wait forever.
 
 Two waits of veRL's v1 trainers have no limit:
 
-* ``CheckpointEngineManager.update_weights``: the sender waits for an acknowledgement. A rollout server that
-  fails to load the weights, or dies, never sends one.
-* ``ReplayBuffer.sample``: it polls until enough prompts are done. Prompts of an agent worker that died never
-  are, and those of a server that died come back without trajectories.
+* ``CheckpointEngineManager.update_weights``: the sender waits for an acknowledgement. A rollout server that fails to
+  load the weights, or dies, never sends one.
+* ``ReplayBuffer.sample``: it polls until enough prompts are done. Prompts of a dead agent worker never are, and
+  prompts of a dead server come back without trajectories.
 
-Both waits look after the processes that they depend on here, and have a limit: ``entropy.watchdog``. A weight update
-may take ``weight_sync_timeout_s``, by default ``actor_rollout_ref.nccl_timeout`` (veRL's key for operations of the
-process group, 600); generation may take as long as rollouts are finished now and then, at least one in
-``rollout_timeout_s``.
+Here both waits check the processes that they depend on, and have a limit (``entropy.watchdog``). A weight update may
+take ``weight_sync_timeout_s``, by default ``actor_rollout_ref.nccl_timeout`` (veRL's key for operations of the process
+group, 600). Generation must finish at least one rollout in ``rollout_timeout_s``.
 
-What cannot be watched, as a custom agent-loop manager or sampler lacks it or another release of veRL names it
-otherwise, is a warning, and the run continues without that watch.
+A part that cannot be watched is a warning, and the run continues without that watch. For example, a custom agent-loop
+manager may lack the part, or another release of veRL may rename it.
 
-Where veRL does not wait but raises, its error is often only what a dead process looks like from the driver (a
-batch without a single trajectory, say). The dead process is then named as the cause, with that error above it.
+If veRL raises instead of waiting, its error is often only a consequence of a dead process, such as a batch without a
+single trajectory. The watchdog then names the dead process as the cause, with veRL's error above it.
 """
 
 from __future__ import annotations
@@ -44,19 +43,19 @@ if TYPE_CHECKING:
     from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
 
 PROBE_SECONDS = 1.0
-"""Between two looks at the processes of a run."""
+"""Interval between two checks of a run's processes."""
 DEATH_SECONDS = 5.0
-"""Until a death is known everywhere: vLLM's client hears of its engine's, and Ray of an actor's, within two."""
+"""Time until a death is known everywhere. vLLM's client and Ray report one within two seconds."""
 
 logger = logging.getLogger(__name__)
 
 
 class RunStoppedError(VerlAerError, RuntimeError):
-    """The run can make no more progress; the message says why."""
+    """The run cannot make progress. The message gives the cause."""
 
 
 class WorkerDiedError(RunStoppedError):
-    """A process of the run died, or its engine did; the message names it and says why."""
+    """A process of the run or its engine died. The message names it and gives the cause."""
 
 
 class WeightUpdateTimeoutError(RunStoppedError):
@@ -68,25 +67,25 @@ class GenerationTimeoutError(RunStoppedError):
 
 
 def failure_of(actor: Any) -> str | None:
-    """Why an actor that still lives can do no more work; None if it can. Runs inside the actor.
+    """Return why a live actor cannot work any more; None if it can. Runs inside the actor.
 
-    A rollout server outlives its engine: vLLM's client then says ``errored``. The CPU server also keeps the
+    A rollout server outlives its engine, and vLLM's client then reports ``errored``. The CPU server also keeps the
     error of a weight update in ``weight_update_error``.
     """
     engine = getattr(actor, "engine", None)
     if getattr(engine, "errored", False):
         return (
-            f"its engine died: {engine.dead_error} If nothing above says why, something outside the run "
-            "killed it, as the system does when memory runs out."
+            f"its engine died: {engine.dead_error} If nothing above gives the cause, something outside the run "
+            "killed it, such as the system when memory runs out."
         )
     error = getattr(actor, "weight_update_error", None)
     return None if error is None else f"it could not load the actor's weights: {error}"
 
 
 class Watchdog:
-    """The actors of a run, by role, and one unanswered probe to each.
+    """The actors of a run by role, each with one pending probe.
 
-    A busy actor leaves its probe unanswered, which says nothing; Ray answers for a dead one.
+    A busy actor does not answer its probe, which means nothing. Ray answers for a dead actor.
     """
 
     def __init__(self) -> None:
@@ -95,13 +94,13 @@ class Watchdog:
         self._next_look = 0.0
 
     def watch(self, role: str, actors: Iterable[ActorHandle]) -> None:
-        """Look after ``actors`` too, under the name ``role`` and their position."""
+        """Watch ``actors`` too, under the name ``role`` and their position."""
         for rank, actor in enumerate(actors):
             self._roles[actor] = f"{role} {rank}"
             self._probe(actor)
 
     def check(self) -> None:
-        """Raise if an actor is known to be dead; costs nothing if the last look was just now.
+        """Raise if an actor is known to be dead. Cheap if the last check was less than ``PROBE_SECONDS`` ago.
 
         Raises:
             WorkerDiedError: names the actor and the cause.
@@ -118,14 +117,14 @@ class Watchdog:
             except RayActorError as error:
                 raise WorkerDiedError(f"{self._roles[actor]} died: {error}") from error
             except RayTaskError as error:
-                logger.warning("%s cannot be asked how it is, and is watched no longer: %s", self._roles[actor], error)
+                logger.warning("%s does not answer and is no longer watched: %s", self._roles[actor], error)
                 continue
             if failure is not None:
                 raise WorkerDiedError(f"{self._roles[actor]} failed: {failure}")
             self._probe(actor)
 
     def check_for(self, seconds: float) -> None:
-        """`check` again and again: a process that died just now is not yet known to be dead.
+        """Check repeatedly for ``seconds``: a recent death is not known yet.
 
         Raises:
             WorkerDiedError: names the actor and the cause.
@@ -140,17 +139,17 @@ class Watchdog:
 
 
 def call_with_limit(call: Callable[[], Any], seconds: float, watchdog: Watchdog) -> Any:
-    """The result of ``call()``, which runs in a separate thread, as long as the run is alive.
+    """Run ``call()`` in a separate thread and return its result, while the run is alive.
 
     Args:
-        call: has no limit; its thread is left behind if it does not end.
+        call: has no limit; its thread keeps running if it does not end.
         seconds: time limit.
-        watchdog: asked while waiting.
+        watchdog: checked while waiting.
 
     Raises:
         WeightUpdateTimeoutError: no result after ``seconds``.
         WorkerDiedError: the watchdog found a dead actor.
-        Exception: whatever ``call`` raises.
+        Exception: any exception of ``call``.
     """
     outcome: dict[str, Any] = {}
 
@@ -178,10 +177,10 @@ def call_with_limit(call: Callable[[], Any], seconds: float, watchdog: Watchdog)
 
 
 class ProgressLimit:
-    """Ends a wait in which nothing was finished for too long.
+    """End a wait in which no rollout was finished for too long.
 
-    Time counts only where it is waited through, in steps of the poll interval: what a training step takes between two
-    waits is not generation's.
+    Only time spent waiting counts, in units of the poll interval. The time of a training step between two waits does
+    not.
     """
 
     def __init__(self, seconds: float | None, poll_interval: float) -> None:
@@ -191,7 +190,7 @@ class ProgressLimit:
         self._waited = 0.0
 
     def check(self, progress: Any) -> None:
-        """Call it once a poll with whatever changes when something is finished.
+        """Count one poll. ``progress`` changes whenever a rollout is finished.
 
         Raises:
             GenerationTimeoutError: ``progress`` has been the same for longer than the limit.
@@ -200,16 +199,16 @@ class ProgressLimit:
         self._last = progress
         if self._seconds is not None and self._waited > self._seconds:
             raise GenerationTimeoutError(
-                f"no rollout was finished within {self._seconds:g} s, with {progress}. Look in the log for what the "
-                "rollout servers, agent workers and reward workers said last. If single rollouts do take that long, "
+                f"no rollout was finished within {self._seconds:g} s, with {progress}. See the last output of the "
+                "rollout servers, agent workers and reward workers in the log. If single rollouts do take that long, "
                 "raise entropy.watchdog.rollout_timeout_s."
             )
 
 
 def rollout_counts(buffer: ReplayBuffer, partition_id: str, *_: Any, **__: Any) -> str:
-    """What the buffer holds of a partition, by state: of prompts, and of finished trajectories.
+    """Count the prompts of a partition by state, and its finished trajectories, in words.
 
-    Called with all arguments of the buffer's own wait, of which the partition is one.
+    It is called with all arguments of the buffer's own wait, which include the partition.
     """
     states = ("pending", "running", "finished", "failure")
     prompts = ", ".join(f"{len(getattr(buffer, f'{state}_keys')[partition_id])} {state}" for state in states)
@@ -217,23 +216,23 @@ def rollout_counts(buffer: ReplayBuffer, partition_id: str, *_: Any, **__: Any) 
 
 
 def last_checkpoint(config: DictConfig) -> str:
-    """Where a stopped run can be resumed from, in words."""
+    """Describe where a stopped run can be resumed from."""
     folder = latest_checkpoint(config)
     if folder is None:
         return "No checkpoint was written (trainer.save_freq)."
-    # veRL removes an older actor once it has written the next one, and marks that checkpoint complete later.
+    # veRL deletes an older actor when the next one is written, but marks the next checkpoint complete only later.
     if not (folder / "actor").exists():
         return (
-            f"The last complete checkpoint, {folder}, has lost its actor to the next one, which is not complete: "
-            "raise trainer.max_actor_ckpt_to_keep."
+            f"The last complete checkpoint, {folder}, has no actor: veRL deleted it for the next checkpoint, which is "
+            "not complete. Raise trainer.max_actor_ckpt_to_keep."
         )
     return f"The last good checkpoint is {folder}."
 
 
 def storage_units() -> list[ActorHandle]:
-    """TransferQueue's storage units that this process has started, which have no public name.
+    """List TransferQueue's storage units that this process has started. They have no public name.
 
-    Without them, and without its controller, every reader and writer tries again for ten minutes.
+    If one of them or the controller dies, every reader and writer retries for ten minutes.
     """
     return list((transfer_queue.interface._TQ_STORAGE or {}).get("SimpleStorage", {}).values())
 
@@ -254,10 +253,11 @@ def _not_watched(what: str, error: Exception) -> None:
 def watched_poll(
     poll: Callable[..., float], watchdog: Watchdog, limit: ProgressLimit, counts: Callable[..., str]
 ) -> Callable[..., float]:
-    """``poll``, the wait of a replay buffer, with a look at the processes and at what was finished before it.
+    """Wrap ``poll``, the wait of a replay buffer, in checks of the processes and of the progress.
 
     Args:
-        counts: what the buffer holds, in words, from the arguments of ``poll``. Once it raises, it is asked no more.
+        counts: describes the buffer's contents, from the arguments of ``poll``. It is not called again once it has
+            raised.
     """
     is_limited = True
 
@@ -278,10 +278,10 @@ def watched_poll(
 
 
 class WatchdogMixin:
-    """The watchdog for any of veRL's v1 trainers; placed before it in a class statement.
+    """The watchdog for any of veRL's v1 trainers. In a class statement, it precedes the trainer.
 
-    It also applies ``trainer.v1.sampler.sampler_kwargs.poll_interval`` (seconds): veRL's buffers have the
-    parameter, 2.0 by default, and the trainer does not set it.
+    It also applies ``trainer.v1.sampler.sampler_kwargs.poll_interval`` (seconds). veRL's buffers have this parameter,
+    by default 2.0, but the trainer does not set it.
     """
 
     config: DictConfig

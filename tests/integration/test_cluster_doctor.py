@@ -40,13 +40,13 @@ def test_nodes_that_are_alike_have_no_problem():
     [
         (
             a_report(versions={"torch": "2.0"}),
-            [(FAIL, "torch: not the same everywhere: 1.0 on n1; 2.0 on n2.site")],
+            [(FAIL, "torch: versions differ: 1.0 on n1; 2.0 on n2.site")],
         ),
         (
             a_report(versions={"verl_aer": None}),
             [
                 (FAIL, "n2.site: verl_aer: not installed"),
-                (FAIL, "verl_aer: not the same everywhere: 1.0 on n1; none on n2.site"),
+                (FAIL, "verl_aer: versions differ: 1.0 on n1; none on n2.site"),
             ],
         ),
         (
@@ -57,8 +57,8 @@ def test_nodes_that_are_alike_have_no_problem():
         (a_report(shm=2 * GIB), [(WARN, "n2.site: /dev/shm: 2.00 GiB free")]),
         (a_report(shm=64 * 2**20), [(FAIL, "n2.site: /dev/shm: 0.06 GiB free")]),
         (a_report(shared="/runs lacks what n1 wrote"), [(FAIL, "n2.site: shared storage: /runs lacks what n1 wrote")]),
-        (a_report(clock=-3.0), [(WARN, "n2.site: clock: -3.0 s beside the head's clock")]),
-        (a_report(clock=100.0), [(FAIL, "n2.site: clock: +100.0 s beside the head's clock")]),
+        (a_report(clock=-3.0), [(WARN, "n2.site: clock: -3.0 s from the head's clock")]),
+        (a_report(clock=100.0), [(FAIL, "n2.site: clock: +100.0 s from the head's clock")]),
     ],
 )
 def test_every_problem_of_a_node_is_named(second, found):

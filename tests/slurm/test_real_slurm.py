@@ -120,7 +120,7 @@ def test_a_node_that_never_joins_ends_the_job_and_is_named(jobs: Jobs):
     assert job.wait(END_SECONDS) == "FAILED"
     assert "Failed to connect to GCS at address 192.168.11.1" in job.last_words, job.log
     assert job.last_words.splitlines()[-1] == (
-        "verl-aer cluster: after 15 s the cluster is not whole: n2 has not joined"
+        "verl-aer cluster: after 15 s the cluster is incomplete: n2 has not joined"
     )
     assert jobs.left_behind() == []
 

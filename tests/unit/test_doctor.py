@@ -151,7 +151,7 @@ def test_an_import_that_kills_or_hangs_the_interpreter(monkeypatch: pytest.Monke
     killed = doctor.run_probe("import os; os.kill(os.getpid(), 11)")
     assert killed.error == "the interpreter died with exit code -11"
     monkeypatch.setattr(doctor, "PROBE_SECONDS", 0.2)
-    assert doctor.run_probe("import time; time.sleep(9)").error == "no end after 0.2 s"
+    assert doctor.run_probe("import time; time.sleep(9)").error == "not finished after 0.2 s"
 
 
 def test_too_little_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +245,7 @@ def test_on_a_bare_machine(tmp_path: Path) -> None:
         "FAIL  torch          ModuleNotFoundError: No module named 'torch'",
         "FAIL  verl           not installed",
         "→ pip install 'verl>=0.9.1,<0.10'",
-        "FAIL  plug-in        veRL would not find verl_aer: no entry point",
+        "FAIL  plug-in        veRL cannot find verl_aer: no entry point",
         "The config was not checked",
     ):
         assert line in done.stdout

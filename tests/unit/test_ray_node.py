@@ -55,7 +55,7 @@ def test_without_an_interface_the_route_to_the_peer_decides():
 
 
 def test_a_peer_that_nobody_knows_is_named():
-    with pytest.raises(NodeError, match="does not know no-such-node"):
+    with pytest.raises(NodeError, match="cannot resolve no-such-node"):
         address_towards("no-such-node.invalid")
 
 
@@ -113,8 +113,8 @@ def test_the_ends_of_rays_logs_are_kept(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["head", "--temp-dir", "/tmp/r"], "a head has --address-file, a worker --address"),
-        (["worker", "--temp-dir", "/tmp/r"], "a head has --address-file, a worker --address"),
+        (["head", "--temp-dir", "/tmp/r"], "a head needs --address-file, a worker needs --address"),
+        (["worker", "--temp-dir", "/tmp/r"], "a head needs --address-file, a worker needs --address"),
         (["worker", "--address", "a:1", "--temp-dir", "/tmp/" + "r" * 40], "longer than 40 characters"),
     ],
 )

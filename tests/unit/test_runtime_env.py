@@ -31,7 +31,7 @@ def test_the_users_packages_come_along_and_are_loaded_after_ours(tmp_path):
 @pytest.mark.parametrize(
     ("modules", "variables", "message"),
     [
-        (["/no/such"], [], "--module /no/such: no package"),
+        (["/no/such"], [], "--module /no/such: not a package"),
         ([], ["HF_HOME"], "--env HF_HOME: write NAME=VALUE"),
         ([], ["=x"], "--env =x: write NAME=VALUE"),
         ([], ["NCCL_ALGO=Ring"], "--env NCCL_ALGO: veRL sets it itself"),

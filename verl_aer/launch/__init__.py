@@ -1,1 +1,1 @@
-"""Starting and ending runs: a runner, a Ray node, checks of an installation and of a cluster, and why a run failed."""
+"""Start and check runs: a runner, a Ray node, and checks of an installation and of a cluster."""

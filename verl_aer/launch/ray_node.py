@@ -1,11 +1,11 @@
-"""One node's part of a Ray cluster: what a launcher starts on every node, and what ends with it.
+"""Start Ray on one node of a cluster, and end its processes with this one.
 
     python -m verl_aer.launch.ray_node head --address-file FILE [--peer NODE] [--interface IF]
     python -m verl_aer.launch.ray_node worker --address HOST:PORT [--interface IF]
 
-Ray's own defaults are for a machine that one user has to himself. Here every port is one that is free now, so that
-another user's Ray on the node is neither met nor disturbed, Ray's files lie in a folder of the job's own, and the
-address is the one that leads to the other nodes. However this process ends, Ray's processes on the node end too.
+Ray's defaults suit a machine with one user. Here every port is a free one, so that two Rays on a node do not interfere.
+Ray's files are in a folder of the job, and the address is reachable from the other nodes. However this process ends,
+Ray's processes on the node end too.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from verl_aer._processes import ProcessTree, end_with_the_parent
 from verl_aer.errors import VerlAerError
 
 LEAST_CPUS = 16
-"""Ray's CPUs are slots: veRL's actors reserve one or more each and do not use them all the time. With a slot for each
-core of a small node they would wait for each other forever."""
+"""Minimum of Ray's CPUs, which are slots: veRL's actors reserve one or more each and do not use them all the time. With
+one slot per core of a small node they would wait for each other forever."""
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
-"""SIGUSR2 because srun hands it on: at SIGTERM it kills its step at once, which leaves no time to clean up."""
+"""Signals that stop the node. SIGUSR2 is for srun: at SIGTERM it kills its step at once, without time to clean up."""
 POLL_INTERVAL_S = 0.5
-"""Between two looks at Ray's processes."""
+"""Interval between two checks of Ray's processes."""
 STOP_SECONDS = 5.0
-"""What Ray's processes get to end by themselves; a cancelled job as a whole has 30, if Slurm's default stands."""
+"""Time for Ray's processes to end by themselves. A cancelled job has 30 s in total by Slurm's default."""
 LONGEST_TEMP_DIR = 40
-"""Characters; Ray's sockets lie 63 further down, and the system takes names of up to 107."""
+"""Characters. Ray's sockets have paths that are 63 characters longer, and the system limits those to 107."""
 LOG_TAIL_BYTES = 2**20
-"""Of each of Ray's own logs that is kept."""
+"""Size of the tail that is kept of each of Ray's logs."""
 
 
 class NodeError(VerlAerError, ValueError):
-    """Ray cannot be started on this node; the message says what is wrong with it."""
+    """Ray cannot be started on this node. The message gives the cause."""
 
 
 def own_address(interface: str, peer: str) -> str:
-    """This node's address: of the interface, else the one that the peer is reached from, else the loopback's.
+    """Choose this node's address: that of the interface, else that towards the peer, else loopback.
 
     Raises:
-        NodeError: no such interface, one without an address, or a peer whose name leads nowhere.
+        NodeError: an unknown interface, an interface without an address, or a peer that cannot be resolved.
     """
     if interface:
         return address_of(interface, interface_addresses())
@@ -61,7 +61,7 @@ def own_address(interface: str, peer: str) -> str:
 
 
 def interface_addresses() -> dict[str, list[str]]:
-    """Addresses of each network interface, IPv4 first; those that only hold on one cable are left out."""
+    """List the addresses of each network interface, IPv4 first, without link-local ones."""
     import psutil
 
     found: dict[str, list[str]] = {}
@@ -75,7 +75,7 @@ _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 def address_of(interface: str, addresses: Mapping[str, Sequence[str]]) -> str:
-    """The interface's first address.
+    """Return the interface's first address.
 
     >>> address_of("ib0", {"eth0": ["10.0.0.1"], "ib0": ["10.1.0.1", "fd00::1"]})
     '10.1.0.1'
@@ -84,17 +84,17 @@ def address_of(interface: str, addresses: Mapping[str, Sequence[str]]) -> str:
     if interface not in usable:
         raise NodeError(
             f"{socket.gethostname()} has no interface {interface} with an address; it has {', '.join(sorted(usable))}. "
-            "Set INTERFACE to one that all nodes have, or to nothing."
+            "Set INTERFACE to an interface that all nodes have, or leave it empty."
         )
     return addresses[interface][0]
 
 
 def address_towards(peer: str) -> str:
-    """The address that packets to `peer` leave from: nothing is sent, the system only chooses the route."""
+    """Return the source address of packets to `peer`. Nothing is sent: the system only chooses the route."""
     try:
         resolved = socket.getaddrinfo(peer, 9, type=socket.SOCK_DGRAM)
     except socket.gaierror as error:
-        raise NodeError(f"{socket.gethostname()} does not know {peer}: {error.strerror}") from error
+        raise NodeError(f"{socket.gethostname()} cannot resolve {peer}: {error.strerror}") from error
     errors = []
     for family, kind, protocol, _, address in sorted(resolved, key=lambda entry: entry[0]):
         with socket.socket(family, kind, protocol) as probe:
@@ -104,11 +104,11 @@ def address_towards(peer: str) -> str:
                 errors.append(f"{address[0]}: {error.strerror}")
                 continue
             return probe.getsockname()[0]
-    raise NodeError(f"no way from {socket.gethostname()} to {peer} ({'; '.join(errors)})")
+    raise NodeError(f"no route from {socket.gethostname()} to {peer} ({'; '.join(errors)})")
 
 
 def free_ports(address: str, count: int) -> list[int]:
-    """Different free ports at `address`."""
+    """Find `count` different free ports at `address`."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with contextlib.ExitStack() as held:
         probes = [held.enter_context(socket.socket(family, socket.SOCK_STREAM)) for _ in range(count)]
@@ -118,7 +118,8 @@ def free_ports(address: str, count: int) -> list[int]:
 
 
 def host_and_port(address: str, port: int) -> str:
-    """
+    """Join address and port, with brackets around an IPv6 address.
+
     >>> host_and_port("10.0.0.1", 6379), host_and_port("fd00::1", 6379)
     ('10.0.0.1:6379', '[fd00::1]:6379')
     """
@@ -126,7 +127,8 @@ def host_and_port(address: str, port: int) -> str:
 
 
 def split_host(address: str) -> str:
-    """
+    """Return the host of `host:port`, without brackets.
+
     >>> split_host("10.0.0.1:6379"), split_host("[fd00::1]:6379")
     ('10.0.0.1', 'fd00::1')
     """
@@ -134,14 +136,14 @@ def split_host(address: str) -> str:
 
 
 def cpu_slots(asked: int | None) -> int:
-    """What was asked for, else the cores that Slurm gives the job on this node, but enough for veRL's actors."""
+    """Return the requested slots, else the cores that Slurm gives the job on this node, but at least `LEAST_CPUS`."""
     if asked is not None:
         return asked
     return max(int(os.environ.get("SLURM_CPUS_ON_NODE") or os.cpu_count() or 1), LEAST_CPUS)
 
 
 def ray_start_command(args: argparse.Namespace, address: str) -> list[str]:
-    """`ray start` with a separate port for everything that listens."""
+    """Build the command `ray start`, with a separate port for everything that listens."""
     listen, agent, metrics, dashboard, client = free_ports(address, 5)
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
@@ -150,7 +152,7 @@ def ray_start_command(args: argparse.Namespace, address: str) -> list[str]:
         *([f"--num-gpus={args.gpus}"] if args.gpus is not None else []),
         f"--dashboard-agent-listen-port={agent}",
         f"--metrics-export-port={metrics}",
-        # Any free port, in place of the range that another Ray on the node uses too.
+        # Any free port, instead of the fixed range of all Rays on the node.
         "--min-worker-port=0",
         "--max-worker-port=0",
     ]
@@ -169,7 +171,7 @@ def ray_start_command(args: argparse.Namespace, address: str) -> list[str]:
 
 
 def run_node(args: argparse.Namespace) -> int:
-    """Ray's processes on this node, from their start to their end; the exit code of `ray start`."""
+    """Run Ray on this node until it ends or this process is stopped. Returns the exit code of `ray start`."""
     address = own_address(args.interface, split_host(args.address) if args.role == "worker" else args.peer)
     command = ray_start_command(args, address)
     args.temp_dir.mkdir(parents=True, exist_ok=True)
@@ -199,13 +201,13 @@ def run_node(args: argparse.Namespace) -> int:
             keep_logs(args.temp_dir, args.logs)
         shutil.rmtree(args.temp_dir, ignore_errors=True)
     if received:
-        # The launcher's own signal is no failure.
+        # The launcher's own signal is not a failure.
         return 0 if received[0] == signal.SIGUSR2 else 128 + received[0]
     return process.wait()
 
 
 def keep_logs(temp_dir: Path, into: Path) -> None:
-    """The ends of Ray's own logs: what a worker said last lies there, and the node's folder goes with the job."""
+    """Keep the tails of Ray's logs: they hold the last output of the workers, and the node's folder is deleted."""
     for log in sorted(temp_dir.glob("session_2*/logs/*")):
         if log.is_file() and log.stat().st_size:
             with log.open("rb") as content:
@@ -215,25 +217,23 @@ def keep_logs(temp_dir: Path, into: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    description = "One node of a Ray cluster."
+    description = "Run one node of a Ray cluster."
     parser = argparse.ArgumentParser(prog="python -m verl_aer.launch.ray_node", description=description)
     parser.add_argument("role", choices=["head", "worker"])
-    parser.add_argument("--address", default="", help="of the head, for a worker")
-    parser.add_argument("--address-file", type=Path, help="where the head writes its address")
-    parser.add_argument("--peer", default="", help="another node: the head's address is the one that it is reached by")
-    parser.add_argument("--interface", default="", help="network interface to use (default: the one that leads there)")
-    parser.add_argument("--cpus", type=int, help="slots (default: the node's cores, and 16 at least)")
-    parser.add_argument("--gpus", type=int, help="slots (default: the GPUs that Ray finds)")
-    parser.add_argument("--temp-dir", type=Path, required=True, help="local folder of this job, removed at the end")
-    parser.add_argument("--logs", type=Path, help="where the ends of Ray's own logs are kept")
+    parser.add_argument("--address", default="", help="address of the head, for a worker")
+    parser.add_argument("--address-file", type=Path, help="file to which the head writes its address")
+    parser.add_argument("--peer", default="", help="another node; the head uses the address that leads to it")
+    parser.add_argument("--interface", default="", help="network interface to use (default: the route to the peer)")
+    parser.add_argument("--cpus", type=int, help="CPU slots (default: the node's cores, at least 16)")
+    parser.add_argument("--gpus", type=int, help="GPU slots (default: the GPUs that Ray finds)")
+    parser.add_argument("--temp-dir", type=Path, required=True, help="local folder of this job, deleted at the end")
+    parser.add_argument("--logs", type=Path, help="folder for the tails of Ray's logs")
     parser.add_argument("--dashboard", action="store_true", help="start Ray's dashboard on the head")
     args = parser.parse_args(arguments)
     if (args.role == "head") != (args.address_file is not None) or (args.role == "worker") != bool(args.address):
-        parser.error("a head has --address-file, a worker --address")
+        parser.error("a head needs --address-file, a worker needs --address")
     if len(str(args.temp_dir)) > LONGEST_TEMP_DIR:
-        parser.error(
-            f"--temp-dir {args.temp_dir} is longer than {LONGEST_TEMP_DIR} characters: Ray's sockets lie in it"
-        )
+        parser.error(f"--temp-dir {args.temp_dir} is longer than {LONGEST_TEMP_DIR} characters: it holds Ray's sockets")
     try:
         return run_node(args)
     except NodeError as error:

@@ -1,7 +1,7 @@
-"""Run a training as one child process and show its progress.
+"""Run a training as a child process and show its progress.
 
-`run_with_progress` shows what the metrics log says. Lines of the run's output that begin with `[verl_aer]` are shown
-as they appear. However the run ends, no process that it started is left behind.
+`run_with_progress` displays the metrics log, and prints the run's output lines that begin with `[verl_aer]`. However
+the run ends, all processes that it started are ended.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from verl_aer.reports.metrics_log import MetricsTail, is_finite
 from verl_aer.reports.summary import BOUNDS, advice_on_bounds, bound_that_holds
 
 POLL_SECONDS = 0.5
-"""Between two looks at the log: short enough for a live display, long enough to cost nothing."""
+"""Interval between two reads of the log: short enough for a live display, long enough to cost nothing."""
 
 STALL_EXIT_CODE = 124
-"""Exit code of a run that was stopped because it stood still, as of timeout(1)."""
+"""Exit code of a run that was stopped after a stall, as for timeout(1)."""
 
 START_PHASE = "starting Ray, FSDP2 and vLLM (usually 1-2 min)"
 PROOF_MARK = "[verl_aer]"
@@ -39,7 +39,7 @@ WORDING = {
     "alpha": "  alpha {:.4f}",
     "accuracy": "  acc {:.2f}",
 }
-"""So short that it fits beside a bar in 80 columns."""
+"""Short enough to fit next to a bar in 80 columns."""
 
 
 def run_with_progress(
@@ -56,16 +56,16 @@ def run_with_progress(
 
     Args:
         command: the program and its arguments.
-        log_path: where all output of the run goes.
-        metrics_path: the metrics log that the run writes, its `VERL_FILE_LOGGER_PATH`. An older file of that
-            name is kept as `<name>.previous`: veRL would overwrite it.
+        log_path: file for all output of the run.
+        metrics_path: the run's metrics log, its `VERL_FILE_LOGGER_PATH`. An older file of that name is kept as
+            `<name>.previous`, because veRL would overwrite it.
         steps: global steps of the whole run.
-        env: the environment of the run; None for that of this process.
-        stall_seconds: stop the run if it writes nothing, neither output nor metrics, for so long.
-        stream: where the progress goes; None for standard output.
+        env: environment of the run; None for the environment of this process.
+        stall_seconds: stop the run if it writes neither output nor metrics for this long.
+        stream: stream for the progress; None for standard output.
 
     Returns:
-        The run's exit code; 128 + n if signal n ended it or was sent here; `STALL_EXIT_CODE` after a stall.
+        The run's exit code; 128 + n if signal n ended it or this process received it; `STALL_EXIT_CODE` after a stall.
     """
     log_path, metrics_path = Path(log_path), Path(metrics_path)
     for path in (log_path, metrics_path):
@@ -97,10 +97,10 @@ def run_with_progress(
                 if process.returncode is not None:
                     tree.wait_until_gone(GRACE_SECONDS, hurry=lambda: bool(received))
         finally:
-            # A second signal means: at once.
+            # A second signal skips the grace period.
             tree.end(hurry=lambda: len(received) > 1)
             process.wait()
-            # A run may write right before it ends.
+            # Read the output that the run wrote just before its end.
             watcher.look()
 
     if received:
@@ -121,7 +121,7 @@ def run_with_progress(
 
 
 class _Watcher:
-    """Carries what a run writes, in its output and in its metrics log, to the display."""
+    """Copy the run's new output lines and metrics to the display."""
 
     def __init__(self, log_path: Path, metrics_path: Path, display: ProgressDisplay) -> None:
         self.step = 0
@@ -137,13 +137,13 @@ class _Watcher:
         self._heard = time.monotonic()
 
     def look(self) -> None:
-        """Show what is new."""
+        """Show new lines and metrics."""
         rows = self._metrics.read()
         if self._log_path.stat().st_size > self._size or rows:
             self._size = self._log_path.stat().st_size
             self._heard = time.monotonic()
         for line in self._new_output():
-            # Several processes may say the same, and Ray repeats some lines.
+            # Several processes may print the same line, and Ray repeats some.
             if line.startswith(PROOF_MARK) and line not in self._shown:
                 self._shown.add(line)
                 self._display.note(line)
@@ -159,8 +159,8 @@ class _Watcher:
         return time.monotonic() - self._heard
 
     def status(self) -> str:
-        """Write `entropy 0.301→0.298  alpha 0.0612  acc 0.48`: of these, what the run logs."""
-        # A log of ours without accuracy is of rewards that do not say what is correct: their mean is none.
+        """Write `entropy 0.301→0.298  alpha 0.0612  acc 0.48`, with the values that the run logs."""
+        # In a log of ours without accuracy, the rewards do not report correctness, so their mean is no accuracy.
         score = [] if "aer/alpha" in self._data else ["critic/score/mean"]
         values = {
             "entropy": self._value("aer/entropy", "actor/entropy"),
@@ -171,12 +171,12 @@ class _Watcher:
         return "".join(WORDING[name].format(value) for name, value in values.items() if value is not None).strip()
 
     def advice(self) -> list[str]:
-        """Say which bound of alpha to move."""
+        """Name the bound of alpha that should be moved."""
         return advice_on_bounds(self._held_back, self._rows)
 
     def _add(self, row: MetricsRow) -> None:
         self.step, self._data = row.step, row.data
-        # The validation before training is no step.
+        # The validation before training is not a step.
         if row.step >= 1:
             self._rows += 1
             if bound := bound_that_holds(row.data):
@@ -196,10 +196,10 @@ class _Watcher:
 
 @contextlib.contextmanager
 def _noted_signals() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM are collected in a list instead of ending this process before its child."""
+    """Collect SIGINT and SIGTERM in a list, so that they do not end this process before its child."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        # Python has signal handlers in the main thread only; elsewhere the caller's stay.
+        # Python handles signals only in the main thread. In another thread the caller's handlers stay.
         yield received
         return
     before = {

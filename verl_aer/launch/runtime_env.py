@@ -1,8 +1,8 @@
-"""A runtime environment of Ray that brings this package, and the user's own, to nodes that lack them.
+"""Write a Ray runtime environment that ships this package and the user's packages to the nodes.
 
-veRL hands neither PYTHONPATH nor VERL_USE_EXTERNAL_MODULES on to Ray's workers. A runtime environment reaches all of
-them: `py_modules` brings the code, and VERL_USE_EXTERNAL_MODULES has every process that imports veRL load the plug-in,
-which without an installation has no entry point.
+veRL does not pass PYTHONPATH and VERL_USE_EXTERNAL_MODULES to Ray's workers. A runtime environment reaches all of them:
+`py_modules` ships the code, and VERL_USE_EXTERNAL_MODULES makes every process that imports veRL load the plug-in, which
+has no entry point without an installation.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ SET_BY_VERL = (
     "NCCL_DETERMINISTIC",
     "NCCL_ALGO",
 )
-"""What veRL's own runtime environment always sets, or sets again where it is set: Ray refuses to be told twice."""
+"""Variables that veRL's own runtime environment sets. Ray rejects a second value."""
 
 
 def runtime_env_yaml(modules: Sequence[Path] = (), variables: Sequence[str] = ()) -> str:
-    """The text of a file for `ray job submit --runtime-env`.
+    """Return the content of a file for `ray job submit --runtime-env`.
 
     Args:
-        modules: folders of the user's packages, each of which is carried and loaded with veRL.
+        modules: folders of the user's packages, each of which is shipped and loaded with veRL.
         variables: `NAME=VALUE`, for every process on every node.
 
     Raises:
-        InputError: a folder that is no package, or a variable that cannot be set so.
+        InputError: a folder that is not a package, or a variable that cannot be set here.
     """
     folders = [Path(verl_aer.__file__).parent, *(_package(module) for module in modules)]
     loaded = [PLUGIN, *(folder.name for folder in folders[1:])]
@@ -55,7 +55,7 @@ def runtime_env_yaml(modules: Sequence[Path] = (), variables: Sequence[str] = ()
 
 def _package(folder: Path) -> Path:
     if not (folder / "__init__.py").is_file():
-        raise InputError(f"--module {folder}: no package (a folder with an __init__.py)")
+        raise InputError(f"--module {folder}: not a package (a folder with an __init__.py)")
     return folder.resolve()
 
 
@@ -64,5 +64,5 @@ def _variable(text: str) -> tuple[str, str]:
     if not separator or not name:
         raise InputError(f"--env {text}: write NAME=VALUE")
     if name in SET_BY_VERL:
-        raise InputError(f"--env {name}: veRL sets it itself; set it where Ray is started, on every node")
+        raise InputError(f"--env {name}: veRL sets it itself; set it on every node where Ray is started")
     return name, os.path.expandvars(value)

@@ -145,7 +145,7 @@ def test_a_paired_difference_sees_what_the_intervals_of_both_hide():
     assert (changed[6], same[5:]) == ("yes", ["+0.000 [+0.000, +0.000]", "no"])
     first, second = (bootstrap(pass_at_k_of(problems, [1]))[0] for problems in (before, after))
     assert first.high > second.low
-    with pytest.raises(ValueError, match="after: not the same problems; 2 are in only one of two runs, such as 0"):
+    with pytest.raises(ValueError, match="after: the problems differ; 2 are in only one of two runs, such as 0"):
         comparison_table({"before": [before], "after": [[*after[1:], answers("1", problem="x")]]}, ks=[1])
 
 
@@ -236,7 +236,9 @@ def test_an_evaluation_resumes_where_it_was(tmp_path):
     file, first, second = data_file(tmp_path), Oracle(), Oracle()
     run(config_of(tmp_path / "out", file), first, only=2)
     assert first.asked == ["q0", "q1", "q2", "q3"]
-    with pytest.raises(ValueError, match="2 of 3 batches are there; the same `verl-aer evaluate` resumes it"):
+    with pytest.raises(
+        ValueError, match="2 of 3 batches are complete; repeat the same `verl-aer evaluate` to resume it"
+    ):
         read_run(tmp_path / "out")
     # What a worker leaves that is killed while it writes.
     (tmp_path / "out" / "samples" / ".00002.jsonl.0123456789abcdef.jsonl").write_text('{"problem"')
@@ -262,7 +264,7 @@ def test_samples_of_other_settings_are_refused(tmp_path):
     ("change", "message"),
     [
         ({"prompt": []}, "row 2: prompt: not a list of messages; `verl-aer data inspect"),
-        ({"extra_info": {"question_id": "q0", "level": 0}}, "row 2: problem q0 is there twice"),
+        ({"extra_info": {"question_id": "q0", "level": 0}}, "row 2: problem q0 occurs twice"),
     ],
 )
 def test_data_that_cannot_be_evaluated_is_refused_before_a_model_is_loaded(change, message, tmp_path, capsys):
@@ -279,9 +281,9 @@ def test_data_that_cannot_be_evaluated_is_refused_before_a_model_is_loaded(chang
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--n", "0"], "--n has to be at least 1"),
-        (["--temperature", "0"], "--n above 1 needs a --temperature above 0"),
-        (["--top-p", "0", "--batch", "0"], "--top-p has to be above 0 and at most 1; --batch has to be at least 1"),
+        (["--n", "0"], "--n must be at least 1"),
+        (["--temperature", "0"], "--n above 1 needs --temperature above 0"),
+        (["--top-p", "0", "--batch", "0"], "--top-p must be above 0 and at most 1; --batch must be at least 1"),
         (["--reward", "nothing"], "give PATH.py:FUNCTION or package.module:FUNCTION"),
         (["--reward", "missing.py:f"], "missing.py:f: no such file"),
         (["--reward", "verl_aer.missing:f"], "No module named 'verl_aer.missing'"),
@@ -304,7 +306,7 @@ def test_a_folder_that_is_no_model_is_named(tmp_path, capsys):
 
 def test_a_reward_without_correctness_is_named(tmp_path):
     batches, store = open_evaluation(config_of(tmp_path / "out", data_file(tmp_path)))
-    with pytest.raises(ValueError, match="has to return a dict with 'score' and 'acc'"):
+    with pytest.raises(ValueError, match="must return a dict with 'score' and 'acc'"):
         sample_batches(batches, [0], store, Oracle(), lambda **_: 1.0)
     assert not (tmp_path / "out" / "samples").exists()
 
@@ -400,7 +402,7 @@ def test_runs_are_compared_side_by_side(tmp_path, capsys):
     assert main(["compare", *runs, "--k", "3"]) == 2
     assert "none: pass@3 needs 3 answers per problem, there are 2" in capsys.readouterr().err
     assert main(["compare", str(tmp_path), runs[0]]) == 2
-    assert "no samples in it" in capsys.readouterr().err
+    assert "no samples" in capsys.readouterr().err
 
 
 def test_evaluations_of_different_settings_are_not_compared(tmp_path, capsys):
@@ -419,7 +421,7 @@ def test_evaluations_of_different_settings_are_not_compared(tmp_path, capsys):
     assert main(["compare", *(str(tmp_path / name) for name in ("base", "again", "hotter", "narrow"))]) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert "evaluations of different settings cannot be compared (SHA-256 of --data: " in said.err
+    assert "evaluations with different settings cannot be compared (SHA-256 of --data: " in said.err
     for told in (
         "--reward: 'mine:reward' in base, 'yours:reward' in hotter",
         "--temperature: 1.0 in base, 1.2 in hotter",

@@ -137,12 +137,12 @@ def test_seeds_are_averaged_problem_by_problem(tmp_path: Path) -> None:
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
     first, other = dump(tmp_path / "a.jsonl", {"A": (2, "1000")}), dump(tmp_path / "b.jsonl", {"B": (2, "1000")})
-    with pytest.raises(ValueError, match="after: not the same problems; 2 are in only one of two runs"):
+    with pytest.raises(ValueError, match="after: the problems differ; 2 are in only one of two runs"):
         compare({"before": [first], "after": [other]})
     with pytest.raises(ValueError, match=r"run: pass@8 needs 8 answers per problem, there are 4; .* validate with n=8"):
         compare({"run": [first]}, ks=[8])
-    with pytest.raises(ValueError, match="--k 0: a number of tries has to be at least 1"):
+    with pytest.raises(ValueError, match="--k 0: k must be at least 1"):
         compare({"run": [first]}, ks=[0, 1])
     (tmp_path / "evaluation").mkdir()
-    with pytest.raises(ValueError, match="compare folders with folders, or validation dumps with dumps"):
+    with pytest.raises(ValueError, match="compare folders with folders, or dumps with dumps"):
         compare({"before": [first], "after": [tmp_path / "evaluation"]})

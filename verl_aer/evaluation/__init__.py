@@ -1,1 +1,1 @@
-"""Evaluation of sampled answers: samples, pass@k and maj@k with their intervals, and comparisons."""
+"""Evaluation of models: sampled answers, pass@k and maj@k with intervals, and comparisons."""

@@ -1,4 +1,4 @@
-"""Evaluations and validation dumps compared: whether they can be, and the table."""
+"""Compare evaluations or validation dumps, after checking that they are comparable."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from verl_aer.evaluation.validation_dumps import read_dump
 
 
 def compare(runs: Mapping[str, Sequence[Path]], ks: Sequence[int] = (), figure: Path | None = None) -> Table:
-    """Make the table of one run, or of several with their differences to the first one.
+    """Make the table of one run, or of several with their differences from the first.
 
     Args:
-        runs: label -> the folders of `verl-aer evaluate`, or the validation dumps of veRL, of its training seeds.
-        ks: the numbers of tries for pass@k; none: 1, the number of answers that all have, and one between.
+        runs: label -> one folder of `verl-aer evaluate`, or one of veRL's validation dumps, per training seed.
+        ks: values of k for pass@k; empty: 1, the number of answers that all runs have, and one between.
         figure: file for a figure of pass@k.
 
     Raises:
-        InputError: they cannot be compared: their settings or problems differ, or they have too few answers.
-        DumpError: a dump that cannot be read.
+        InputError: different settings or problems, or too few answers.
+        DumpError: a dump cannot be read.
     """
     places = {label if len(seeds) == 1 else str(path): path for label, seeds in runs.items() for path in seeds}
     if len({path.is_dir() for path in places.values()}) > 1:
-        raise InputError("compare folders with folders, or validation dumps with dumps: they name problems differently")
+        raise InputError("compare folders with folders, or dumps with dumps: their problem names differ")
     folders = {label: path for label, path in places.items() if path.is_dir()}
     answers = {
         label: [read_run(path) if path.is_dir() else read_dump(path) for path in seeds] for label, seeds in runs.items()
@@ -41,13 +41,13 @@ def compare(runs: Mapping[str, Sequence[Path]], ks: Sequence[int] = (), figure: 
 
 
 def require_same_settings(folders: Mapping[str, Path]) -> None:
-    """Check that evaluations differ only in the model, in n and in the seed: pass@k is unbiased for any n.
+    """Check that evaluations differ only in model, n and seed. pass@k is unbiased for any n.
 
     Args:
-        folders: label -> the folder of its evaluation.
+        folders: label -> folder of the evaluation.
 
     Raises:
-        InputError: two differ in data, reward, temperature, top-p or the length of an answer; each is named.
+        InputError: names the differences in data, reward, temperature, top-p or maximum length.
     """
     settings = {label: _compared_settings(folder) for label, folder in folders.items()}
     base = next(iter(settings), None)
@@ -58,7 +58,7 @@ def require_same_settings(folders: Mapping[str, Path]) -> None:
         if value != settings[base][key]
     ]
     if told:
-        raise InputError(f"evaluations of different settings cannot be compared ({'; '.join(told)})")
+        raise InputError(f"evaluations with different settings cannot be compared ({'; '.join(told)})")
 
 
 def _compared_settings(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The settings of an evaluation."""
+"""Settings of an evaluation."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ MATH_REWARD = "verl_aer.rewards.math_reward:compute_score"
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """What is evaluated, and how.
+    """Model, data and settings of an evaluation.
 
     Args:
-        model: a model's name or folder, or a checkpoint of veRL (``global_step_N``).
+        model: name or folder of a model, or a veRL checkpoint (``global_step_N``).
         data: prepared parquet files.
-        out: folder of the evaluation; None: ``evaluations/<model's last name>``.
+        out: folder of the evaluation; None: ``evaluations/<last part of the model's name>``.
         sampling: how answers are sampled.
         reward: ``package.module:FUNCTION`` or ``PATH.py:FUNCTION``, as veRL's custom_reward_function.
-        batch: problems that are sampled together.
-        tensor_parallel: GPUs of one copy of the model.
+        batch: number of problems that are sampled together.
+        tensor_parallel: GPUs per copy of the model.
         data_parallel: copies of the model.
     """
 
@@ -41,7 +41,7 @@ class EvaluationConfig:
 
     def problems(self) -> list[str]:
         return self.sampling.problems() + [
-            f"--{name.replace('_', '-')} has to be at least 1"
+            f"--{name.replace('_', '-')} must be at least 1"
             for name in ("batch", "tensor_parallel", "data_parallel")
             if getattr(self, name) < 1
         ]

@@ -1,4 +1,4 @@
-"""A veRL checkpoint as a model that vLLM can load: its FSDP shards merged, once."""
+"""Merge the FSDP shards of a veRL checkpoint into a model that vLLM can load."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ TAIL_LINES = 20
 
 
 def loadable_model(model: str) -> str:
-    """``model`` itself, unless it is a veRL checkpoint: then the folder of its merged weights.
+    """Return ``model`` itself, or the folder of its merged weights if it is a veRL checkpoint.
 
-    A checkpoint is ``global_step_N``, or the folder ``actor`` in it. Its merged weights are made beside ``actor`` on
-    the first call and found on the next.
+    A checkpoint is ``global_step_N``, or the folder ``actor`` in it. The first call writes the merged weights next to
+    ``actor``, and later calls reuse them.
 
     Raises:
-        InputError: a folder that is neither, or shards that cannot be merged.
+        InputError: a folder that is neither model nor checkpoint, or shards that cannot be merged.
     """
     folder = Path(model)
     if not folder.is_dir() or (folder / "config.json").is_file():
@@ -43,5 +43,5 @@ def _merge(actor: Path, merged: Path) -> None:
         run = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         if run.returncode != 0 or not (target / "config.json").is_file():
             tail = "\n".join(run.stdout.splitlines()[-TAIL_LINES:])
-            raise InputError(f"{actor}: its shards could not be merged:\n{tail}")
+            raise InputError(f"{actor}: the shards cannot be merged:\n{tail}")
         shutil.move(target, merged)

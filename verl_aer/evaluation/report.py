@@ -1,6 +1,6 @@
-"""The results of an evaluation as a table, as JSON and as a figure; several evaluations compared.
+"""Write the results of evaluations as table, JSON and figure, and compare several evaluations.
 
-A run is a list of the evaluations of its training seeds, mostly of one. Its values are means over the seeds.
+A run is a list of evaluations, one per training seed. Its values are means over the seeds.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from verl_aer.extras import require_extra
 Run = Sequence[Sequence[Answers]]
 INTERVALS = "mean over problems [95 % bootstrap interval over problems]"
 TEXT_METRICS = {"tokens": ".1f", "mean NLL": ".3f"}
-"""Metrics of the text and not of its correctness, with their format."""
+"""Metrics of the text, which have no interval in the table of one run, with their formats."""
 
 
 def summary(problems: Sequence[Answers]) -> dict[str, Any]:
-    """Compute every number of an evaluation, by group, for JSON."""
+    """Compute all numbers of an evaluation, by group, for JSON."""
     groups = groups_of(problems)
     return {name: _summary_of([problems[place] for place in places]) for name, places in groups.items()}
 
@@ -65,10 +65,10 @@ def _by_k(ks: Sequence[int], estimates: Sequence[Estimate]) -> dict[str, dict[st
 
 
 def summary_table(run: Run, ks: Sequence[int] = ()) -> Table:
-    """Make a table of one run: a line per group, a column per metric; metrics of the text without their intervals.
+    """Make the table of one run: one line per group and one column per metric, without intervals for text metrics.
 
     Args:
-        ks: the numbers of tries for pass@k; none: 1, all answers, and one number between.
+        ks: values of k for pass@k; empty: 1, the number of answers, and one between.
 
     Raises:
         InputError: seeds with different problems, or fewer answers than one of `ks`.
@@ -88,12 +88,12 @@ def summary_table(run: Run, ks: Sequence[int] = ()) -> Table:
 
 
 def comparison_table(runs: Mapping[str, Run], ks: Sequence[int] = ()) -> Table:
-    """Make a table of several runs: a line per group, metric and run, with the difference to the first run.
+    """Make the table of several runs: one line per group, metric and run, with the difference from the first run.
 
-    Differences are taken problem by problem, so that the spread between problems cancels.
+    Differences are taken per problem, so that the variation between problems cancels.
 
     Args:
-        runs: label -> run. Metrics that one of them lacks are left out.
+        runs: label -> run. Metrics that one of the runs lacks are left out.
         ks: as for `summary_table`.
 
     Raises:
@@ -117,9 +117,9 @@ def comparison_table(runs: Mapping[str, Run], ks: Sequence[int] = ()) -> Table:
 
 
 def plot_pass_at_k(runs: Mapping[str, Run], title: str, out: Path) -> None:
-    """Draw pass@k over k with its interval, a line per run."""
+    """Draw pass@k against k with its interval, one line per run."""
     require_extra("matplotlib", "a figure")
-    # Imported here: half a second.
+    # Imported here: the import takes half a second.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
@@ -133,7 +133,7 @@ def plot_pass_at_k(runs: Mapping[str, Run], title: str, out: Path) -> None:
         )
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:.0f}")
-    axes.set_xlabel("k, answers to a problem")
+    axes.set_xlabel("k, answers per problem")
     axes.set_ylabel("pass@k, mean over problems, 95 % interval")
     axes.set_title(title)
     axes.grid(alpha=0.3)
@@ -143,7 +143,7 @@ def plot_pass_at_k(runs: Mapping[str, Run], title: str, out: Path) -> None:
 
 
 def groups_of(problems: Sequence[Answers]) -> dict[str, list[int]]:
-    """Find the places of the problems of each source and level, if there are several, and of all."""
+    """List the indices of the problems of each source and level, if there are several, and of all problems."""
     groups: dict[str, list[int]] = {}
     for names in ([problem.source for problem in problems], [f"level {problem.level}" for problem in problems]):
         if len(set(names)) > 1:
@@ -163,7 +163,7 @@ def _metrics_of(label: str, run: Run, problems: Sequence[Answers], ks: Sequence[
     seeds = _aligned(label, run, problems)
     n = min(map(fewest_answers, seeds))
     if min(ks) < 1:
-        raise InputError(f"--k {min(ks)}: a number of tries has to be at least 1")
+        raise InputError(f"--k {min(ks)}: k must be at least 1")
     if max(ks) > n:
         raise InputError(
             f"{label}: pass@{max(ks)} needs {max(ks)} answers per problem, there are {n}; sample more with "
@@ -181,10 +181,10 @@ def _metrics_of(label: str, run: Run, problems: Sequence[Answers], ks: Sequence[
 
 
 def _aligned(label: str, run: Run, problems: Sequence[Answers]) -> list[list[Answers]]:
-    """Put the answers of every seed into the order of `problems`.
+    """Sort the answers of every seed in the order of `problems`.
 
     Raises:
-        InputError: not the same problems.
+        InputError: the problems differ.
     """
     aligned = []
     for seed in run:
@@ -192,7 +192,7 @@ def _aligned(label: str, run: Run, problems: Sequence[Answers]) -> list[list[Ans
         differing = sorted(by_problem.keys() ^ {problem.problem for problem in problems})
         if differing:
             raise InputError(
-                f"{label}: not the same problems; {len(differing)} are in only one of two runs, "
+                f"{label}: the problems differ; {len(differing)} are in only one of two runs, "
                 f"such as {differing[0]:.80}"
             )
         aligned.append([by_problem[problem.problem] for problem in problems])

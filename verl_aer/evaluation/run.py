@@ -1,7 +1,7 @@
-"""An evaluation from data files to its report: batch after batch, each kept as soon as it is whole.
+"""Run an evaluation: sample the answers in batches, save each complete batch, and write the report.
 
 One worker process per copy of the model samples its share of the batches (`worker.py`). The process that calls
-`evaluate` never loads vLLM: if a worker dies, this process says why.
+`evaluate` never loads vLLM, so that it can report why a worker died.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Reward = Callable[..., dict[str, Any]]
 
 
 def evaluate(config: EvaluationConfig) -> list[Answers]:
-    """Start or resume an evaluation, and write its report; the answers to every problem.
+    """Start or resume an evaluation, and write its report. Returns the answers to every problem.
 
     Raises:
-        InputError: input that cannot be evaluated, or a worker process that died. What is sampled is kept.
+        InputError: input that cannot be evaluated, or a worker process that died. Complete batches are kept.
         MissingExtraError: vLLM, matplotlib or a package of the reward is not installed.
     """
-    # Before anything is sampled, not at the figure that comes last.
+    # Check now, because the figure is drawn only after all sampling.
     require_vllm("verl-aer evaluate")
     require_extra("matplotlib", "verl-aer evaluate")
     if config.problems():
@@ -44,7 +44,7 @@ def evaluate(config: EvaluationConfig) -> list[Answers]:
     load_reward(config.reward)
     batches, store = open_evaluation(config)
     if store.missing(len(batches)):
-        loadable_model(config.model)  # merged before the workers start, each of which would do it
+        loadable_model(config.model)  # Merge once, before each worker would do it.
         sample_with_workers(config, batches, store)
     answers = read_run(config.folder)
     write_report(config.folder, answers, Path(config.model).name)
@@ -52,10 +52,10 @@ def evaluate(config: EvaluationConfig) -> list[Answers]:
 
 
 def open_evaluation(config: EvaluationConfig) -> tuple[list[Sequence[EvalProblem]], SampleStore]:
-    """Read the problems in batches, and open the folder of their samples.
+    """Split the problems into batches, and open the folder of their samples.
 
     Raises:
-        InputError: data that cannot be evaluated, or a folder with samples of other settings.
+        InputError: data that cannot be evaluated, or a folder with samples from other settings.
     """
     problems = read_problems(config.data)
     batches = [problems[start : start + config.batch] for start in range(0, len(problems), config.batch)]
@@ -75,7 +75,7 @@ def load_reward(name: str) -> Reward:
     """Load the function ``PATH.py:FUNCTION`` or ``package.module:FUNCTION``.
 
     Raises:
-        InputError: there is none.
+        InputError: the function does not exist.
     """
     place, _, function = name.partition(":")
     if not function:
@@ -103,7 +103,7 @@ def sample_batches(
     sampler: Sampler,
     reward: Reward,
 ) -> None:
-    """Answer the batches of the given numbers, and score the answers."""
+    """Sample and score the answers of the batches with the given numbers."""
     for number in numbers:
         batch = batches[number]
         answers = sampler.generate([(problem.problem, problem.prompt) for problem in batch])
@@ -124,7 +124,7 @@ def _sample(problem: EvalProblem, place: int, generation: Any, reward: Reward) -
         extra_info=row.get("extra_info") or {},
     )
     if not isinstance(score, dict) or "acc" not in score:
-        raise InputError("the reward function has to return a dict with 'score' and 'acc'")
+        raise InputError("the reward function must return a dict with 'score' and 'acc'")
     return {
         "problem": problem.problem,
         "sample": place,
@@ -136,7 +136,7 @@ def _sample(problem: EvalProblem, place: int, generation: Any, reward: Reward) -
         "mean_nll": generation.mean_nll,
         "acc": float(score["acc"]),
         "score": float(score["score"]),
-        # Without an extracted answer the whole text has the vote.
+        # Without an extracted answer, the whole text is the vote.
         "pred": str(score.get("pred", generation.text.strip())),
     }
 

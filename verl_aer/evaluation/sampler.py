@@ -1,4 +1,4 @@
-"""Answers from vLLM, offline: prompts as veRL makes them, one seed for each answer."""
+"""Sample answers with vLLM offline, with veRL's prompts and one seed per answer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 FOR_CPU = {
-    # Few CPUs have bfloat16 arithmetic, and compiling costs them a minute.
+    # Few CPUs have bfloat16 arithmetic, and compilation takes a minute.
     "dtype": "float32",
     "enforce_eager": True,
-    # A prompt that is read in two steps makes vLLM turn back its seeded generator, which a CPU's cannot do:
+    # With chunked prefill vLLM rewinds its seeded generator, which fails on a CPU:
     # `RuntimeError: CPU Generator does not use offset`.
     "enable_chunked_prefill": False,
 }
@@ -21,7 +21,7 @@ FOR_CPU = {
 
 @dataclass(frozen=True)
 class Sampling:
-    """As veRL's ``rollout.val_kwargs``; temperature 0 takes the most likely token."""
+    """Sampling settings, as veRL's ``rollout.val_kwargs``. Temperature 0 takes the most likely token."""
 
     n: int = 32
     temperature: float = 1.0
@@ -31,17 +31,17 @@ class Sampling:
 
     def problems(self) -> list[str]:
         bounds = {
-            "--n has to be at least 1": self.n >= 1,
-            "--temperature has to be at least 0": self.temperature >= 0,
-            "--top-p has to be above 0 and at most 1": 0 < self.top_p <= 1,
-            "--max-tokens has to be at least 1": self.max_tokens >= 1,
-            "--n above 1 needs a --temperature above 0: all answers would be one": self.n == 1 or self.temperature > 0,
+            "--n must be at least 1": self.n >= 1,
+            "--temperature must be at least 0": self.temperature >= 0,
+            "--top-p must be above 0 and at most 1": 0 < self.top_p <= 1,
+            "--max-tokens must be at least 1": self.max_tokens >= 1,
+            "--n above 1 needs --temperature above 0, or all answers are equal": self.n == 1 or self.temperature > 0,
         }
         return [text for text, holds in bounds.items() if not holds]
 
 
 class Generation(NamedTuple):
-    """One answer. mean_nll: mean of -log pi of its tokens, at the sampling temperature. finish: stop, or length."""
+    """One answer. mean_nll: mean of -log pi of its tokens, at the sampling temperature. finish: "stop" or "length"."""
 
     text: str
     tokens: int
@@ -53,7 +53,7 @@ class Sampler:
     """A model in vLLM."""
 
     def __init__(self, model: str, sampling: Sampling, tensor_parallel: int = 1) -> None:
-        # Imported here: veRL and torch take seconds, and a config of an evaluation needs neither.
+        # Imported here: veRL and torch take seconds to import, and an evaluation's config does not need them.
         from verl_aer.cpu.detection import accelerator_present
 
         on_cpu = not accelerator_present()
@@ -62,7 +62,7 @@ class Sampler:
 
             os.environ.update({name: os.environ.get(name, value) for name, value in ROLLOUT_ENVIRONMENT.items()})
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR" if on_cpu else "WARNING")
-        # Imported here: it reads the environment.
+        # Imported here: vLLM reads the environment on import.
         import vllm
 
         self.sampling = sampling
@@ -77,7 +77,7 @@ class Sampler:
         self.tokenizer = self.llm.get_tokenizer()
 
     def generate(self, prompts: Sequence[tuple[str, list[dict[str, str]]]]) -> list[list[Generation]]:
-        """n answers to each prompt, given with its problem's stable id."""
+        """Sample n answers to each prompt, given as (problem id, messages)."""
         from vllm import TokensPrompt
 
         tokens = [self._tokens(messages) for _, messages in prompts for _ in range(self.sampling.n)]

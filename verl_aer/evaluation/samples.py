@@ -1,10 +1,9 @@
-"""The problems of an evaluation and the sampled answers, as files from which a killed evaluation can resume.
+"""Store the problems and sampled answers of an evaluation as files, so that it can be resumed.
 
-    OUT/settings.json              what the samples depend on; samples of other settings are refused
-    OUT/samples/00000.jsonl        the answers to the first batch of problems, one a line; whole or absent
+    OUT/settings.json              evaluation settings; resuming with different settings is refused
+    OUT/samples/00000.jsonl        answers to the first batch of problems, one per line; complete or absent
 
-A batch is always the same problems, sampled together with the same seeds, so that a batch that has to be done again
-gives what it would have given.
+A batch always has the same problems and the same seeds, so that sampling it again gives the same answers.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ NO_LEVEL = "none"
 
 @dataclass(frozen=True)
 class EvalProblem:
-    """A row of a data file. row: as the file has it, for the reward function."""
+    """A problem of a data file. row: the unchanged row, for the reward function."""
 
     problem: str
     source: str
@@ -38,10 +37,10 @@ class EvalProblem:
 
 
 def read_problems(files: Sequence[Path]) -> list[EvalProblem]:
-    """Read the problems of prepared parquet files, in their order.
+    """Read the problems of prepared parquet files, in order.
 
     Raises:
-        InputError: a row that cannot be evaluated, or a problem that is there twice.
+        InputError: a row that cannot be evaluated, or a repeated problem.
     """
     problems: dict[str, EvalProblem] = {}
     for file in files:
@@ -52,18 +51,18 @@ def read_problems(files: Sequence[Path]) -> list[EvalProblem]:
             info = row.get("extra_info") or {}
             name = question_id(info, row["data_source"], row["prompt"], key="question_id")
             if name in problems:
-                raise InputError(f"{file}, row {number}: problem {name} is there twice; prepare the data again")
+                raise InputError(f"{file}, row {number}: problem {name} occurs twice; prepare the data again")
             level = info.get("level")
             problems[name] = EvalProblem(
                 name, row["data_source"], NO_LEVEL if level is None else str(level), row["prompt"], row
             )
     if not problems:
-        raise InputError(f"{', '.join(map(str, files))}: no problem in it")
+        raise InputError(f"{', '.join(map(str, files))}: no problems")
     return list(problems.values())
 
 
 def fingerprint(files: Sequence[Path]) -> str:
-    """Compute the SHA-256 of the files' bytes, in their order."""
+    """Compute the SHA-256 of the files' bytes, in order."""
     content = hashlib.sha256()
     for file in files:
         content.update(file.read_bytes())
@@ -71,13 +70,13 @@ def fingerprint(files: Sequence[Path]) -> str:
 
 
 class SampleStore:
-    """The folder of one evaluation."""
+    """The folder of an evaluation."""
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        """Open the folder, or make it.
+        """Open or create the folder.
 
         Raises:
-            InputError: the folder has the samples of other settings.
+            InputError: the folder has samples from other settings.
         """
         self.folder = folder
         found = folder / "settings.json"
@@ -91,7 +90,7 @@ class SampleStore:
             write_text_atomically(found, json.dumps(settings, indent=2) + "\n")
 
     def missing(self, batches: int) -> list[int]:
-        """List the numbers of the batches, of so many, that are not there."""
+        """List the numbers of the batches below `batches` that are not saved."""
         return [batch for batch in range(batches) if not self._file(batch).is_file()]
 
     def add(self, batch: int, samples: Sequence[dict[str, Any]]) -> None:
@@ -130,20 +129,20 @@ def read_run(folder: Path) -> list[Answers]:
     """Read the answers of a finished evaluation.
 
     Raises:
-        InputError: there are none, or not all.
+        InputError: no batches, or not all.
     """
     files = _batch_files(folder)
     if not files:
-        raise InputError(f"{folder}: no samples in it; give a folder that `verl-aer evaluate` has written")
+        raise InputError(f"{folder}: no samples; give a folder that `verl-aer evaluate` has written")
     settings = read_json(folder / "settings.json")
     if len(files) != settings["batches"]:
         raise InputError(
-            f"{folder}: {len(files)} of {settings['batches']} batches are there; "
-            "the same `verl-aer evaluate` resumes it"
+            f"{folder}: {len(files)} of {settings['batches']} batches are complete; "
+            "repeat the same `verl-aer evaluate` to resume it"
         )
     return gather(SampleStore(folder, settings).samples())
 
 
 def _batch_files(folder: Path) -> list[Path]:
-    # A worker that is killed while it writes leaves a temporary file, whose name begins with a dot.
+    # A worker that is killed while writing leaves a temporary file, whose name begins with a dot.
     return sorted((folder / "samples").glob("[0-9]*.jsonl"))

@@ -1,18 +1,18 @@
 """Statistics of n sampled answers to each problem.
 
-    pass@k = 1 - C(n - c, k) / C(n, k)             at least one of k answers is right, where c of n are
-    avg@n  = c / n                                 which is pass@1
+    pass@k = 1 - C(n - c, k) / C(n, k)             at least one of k answers is right, if c of n are
+    avg@n  = c / n                                 equal to pass@1
     maj@k  = mean over blocks of k answers of P(the block's most frequent answer is right)
 
 pass@k is the unbiased estimate of Chen et al. 2021 (arXiv 2107.03374, equation 1).
 
-Blocks are the first k answers, the next k, and so on; answers that do not fill one are left out. Right answers are one
-answer, however they are written; wrong ones are one where they are written alike. If several answers are the most
-frequent, one of them is drawn: maj@k then counts the share that is right (1/2 for a right and a wrong one with two
-votes each). An answer that could not be read has no vote; a block without a vote is wrong.
+Blocks are the first k answers, the next k, and so on; answers that do not fill a block are ignored. All correct answers
+count as the same vote; incorrect answers are grouped by their exact text. If several answers are the most frequent,
+maj@k counts the share of correct ones among them: 1/2 for a correct and an incorrect answer with two votes each. An
+unreadable answer has no vote, and a block without votes is wrong.
 
-Intervals are percentile bootstraps over problems: they cover the choice of problems, neither the seed of the sampling
-nor that of the training.
+Intervals are percentile bootstraps over problems. They cover the choice of problems, but not the seeds of sampling and
+training.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ import numpy as np
 from verl_aer.errors import InputError
 
 BOOTSTRAP_RESAMPLES = 2000
-"""Resamples of a bootstrap: the ends of a 95 % interval then move by about 2 % of its width between seeds."""
+"""Resamples of a bootstrap. The ends of a 95 % interval then vary by about 2 % of its width between seeds."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The n answers to one problem, in the order in which they were drawn.
+    """The n answers to one problem, in the order of sampling.
 
-    problem: its stable id. source, level: what tables are grouped by. correct: n bools. texts: n texts, "" where none
-    could be read. tokens: n lengths. mean_nll: n means of -log pi over an answer's tokens, in nats. veRL's validation
-    dumps hold neither tokens nor mean_nll: both are empty there.
+    problem: stable id. source, level: groups of the tables. correct: n bools. texts: n extracted answers, "" if
+    unreadable. tokens: n lengths. mean_nll: n means of -log pi over an answer's tokens, in nats. veRL's validation
+    dumps have neither tokens nor mean_nll: both are empty.
     """
 
     problem: str
@@ -49,7 +49,7 @@ class Answers:
 
 
 class Estimate(NamedTuple):
-    """A mean over problems, or a difference of two, with the ends of its 95 % bootstrap interval."""
+    """A mean over problems, or a difference of two means, with its 95 % bootstrap interval."""
 
     mean: float
     low: float
@@ -61,7 +61,7 @@ def pass_at_k(n: int, c: int) -> np.ndarray:
 
         pass@k = 1 - prod_{j < k} (n - c - j) / (n - j)
 
-    The product has no large factorial in it.
+    The product form has no large factorials.
 
     >>> pass_at_k(n=4, c=1).tolist()
     [0.25, 0.5, 0.75, 1.0]
@@ -79,12 +79,12 @@ def pass_at_k_of(problems: Sequence[Answers], ks: Sequence[int]) -> np.ndarray:
 
 
 def fewest_answers(problems: Sequence[Answers]) -> int:
-    """Find the number of answers that every problem has."""
+    """Return the number of answers that every problem has."""
     return min(len(problem.correct) for problem in problems)
 
 
 def majority(correct: Sequence[bool], texts: Sequence[str]) -> float:
-    """Compute the probability that the most frequent answer is right, ties drawn.
+    """Compute the probability that a random one of the most frequent answers is right.
 
     >>> majority([True, True, False], ["4", "4.0", "5"])
     1.0
@@ -136,8 +136,8 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> list[Estimate]:
     """
     problems = len(values)
     picks = np.random.default_rng(seed).integers(0, problems, size=(BOOTSTRAP_RESAMPLES, problems))
-    # How often each resample holds each problem: a product with it gives the resamples' means of all columns, without
-    # an array of (resamples, problems, K).
+    # Multiplying the counts of each problem in each resample by the values gives the resamples' means of all columns,
+    # without an array of (resamples, problems, K).
     picks += problems * np.arange(BOOTSTRAP_RESAMPLES)[:, None]
     counts = np.bincount(picks.ravel(), minlength=picks.size).reshape(picks.shape)
     low, high = np.quantile(counts @ values / problems, [0.025, 0.975], axis=0)
@@ -145,5 +145,5 @@ def bootstrap(values: np.ndarray, seed: int = 0) -> list[Estimate]:
 
 
 def is_significant(difference: Estimate) -> bool:
-    """Tell whether the 95 % interval of a difference excludes 0."""
+    """Check whether the 95 % interval of a difference excludes 0."""
     return difference.low > 0 or difference.high < 0

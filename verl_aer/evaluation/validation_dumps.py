@@ -1,8 +1,8 @@
-"""Answers from the validation dumps of veRL.
+"""Read answers from veRL's validation dumps.
 
 veRL writes one JSONL file per validation, `<trainer.validation_data_dir>/<global step>.jsonl`, with one line per
-answer: `input`, `output`, `gts`, `score`, `step`, `uid` = `{prompt uid}_{session}_{index}` and every key that the
-reward function returned with its score. `acc`, `level` and `pred` are read from the latter.
+answer: `input`, `output`, `gts`, `score`, `step`, `uid` = `{prompt uid}_{session}_{index}` and the other keys that the
+reward function returned. Of those, `acc`, `level` and `pred` are read.
 """
 
 from __future__ import annotations
@@ -19,23 +19,22 @@ from verl_aer.evaluation.statistics import Answers
 
 
 class DumpError(VerlAerError, ValueError):
-    """A validation dump that cannot be read: the message names the file, the line and what to set."""
+    """A validation dump that cannot be read. The message names the file, the line and the setting to change."""
 
 
 def read_dump(path: Path) -> list[Answers]:
     """Read one validation dump of veRL.
 
-    Rows with the same prompt uid are one problem. Of the rows of one session only the highest index counts, as an agent
-    loop may emit several outputs before its final one. A problem is known by its prompt and, if several have the same
-    prompt, by their order: veRL draws new uids at every validation.
+    Rows with the same prompt uid are one problem. In each session only the row with the highest index counts, because
+    an agent loop may emit several outputs before its final one. A problem is identified by its prompt, because veRL
+    draws new uids at every validation. Problems with the same prompt are identified by their order.
 
     Args:
-        path: a `<step>.jsonl` file of `trainer.validation_data_dir`, with what the reward function returned: `acc`, a
-            bool, 0 or 1, tells whether the answer is right; `level` is the difficulty level, and `pred` the answer in
-            the text; both may be absent.
+        path: a file `<step>.jsonl` of `trainer.validation_data_dir`. `acc`, a bool, 0 or 1, is the correctness of the
+            answer. `level`, the difficulty level, and `pred`, the extracted answer, may be absent.
 
     Raises:
-        DumpError: a missing file, no rows, a broken line, a missing key, or a value that is not 0 or 1.
+        DumpError: a missing or empty file, a broken line, a missing key, or an `acc` that is not 0 or 1.
     """
     rows = _read_rows(path)
     has_levels = any("level" in row for row in rows)
@@ -67,9 +66,7 @@ def _read_rows(path: Path) -> list[Mapping[str, Any]]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise DumpError(
-                f"{path}, line {number}: not JSON ({error}); was the run stopped while it wrote?"
-            ) from error
+            raise DumpError(f"{path}, line {number}: not JSON ({error}); was the run stopped while writing?") from error
         if "input" not in row:
             raise DumpError(f"{path}, line {number}: no 'input'; is this a file of trainer.validation_data_dir?")
         rows.append(row)
@@ -103,7 +100,7 @@ def _level(row: Mapping[str, Any], path: Path) -> str:
 
 
 def _text(row: Mapping[str, Any]) -> str:
-    # Without an extracted answer the whole text has the vote. veRL fills a key that some rows lack with null.
+    # Without an extracted answer, the whole text is the vote. If only some rows have a key, veRL fills it with null.
     return str(row["pred"]) if row.get("pred") is not None else str(row.get("output", "")).strip()
 
 

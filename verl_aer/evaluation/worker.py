@@ -1,4 +1,4 @@
-"""A worker process of an evaluation: it loads one copy of the model, and samples its share of the batches.
+"""A worker process of an evaluation: it loads one copy of the model and samples its share of the batches.
 
 `workers.py` starts it with ``python -m verl_aer.evaluation.worker`` and sends it a `WorkerTask`.
 """

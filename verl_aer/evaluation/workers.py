@@ -1,4 +1,4 @@
-"""The worker processes of an evaluation, one per copy of the model, as seen by the process that starts them."""
+"""Start and watch the worker processes of an evaluation, one per copy of the model."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from verl_aer.errors import InputError
 from verl_aer.evaluation.config import EvaluationConfig
 from verl_aer.evaluation.samples import EvalProblem, SampleStore
 
-# Not multiprocessing, whose spawn imports the caller's main module again: scripts without a guard do not survive it.
+# multiprocessing's spawn would import the caller's main module again, which breaks scripts without a guard.
 WORKER_COMMAND = [sys.executable, "-m", "verl_aer.evaluation.worker"]
 POLL_SECONDS = 0.5
 
 
 class WorkerTask(NamedTuple):
-    """What a worker reads from its standard input, pickled. batches: their numbers. parent: the pid of its parent."""
+    """Pickled input of a worker. batches: numbers of its batches. parent: pid of its parent."""
 
     config: EvaluationConfig
     batches: list[int]
@@ -32,10 +32,10 @@ class WorkerTask(NamedTuple):
 
 
 class Worker:
-    """A running worker process, and what it has started."""
+    """A running worker process and its descendants."""
 
     def __init__(self, task: WorkerTask, devices: Sequence[str], log: Path) -> None:
-        """Start it. devices: the GPUs that it sees; none: all."""
+        """Start the process. devices: the GPUs that it sees; empty: all."""
         self.batches = task.batches
         self.log = log
         environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {})}
@@ -57,7 +57,7 @@ def sample_with_workers(config: EvaluationConfig, batches: Sequence[Sequence[Eva
     """Sample the missing batches.
 
     Raises:
-        InputError: too few GPUs, or a worker that ended before its batches were there. The others have been ended then.
+        InputError: too few GPUs, or a worker that ended before its batches were complete. The other workers are ended.
     """
     devices = _devices_of_workers(config)
     missing = store.missing(len(batches))
@@ -78,7 +78,7 @@ def sample_with_workers(config: EvaluationConfig, batches: Sequence[Sequence[Eva
                 ended = [worker for worker in workers if worker.process.poll() is not None]
                 missing = store.missing(len(batches))
                 done = [answers[number] for number in answers.keys() - missing]
-                display.show(len(done), f"batches, {sum(done):,} answers" if done else "the model is loading")
+                display.show(len(done), f"batches, {sum(done):,} answers" if done else "loading the model")
                 for worker in ended:
                     if set(worker.batches) & set(missing):
                         raise InputError("\n".join(explain_failure(worker.process.returncode, worker.log)))
@@ -91,17 +91,17 @@ def sample_with_workers(config: EvaluationConfig, batches: Sequence[Sequence[Eva
 
 
 def _devices_of_workers(config: EvaluationConfig) -> list[list[str]]:
-    """Divide the visible GPUs among the workers; a single worker gets all, as vLLM finds them.
+    """Divide the visible GPUs among the workers. A single worker gets all GPUs that vLLM finds.
 
     Raises:
-        InputError: there are too few.
+        InputError: there are too few GPUs.
     """
     if config.data_parallel == 1:
         return [[]]
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     devices = visible.split(",") if visible else [str(number) for number in range(_gpus())]
     size = config.tensor_parallel
-    # Without any GPU, all workers share the CPU.
+    # Without GPUs, all workers share the CPU.
     if devices and len(devices) < config.data_parallel * size:
         raise InputError(
             f"--data-parallel {config.data_parallel} times --tensor-parallel {size} needs "
@@ -111,7 +111,7 @@ def _devices_of_workers(config: EvaluationConfig) -> list[list[str]]:
 
 
 def _gpus() -> int:
-    # Imported here: it takes seconds.
+    # Imported here: the import takes seconds.
     import torch
 
     return torch.cuda.device_count()

@@ -225,9 +225,9 @@ def test_an_answer_that_no_rule_can_read_may_be_asked_for(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("not json\n[1, 2]\n", "no row of 2 is left"),
-        ("", "no row of 0 is left"),
-        ("[{", "begins like a JSON list and is none"),
+        ("not json\n[1, 2]\n", "none of 2 rows is left"),
+        ("", "none of 0 rows is left"),
+        ("[{", "begins like a JSON list but is not one"),
     ],
 )
 def test_a_source_without_a_good_row_is_an_error(lines, message, tmp_path):
@@ -242,8 +242,8 @@ def test_a_source_without_a_good_row_is_an_error(lines, message, tmp_path):
     ("arguments", "message"),
     [
         (["--input", "missing.parquet"], "missing.parquet: no such file"),
-        (["--input", "README.md"], "README.md: what kind of file is this?"),
-        (["--input", "x.parquet", "--overlap", "0"], "--overlap has to be above 0 and at most 1"),
+        (["--input", "README.md"], "README.md: unknown file type"),
+        (["--input", "x.parquet", "--overlap", "0"], "--overlap must be above 0 and at most 1"),
         (["--input", "x.parquet", "--against", "missing.parquet"], "missing.parquet: no such file; prepare the eval"),
         ([], "cannot be read from the hub"),
     ],
@@ -300,7 +300,7 @@ def test_inspect_shows_a_file_and_finds_its_bad_rows(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "2    reward_model.ground_truth: missing, or not a text" in shown
     assert "3    prompt: not a list of messages" in shown
-    assert "4    prompt: ends with a message of 'assistant', not of the user" in shown
+    assert "4    prompt: the last message is from 'assistant', not from the user" in shown
     assert "1 + 1?" in shown
     kept = [json.loads(line) for line in file.with_suffix(".bad.jsonl").read_text().splitlines()]
     assert [row["row"] for row in kept] == [2, 3, 4]

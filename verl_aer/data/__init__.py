@@ -1,1 +1,1 @@
-"""Data sets for training and evaluation: from whatever the hub has to parquet files in veRL's schema."""
+"""Prepare data sets for training and evaluation as parquet files in veRL's schema."""

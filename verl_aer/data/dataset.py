@@ -1,4 +1,4 @@
-"""What a script of `data_prep/` says of its data set: where it is, and how a row of it is read."""
+"""Describe a data set for a script of `data_prep/`: its location and how to read a row."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any
 from verl_aer.errors import VerlAerError
 
 BOXED = "Let's think step by step and output the final answer within \\boxed{}."
-"""What follows a question, unless a script or its user says otherwise."""
+"""Default instruction after a question."""
 
 Row = Mapping[str, Any]
-"""A row as the source has it."""
+"""A row of the source."""
 
 
 class BadRow(VerlAerError, ValueError):
-    """A row that cannot be a question with an answer; the message says why."""
+    """A row without a usable question and answer. The message gives the cause."""
 
 
 @dataclass(frozen=True)
 class MathProblem:
-    """A question and its answer, and what else of the row is worth keeping."""
+    """A question, its answer, and other columns of the row that are kept."""
 
     question: str
     answer: str
@@ -34,10 +34,10 @@ class MathProblem:
 class DataSet:
     """A data set of the hub.
 
-    name: of the file and, as ``data_source``, of its rows. hub, config, split: for `datasets.load_dataset`.
-    read: a row -> its problem, or BadRow. columns: what ``read`` looks at; of a parquet file, nothing else is read.
-    role: "train" or "evaluation". repeats: dotted paths of the columns that decide whether two rows are one; only a
-    source that repeats its rows needs them, to be read fast.
+    name: of the file and, as ``data_source``, of its rows. hub, config, split: arguments of `datasets.load_dataset`.
+    read: converts a row to a problem, or raises BadRow. columns: columns that ``read`` uses; of a parquet file, only
+    these are read. role: "train" or "evaluation". repeats: dotted paths of the columns that identify repeated rows, to
+    skip them fast; only needed for a source that repeats its rows.
     """
 
     name: str
@@ -49,14 +49,14 @@ class DataSet:
     split: str = "train"
     repeats: tuple[str, ...] = ()
     about: tuple[str, ...] = ()
-    """Keys that ``read`` puts into ``MathProblem.about``, which become keys of ``extra_info``."""
+    """Keys of ``MathProblem.about``, which become keys of ``extra_info``."""
 
 
 def text(row: Row, key: str) -> str:
-    """A column that has to be a text.
+    """Read a text column.
 
     Raises:
-        BadRow: it is missing, empty or something else.
+        BadRow: the value is missing, empty or not a text.
     """
     value = row.get(key)
     if not isinstance(value, str) or not value.strip():
@@ -65,7 +65,7 @@ def text(row: Row, key: str) -> str:
 
 
 def number_or_text(row: Row, key: str) -> str:
-    """A column that has an answer as a number or as a text: 27, 27.0 and "27" are one.
+    """Read an answer that is a number or a text. 27, 27.0 and "27" give the same text.
 
     >>> [number_or_text({"answer": answer}, "answer") for answer in (27, 27.0, " 27 ", "27.0", 0.5, r"\\frac{1}{2}")]
     ['27', '27', '27', '27', '0.5', '\\\\frac{1}{2}']
@@ -81,7 +81,7 @@ def number_or_text(row: Row, key: str) -> str:
 
 
 def reader(question: str, answer: str, about: tuple[str, ...] = ()) -> Callable[[Row], MathProblem]:
-    """For rows with a column of questions and one of answers; ``about``: columns that are kept as texts."""
+    """Make a reader for rows with a question and an answer column; the columns ``about`` are kept as texts."""
 
     def read(row: Row) -> MathProblem:
         kept = {key: str(row[key]) for key in about if row.get(key) is not None}
@@ -91,7 +91,7 @@ def reader(question: str, answer: str, about: tuple[str, ...] = ()) -> Callable[
 
 
 def last_boxed(solution: str) -> str:
-    r"""What the last \boxed{} or \fbox{} of a solution holds.
+    r"""Return the contents of the last \boxed{} or \fbox{} of a solution.
 
     >>> last_boxed(r"so \boxed{1}, no: \boxed{\frac{1}{2}}.")
     '\\frac{1}{2}'
@@ -99,16 +99,16 @@ def last_boxed(solution: str) -> str:
     '7'
 
     Raises:
-        BadRow: there is none, or it does not end.
+        BadRow: there is no box, or the last one is incomplete.
     """
     begins = [match.end() for match in re.finditer(r"\\f?boxed\b\s*", solution)]
     if not begins:
-        raise BadRow("solution: no \\boxed{} in it")
+        raise BadRow("solution: no \\boxed{}")
     rest = solution[begins[-1] :]
     if not rest.startswith("{"):
         bare = re.match(r"[^\s.,;$]+", rest)
         if bare is None:
-            raise BadRow("solution: nothing in its last \\boxed")
+            raise BadRow("solution: its last \\boxed is empty")
         return bare.group()
     depth = 0
     for place, letter in enumerate(rest):
@@ -116,7 +116,7 @@ def last_boxed(solution: str) -> str:
         depth += (letter == "{" and not escaped) - (letter == "}" and not escaped)
         if depth == 0:
             return rest[1:place].strip()
-    raise BadRow("solution: its last \\boxed{} does not end")
+    raise BadRow("solution: its last \\boxed{} is incomplete")
 
 
 KINDS = (
@@ -129,11 +129,11 @@ KINDS = (
     ("equation", re.compile(r"[^=]+=[^=]+")),
     ("text", re.compile(r"(?:\\text\w*\{[^{}]*\}|[A-Za-z][A-Za-z' -]+)")),
 )
-"""From the narrowest on; what is none of them is an expression."""
+"""Kinds of answers, the narrowest first. Any other answer is an expression."""
 
 
 def answer_kind(answer: str) -> str:
-    """Of which kind an answer is.
+    """Classify an answer.
 
     >>> [answer_kind(answer) for answer in ("-7", "1,234", "0.5", "1, 2", "x = 2")]
     ['integer', 'integer', 'decimal', 'several answers', 'equation']

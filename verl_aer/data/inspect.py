@@ -1,11 +1,11 @@
-"""Whether a parquet file can be trained or evaluated on with veRL, row by row, and what is in it.
+"""Check a parquet file row by row for training or evaluation with veRL, and summarize its contents.
 
-A row is good when veRL can make a prompt of it and a rule can check it:
+A row is good if veRL can make a prompt of it and a rule can check the answer:
 
-    prompt          a list of messages, each with the texts `role` and `content`, the last one of the user
+    prompt          a list of messages, each with the texts `role` and `content`; the last one is the user's
     data_source     a text
     reward_model    with the text `ground_truth`
-    extra_info      with a `question_id` (a warning where it is missing: questions are then known by their text)
+    extra_info      with a `question_id` (a warning if missing: questions are then identified by their text)
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from verl_aer.data.text import digest_of, key_of
 from verl_aer.errors import InputError
 
 COLUMNS = ("data_source", "prompt", "reward_model")
-"""Without which veRL cannot train; extra_info may be missing."""
+"""Columns that veRL needs for training. extra_info is optional."""
 ROWS_SHOWN = 10
 BATCH_ROWS = 8192
 
 
 @dataclass
 class Inspection:
-    """What a file holds. bad: (row number from 1 on, reason)."""
+    """Contents of a file. bad: (row number, counted from 1, and reason)."""
 
     file: str
     rows: int = 0
@@ -46,9 +46,9 @@ class Inspection:
     first: dict[str, Any] | None = None
 
     def tables(self) -> list[Table]:
-        """For a terminal."""
+        """Make the tables for a terminal."""
         rows = [["rows", f"{self.rows:,}"], ["bad", f"{len(self.bad):,}"]]
-        rows += [["prompts that are there more than once", f"{self.repeated:,}"]] if self.repeated else []
+        rows += [["repeated prompts", f"{self.repeated:,}"]] if self.repeated else []
         rows += [["without extra_info.question_id", f"{self.without_id:,}"]] if self.without_id else []
         tables = [Table(self.file, ["", "rows"], rows)]
         for title, counter in (("data sources", self.sources), ("answers", self.answers)):
@@ -64,7 +64,7 @@ class Inspection:
 
 
 def inspect(file: Path, bad_rows: Path | None = None) -> Inspection:
-    """Look at every row; the bad ones go, whole, to the JSON lines file ``bad_rows``.
+    """Check every row, and write the bad rows to the JSON lines file ``bad_rows``.
 
     Raises:
         InputError: the file cannot be read, or lacks a column.
@@ -103,7 +103,7 @@ def _rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def row_error(row: dict[str, Any]) -> str | None:
-    """Find why veRL cannot train on a row; None where it can.
+    """Return why veRL cannot train on a row; None for a good row.
 
     >>> row_error({"data_source": "m", "prompt": [], "reward_model": {"ground_truth": "1"}})
     'prompt: not a list of messages'
@@ -113,9 +113,9 @@ def row_error(row: dict[str, Any]) -> str | None:
         return "prompt: not a list of messages"
     for message in prompt:
         if not isinstance(message, dict) or not _is_text(message.get("role")) or not _is_text(message.get("content")):
-            return "prompt: a message without a role or a content"
+            return "prompt: a message without role or content"
     if prompt[-1]["role"] != "user":
-        return f"prompt: ends with a message of {prompt[-1]['role']!r}, not of the user"
+        return f"prompt: the last message is from {prompt[-1]['role']!r}, not from the user"
     if not _is_text(row.get("data_source")):
         return "data_source: missing"
     if not isinstance(reward, dict) or not _is_text(reward.get("ground_truth")):

@@ -1,9 +1,9 @@
-"""From a source to a parquet file in veRL's schema, one row at a time, and an account of every row.
+"""Prepare a source as a parquet file in veRL's schema, row by row, and report what happened to every row.
 
-    row of the source → question and answer → seen before? → part of an evaluation set? → row of veRL's schema
+    row of the source → question and answer → repeated? → in an evaluation set? → row of veRL's schema
 
-Memory does not grow with the rows of the input: of each different question a digest is kept. The file, its report and
-the rows that were left out get their names together, when all is written.
+Memory grows with the number of distinct questions (12 bytes each), not with the number of rows. The file, its report
+and the rows that were left out appear together, when all of them are complete.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from verl_aer.errors import InputError, VerlAerError
 OK, BAD_INPUT = 0, 2
 ROW_GROUP_ROWS = 4096
 LONGEST_ANSWER = 1000
-"""Characters; what is longer is a solution, and no rule can check it."""
+"""Characters. A longer answer is a solution, which no rule can check."""
 EXCERPT = 200
 """Characters of a question in the file of left-out rows."""
 
-# Why a row is left out.
+# Reasons for leaving a row out.
 REPEATED = "the same question and answer as an earlier row"
 CONTRADICTS = "the same question as an earlier row, with another answer"
 HELD_OUT = "a question of an evaluation set"
@@ -47,21 +47,21 @@ OVERLAPS = "shares most of its words with a question of an evaluation set"
 
 @dataclass
 class Settings:
-    """instruction: follows every question. overlap, ngram: a training question is left out where this share of its
-    n-grams of so many words is in the evaluation sets."""
+    """instruction: text after every question. overlap, ngram: a training question is left out if at least the share
+    ``overlap`` of its n-grams, each of ``ngram`` words, occurs in the evaluation sets."""
 
     instruction: str = BOXED
     overlap: float = 0.5
     ngram: int = 10
 
     def problems(self) -> list[str]:
-        found = [] if 0 < self.overlap <= 1 else ["--overlap has to be above 0 and at most 1"]
-        return found + ([] if self.ngram >= 1 else ["--ngram has to be at least 1"])
+        found = [] if 0 < self.overlap <= 1 else ["--overlap must be above 0 and at most 1"]
+        return found + ([] if self.ngram >= 1 else ["--ngram must be at least 1"])
 
 
 @dataclass
 class Report:
-    """What became of the rows."""
+    """Counts of the rows that were read, left out and written."""
 
     data_set: str
     rows_in: int = 0
@@ -75,7 +75,7 @@ class Report:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; lengths as quantiles."""
+        """Convert to JSON types, lengths to quantiles."""
         plain: dict[str, Any] = {item.name: getattr(self, item.name) for item in fields(self)}
         for name in ("left_out", "bad", "answers"):
             plain[name] = dict(sorted(plain[name].items()))
@@ -84,7 +84,7 @@ class Report:
         return plain
 
     def tables(self) -> list[Table]:
-        """For a terminal."""
+        """Make the tables for a terminal."""
         rows = [["rows read", f"{self.rows_in:,}"]]
         rows += [[f"left out: {reason}", f"{count:,}"] for reason, count in self.left_out.most_common()]
         rows += [[f"bad: {reason}", f"{count:,}"] for reason, count in self.bad.most_common()]
@@ -106,7 +106,7 @@ QUANTILES = {"least": 0.0, "median": 0.5, "95 %": 0.95, "99 %": 0.99, "most": 1.
 
 
 def quantiles(lengths: Counter[int]) -> dict[str, int]:
-    """The smallest length that a share of the rows does not exceed.
+    """Find for each share of the rows the smallest length that this share does not exceed.
 
     >>> quantiles(Counter({3: 98, 10: 1, 50: 1}))
     {'least': 3, 'median': 3, '95 %': 3, '99 %': 10, 'most': 50}
@@ -126,7 +126,7 @@ def quantiles(lengths: Counter[int]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A row that is not in the file, for the list of them."""
+    """A row that was left out."""
 
     file: str
     row: int
@@ -143,7 +143,7 @@ def prepared_rows(
     leave_out: Callable[[LeftOut], None],
     answer_error: Callable[[str], str | None] | None,
 ) -> Iterator[dict[str, Any]]:
-    """Rows of veRL's schema; ``report`` and ``leave_out`` are told of all others, repetitions by their number alone."""
+    """Convert the good rows to veRL's schema; count all others, and list them except repetitions."""
     answers: dict[bytes, bytes] = {}
     for block in blocks:
         report.rows_in += len(block.rows) + block.repeated
@@ -182,7 +182,7 @@ def _problem(dataset: DataSet, row: dict[str, Any] | str) -> MathProblem:
 
 
 def _kind_of(reason: str) -> str:
-    """Without the value that was found."""
+    """Remove the value from a reason, to count rows by reason."""
     return reason.split(": '")[0].split(": {")[0]
 
 
@@ -220,7 +220,7 @@ def _count(report: Report, problem: MathProblem) -> None:
 
 
 def schema(dataset: DataSet) -> pa.Schema:
-    """veRL's columns."""
+    """Make veRL's schema."""
     extra = {"split": pa.string(), "index": pa.int64(), "question_id": pa.string(), "question": pa.string()}
     extra |= dict.fromkeys(dataset.about, pa.string())
     return pa.schema(
@@ -237,7 +237,7 @@ def schema(dataset: DataSet) -> pa.Schema:
 def write(
     dataset: DataSet, rows: Iterable[dict[str, Any]], out: Path, count_tokens: Callable | None, report: Report
 ) -> None:
-    """Write the rows in groups; the content's hash is of the rows, whatever pyarrow's version makes of them."""
+    """Write the rows in groups. The hash covers the rows, so that it does not depend on pyarrow's version."""
     content = hashlib.sha256()
     with pq.ParquetWriter(out, schema(dataset)) as writer:
         group: list[dict[str, Any]] = []
@@ -254,17 +254,17 @@ def write(
 
 
 def questions_of(files: Sequence[Path]) -> Iterator[str]:
-    """The questions of files that these scripts have written.
+    """Read the questions of files that these scripts have written.
 
     Raises:
-        InputError: a file that is none.
+        InputError: another file.
     """
     for file in files:
         if not file.is_file():
             raise InputError(f"{file}: no such file; prepare the evaluation sets first")
         source = open_parquet(file)
         if "extra_info" not in source.schema_arrow.names:
-            raise InputError(f"{file}: has no column extra_info; give a file that a script of data_prep has written")
+            raise InputError(f"{file}: no column extra_info; give a file that a script of data_prep has written")
         for batch in source.iter_batches(columns=["extra_info"]):
             for info in batch.column(0).to_pylist():
                 if not isinstance(info, dict) or not isinstance(info.get("question"), str):
@@ -283,18 +283,18 @@ def prepare(
     answer_error: Callable[[str], str | None] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """Prepare a data set; its parquet file, ``.report.json`` and ``.left-out.jsonl`` appear together or not at all.
+    """Prepare a data set. Its parquet file, ``.report.json`` and ``.left-out.jsonl`` appear together or not at all.
 
     Args:
-        files: local copies of the source; none: the hub.
-        against: prepared evaluation sets, whose questions must not be in it.
-        strict: a bad row is an error.
-        count_tokens: a prompt's length.
-        answer_error: why an answer cannot be compared with others, or None; a row with such an answer is a bad one.
-        on_progress: called with the number of rows that have been read.
+        files: local copies of the source; empty: read from the hub.
+        against: prepared evaluation sets, whose questions are left out.
+        strict: raise an error if a row is bad.
+        count_tokens: computes the length of a prompt.
+        answer_error: returns why an answer cannot be compared, or None; a row with such an answer is bad.
+        on_progress: called with the number of rows read so far.
 
     Raises:
-        InputError: input that cannot be read, settings out of bounds, no row left, or a bad row where ``strict``.
+        InputError: unreadable input, settings out of bounds, no rows left, or a bad row with ``strict``.
     """
     settings = settings or Settings()
     if settings.problems():
@@ -318,7 +318,7 @@ def prepare(
                 blocks = _counted(blocks, on_progress)
             rows = prepared_rows(dataset, blocks, eval_questions, settings, report, leave_out, answer_error)
             write(dataset, rows, parquet, count_tokens, report)
-        refusal = f"no row of {report.rows_in} is left" if not report.rows_out else ""
+        refusal = f"none of {report.rows_in} rows is left" if not report.rows_out else ""
         if strict and report.bad:
             refusal = f"{sum(report.bad.values())} bad rows, and --strict"
         if refusal:
@@ -329,7 +329,7 @@ def prepare(
 
 
 def run(dataset: DataSet, arguments: Sequence[str] | None = None) -> int:
-    """A script's `main`; the exit code: 0 fine, 2 bad usage or input."""
+    """Run a script. Returns 0, or 2 for bad usage or input."""
     args = _parser(dataset).parse_args(arguments)
     settings = Settings(args.instruction, args.overlap, args.ngram)
     try:
@@ -349,7 +349,7 @@ def run(dataset: DataSet, arguments: Sequence[str] | None = None) -> int:
         print(f"{dataset.name}: {error}", file=sys.stderr)
         return BAD_INPUT
     print("\n".join(as_text(table) for table in report.tables()))
-    print(f"written: {args.out}, and beside it what was left out and this report")
+    print(f"written: {args.out}, and next to it the rows left out and this report")
     return OK
 
 
@@ -365,35 +365,40 @@ def _parser(dataset: DataSet) -> argparse.ArgumentParser:
     defaults = Settings()
     parser.add_argument("--out", type=Path, default=Path("data") / f"{dataset.name}.parquet")
     parser.add_argument(
-        "--input", type=Path, nargs="+", default=[], metavar="FILE", help="local .parquet, .jsonl or .csv, not the hub"
+        "--input",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="local .parquet, .jsonl or .csv (default: the hub)",
     )
     parser.add_argument(
         "--against", type=Path, nargs="+", default=[], metavar="FILE", help="prepared sets whose questions are left out"
     )
     parser.add_argument(
-        "--overlap", type=float, default=defaults.overlap, help="share of n-grams (default %(default)s)"
+        "--overlap", type=float, default=defaults.overlap, help="share of common n-grams (default %(default)s)"
     )
-    parser.add_argument("--ngram", type=int, default=defaults.ngram, help="words of an n-gram (default %(default)s)")
+    parser.add_argument("--ngram", type=int, default=defaults.ngram, help="words per n-gram (default %(default)s)")
     parser.add_argument(
-        "--instruction", default=defaults.instruction, help="after each question (default: %(default)r)"
+        "--instruction", default=defaults.instruction, help="text after each question (default: %(default)r)"
     )
-    parser.add_argument("--tokenizer", help="name or folder: also count the prompts' tokens")
+    parser.add_argument("--tokenizer", help="name or folder of a tokenizer, to count the prompts' tokens")
     parser.add_argument(
-        "--check-answers", action="store_true", help="an answer that the math reward cannot read makes a row a bad one"
+        "--check-answers", action="store_true", help="count rows whose answer the math reward cannot read as bad"
     )
-    parser.add_argument("--strict", action="store_true", help="a bad row is an error")
+    parser.add_argument("--strict", action="store_true", help="fail if a row is bad")
     return parser
 
 
 def _math_answer_error(answer: str) -> str | None:
-    # Imported here: it asks for math-verify.
+    # Imported here: it requires math-verify.
     from verl_aer.rewards.math_reward import check_ground_truth
 
     return check_ground_truth(answer)
 
 
 def _token_counter(name: str) -> Callable[[list[dict[str, str]]], int]:
-    # Imported here: seconds, for those who ask for it.
+    # Imported here: the import takes seconds.
     from transformers import AutoTokenizer
 
     try:

@@ -1,7 +1,7 @@
-"""Rows of a hub's data set or of local files, a block at a time.
+"""Read the rows of a hub data set or of local files in blocks.
 
-Arrow data that repeats its rows is thinned out before a row becomes a Python object: DAPO-Math-17k has each of its
-problems a hundred times.
+Repeated rows of Arrow data are dropped before they become Python objects: DAPO-Math-17k has each problem a hundred
+times.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from verl_aer.errors import InputError
 
 BLOCK_ROWS = 131_072
 LARGEST_CELL = 2**31 - 1
-"""Characters of a CSV cell; the csv module's own limit is 128 KiB."""
+"""Maximum characters of a CSV cell. The csv module's default is 128 KiB."""
 
 
 class Block(NamedTuple):
-    """rows: (number from 1 on in its file, the row, or the reason why there is none). repeated: rows left out, because
-    an earlier one is equal where it matters. file: name, where there are several."""
+    """rows: (number in the file, counted from 1, and the row, or a text that says why it is bad). repeated: number of
+    repeated rows that were dropped. file: name of the file or data set."""
 
     rows: list[tuple[int, dict[str, Any] | str]]
     repeated: int
@@ -37,14 +37,14 @@ class Block(NamedTuple):
 
 
 def read_blocks(dataset: DataSet, files: list[Path]) -> Iterator[Block]:
-    """All rows of the local files, or of the hub's data set where there are none.
+    """Read all rows of the local files, or of the hub's data set if there are no files.
 
     Raises:
-        InputError: a file that is missing or of no known kind, or a hub that cannot be reached.
+        InputError: a missing file, an unknown file type, or an unreachable hub.
     """
     seen: set[bytes] = set()
     if not files:
-        yield from _thinned(_from_hub(dataset), dataset.repeats, seen, dataset.hub)
+        yield from _without_repeats(_from_hub(dataset), dataset.repeats, seen, dataset.hub)
     for file in files:
         yield from _from_file(file, dataset, seen)
 
@@ -53,7 +53,7 @@ def open_parquet(file: Path) -> pq.ParquetFile:
     """Open a parquet file.
 
     Raises:
-        InputError: there is no such file, or it is not a parquet file.
+        InputError: a missing file, or not a parquet file.
     """
     if not file.is_file():
         raise InputError(f"{file}: no such file")
@@ -70,17 +70,17 @@ def _from_file(file: Path, dataset: DataSet, seen: set[bytes]) -> Iterator[Block
     if file.suffix == ".parquet":
         source = open_parquet(file)
         columns = [column for column in dataset.columns if column in source.schema_arrow.names]
-        yield from _thinned(source.iter_batches(BLOCK_ROWS, columns=columns), dataset.repeats, seen, name)
+        yield from _without_repeats(source.iter_batches(BLOCK_ROWS, columns=columns), dataset.repeats, seen, name)
     elif file.suffix in (".jsonl", ".json", ".ndjson"):
         yield from _in_blocks(_json_rows(file), name)
     elif file.suffix == ".csv":
         yield from _in_blocks(_csv_rows(file), name)
     else:
-        raise InputError(f"{file}: what kind of file is this? Its name has to end in .parquet, .jsonl, .json or .csv")
+        raise InputError(f"{file}: unknown file type; the name must end in .parquet, .jsonl, .json or .csv")
 
 
 def _json_rows(file: Path) -> Iterator[dict[str, Any] | str]:
-    """A JSON value a line, or one list of them all."""
+    """Read one JSON value per line, or one list of them."""
     with file.open(encoding="utf-8-sig", errors="replace") as lines:
         first = lines.read(1)
         lines.seek(0)
@@ -88,7 +88,7 @@ def _json_rows(file: Path) -> Iterator[dict[str, Any] | str]:
             try:
                 values = json.load(lines)
             except json.JSONDecodeError as error:
-                raise InputError(f"{file}: begins like a JSON list and is none ({error})") from None
+                raise InputError(f"{file}: begins like a JSON list but is not one ({error})") from None
             yield from (value if isinstance(value, dict) else "not a JSON object" for value in values)
             return
         for line in lines:
@@ -103,9 +103,9 @@ def _csv_rows(file: Path) -> Iterator[dict[str, Any] | str]:
     csv.field_size_limit(LARGEST_CELL)
     with file.open(encoding="utf-8-sig", errors="replace", newline="") as lines:
         for row in csv.DictReader(lines):
-            # DictReader gathers surplus cells under None, and fills missing ones with it.
+            # DictReader stores surplus cells under the key None, and None for missing cells.
             whole = None not in row and None not in row.values()
-            yield dict(row) if whole else "not as many cells as the header has"
+            yield dict(row) if whole else "number of cells differs from the header"
 
 
 def _in_blocks(rows: Iterable[dict[str, Any] | str], name: str) -> Iterator[Block]:
@@ -119,7 +119,7 @@ def _in_blocks(rows: Iterable[dict[str, Any] | str], name: str) -> Iterator[Bloc
 
 
 def _from_hub(dataset: DataSet) -> Iterator[pa.RecordBatch]:
-    # Imported here: local files need none of it, and it takes seconds.
+    # Imported here: the import takes seconds, and local files do not need it.
     import datasets
 
     try:
@@ -130,16 +130,16 @@ def _from_hub(dataset: DataSet) -> Iterator[pa.RecordBatch]:
     except (OSError, datasets.exceptions.DatasetsError) as error:
         raise InputError(
             f"{dataset.hub}: cannot be read from the hub ({type(error).__name__}: {error}). "
-            "Download it elsewhere, and give its files with --input"
+            "Download it elsewhere, and pass its files with --input"
         ) from None
 
 
-def _thinned(
+def _without_repeats(
     batches: Iterable[pa.RecordBatch], repeats: tuple[str, ...], seen: set[bytes], name: str
 ) -> Iterator[Block]:
     begin = 1
     for batch in batches:
-        places = _first_of_their_kind(batch, repeats, seen)
+        places = _first_occurrences(batch, repeats, seen)
         if places is None:
             places = np.arange(len(batch))
         rows = batch.take(pa.array(places)).to_pylist()
@@ -148,8 +148,8 @@ def _thinned(
         begin += len(batch)
 
 
-def _first_of_their_kind(batch: pa.RecordBatch, repeats: tuple[str, ...], seen: set[bytes]) -> np.ndarray | None:
-    """Find the places of rows unlike all before them in the columns that matter; None if these are not as expected."""
+def _first_occurrences(batch: pa.RecordBatch, repeats: tuple[str, ...], seen: set[bytes]) -> np.ndarray | None:
+    """Find the first rows of each kind, by the columns ``repeats``; None if these columns have unexpected types."""
     columns = [_column(batch, path) for path in repeats]
     if not columns or any(column is None for column in columns):
         return None
@@ -166,7 +166,7 @@ def _first_of_their_kind(batch: pa.RecordBatch, repeats: tuple[str, ...], seen: 
 
 
 def _column(batch: pa.RecordBatch, path: str) -> pa.Array | None:
-    """A column of texts by its dotted path, such as ``prompt.0.content``; None where a row has no such thing."""
+    """Return a text column by its dotted path, such as ``prompt.0.content``; None if a row lacks it."""
     first, *rest = path.split(".")
     if first not in batch.schema.names:
         return None

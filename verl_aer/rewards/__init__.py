@@ -1,1 +1,1 @@
-"""Reward functions for veRL's `custom_reward_function`: `math_reward` scores answers of mathematics."""
+"""Reward functions for veRL's `custom_reward_function`. `math_reward` scores mathematical answers."""

@@ -1,18 +1,18 @@
-"""From a response to the text of its answer, and from a text to its normal form.
+"""Extract the answer from a response, and normalize its notation.
 
-`find_answer` looks for these, in this order, and takes the last of the first kind that is there:
+`find_answer` searches these forms in order, and takes the last occurrence of the first form that occurs:
 
-    1. `\\boxed{…}` or `\\fbox{…}`, braces balanced; a last box that is cut off is no answer
+    1. `\\boxed{…}` or `\\fbox{…}` with balanced braces; an incomplete last box is no answer
     2. `#### …`, to the end of the line (GSM8K)
-    3. `Final answer: …` or `… the final answer is …`, in any case
-    4. `Answer: …` or `the answer is …`, in any case
+    3. `Final answer: …` or `… the final answer is …`, in upper or lower case
+    4. `Answer: …` or `the answer is …`, in upper or lower case
     5. the whole response, if it is one line of at most 100 characters
 
-What follows 3 and 4 ends with its formula if it starts with one (`$…$`, `\\(…\\)`, `\\[…\\]`), else with the sentence,
-of which only what follows a last "is" counts.
-A response with `</think>` is searched after the last one only.
+If the text after 3 or 4 starts with a formula (`$…$`, `\\(…\\)`, `\\[…\\]`), the answer is this formula. Otherwise it
+is the rest of the sentence, after the last "is".
+In a response with `</think>` only the text after the last one is searched.
 
-`normalize` writes equal notations equally, and leaves anything that it does not know alone. It never evaluates.
+`normalize` gives equal notations the same form and keeps unknown notation unchanged. It never evaluates.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from __future__ import annotations
 import re
 
 SEARCHED_CHARACTERS = 100_000
-"""The end of a response in which the answer is searched."""
+"""Length of the end of a response that is searched."""
 
 LONGEST_BARE_RESPONSE = 100
-"""Characters of a response that is taken for an answer as a whole."""
+"""Maximum characters of a response that is an answer as a whole."""
 
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _HASHES = re.compile(r"####[ \t]*([^\n]*)")
@@ -37,7 +37,7 @@ _IS = re.compile(r"\b(?:is|are|equals)\b:?")
 
 
 def _boxed(text: str) -> str | None:
-    """The content of the last box, '' if that box is cut off, None without any box."""
+    """Return the contents of the last box; '' if it is incomplete, None without a box."""
     start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
     match = _BOX.match(text, start) if start >= 0 else None
     if match is None:
@@ -53,7 +53,7 @@ def _boxed(text: str) -> str | None:
 
 
 def _leading_formula(text: str) -> str | None:
-    """The formula that `text` starts with, and a percent sign or a unit that ends its line."""
+    """Return the formula at the start of `text`, with a percent sign or unit at the end of its line."""
     formula = _FORMULA.match(text)
     if formula is None:
         return None
@@ -62,7 +62,7 @@ def _leading_formula(text: str) -> str | None:
 
 
 def _after_marker(text: str, marker: re.Pattern[str]) -> str | None:
-    """What the last `marker` announces."""
+    """Return the answer after the last `marker`."""
     end = None
     for match in marker.finditer(text):
         end = match.end()
@@ -78,7 +78,7 @@ def _after_marker(text: str, marker: re.Pattern[str]) -> str | None:
 
 
 def find_answer(response: str) -> str:
-    """The text of the answer, '' if there is none."""
+    """Find the answer in a response; '' if there is none."""
     tail = response[-SEARCHED_CHARACTERS:].rsplit("</think>", 1)[-1]
     boxed = _boxed(tail)
     if boxed is not None:
@@ -197,16 +197,16 @@ def _without_unit(text: str) -> str:
 
 
 def normalize(text: str) -> str:
-    """The normal form of an answer or a ground truth. A text inside `\\text{…}` alone keeps its words."""
+    """Normalize an answer or a ground truth. A text that is only `\\text{…}` keeps its words."""
     text = text.translate(_CHARACTERS).strip()
     text = re.sub(r"^\*\*(.*)\*\*$", r"\1", text).strip()
     for opening, closing in (("\\(", "\\)"), ("\\[", "\\]")):
         if text.startswith(opening) and text.endswith(closing):
             text = text[2:-2].strip()
-    # Before spaces are joined: `1\,234` is one number, `1, 234` is two.
+    # Before white space is normalized: `1\,234` is one number, `1, 234` is two.
     text = _THIN_SEPARATORS.sub(_without_separators, text)
     if not _BRACKET.search(text):
-        # In `(100,200)` the comma is between two numbers.
+        # In `(100,200)` the comma separates two numbers.
         text = _SEPARATORS.sub(_without_separators, text)
     for pattern, replacement in _REWRITES:
         text = pattern.sub(replacement, text)

@@ -1,16 +1,17 @@
-"""Verdicts that need no algebra, in microseconds and in the caller's process.
+"""Compare answers that need no algebra, within microseconds, in the caller's process.
 
-`decide` returns True or False where the rules below settle the matter, else None. Both texts are normal forms
+`decide` returns True or False if the rules below decide, else None. Both texts are normalized
 (`answer_text.normalize`).
 
-    equal texts      equal, but for spaces that part nothing
-    choices          a ground truth that is one capital letter A to J, `A` or `(A)`: the answer's letter, in either
-                     case, alone, in parentheses, or `(A)` before more text
-    words            two texts of words without a formula: equal in their letters and digits, in either case
-    numerals         `204_5`: digits and base; an answer without base has the question's, a ground truth without has ten
+    equal texts      equal, ignoring spaces without meaning
+    choices          for a ground truth `A` or `(A)`, with a capital letter A to J: the letter of the answer, in upper
+                     or lower case, bare, in parentheses, or `(A)` before more text
+    words            two texts without formulas: equal letters and digits, in upper or lower case
+    numerals         `204_5`, digits and base; an answer without base has the base of the ground truth, a ground truth
+                     without base has base ten
     numbers          integers, decimals, `0.1\\overline{6}`, `a/b`, `\\frac{a}{b}`, mixed numbers, `1.5e3`, each with
-                     or without a percent sign, compared as fractions. A decimal equals a fraction also as its value
-                     rounded to the decimals that it has, if those are six or more, and four significant digits or more
+                     or without a percent sign, compared as fractions. A decimal also equals a fraction that rounds to
+                     it, if it has at least six decimals and four significant digits
     percent          p % equals p %, p and p / 100; without a sign, 50 and 0.5 differ
 """
 
@@ -21,7 +22,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 MOST_DIGITS = 400
-"""Characters of a number that is compared here; a longer one goes to the verifier."""
+"""Maximum characters of a number that is compared here. Longer ones go to the verifier."""
 
 ROUNDED_DECIMALS = 6
 ROUNDED_DIGITS = 4
@@ -44,7 +45,7 @@ _REPEATING = re.compile(r"([+-]?)(\d*)\.(\d*)\\(?:overline|bar|dot)\{?(\d+)\}?")
 
 
 class PlainNumber(NamedTuple):
-    """`decimals` is None unless the number is written with a decimal point."""
+    """A number. `decimals` is None unless it is written with a decimal point."""
 
     value: Fraction
     decimals: int | None
@@ -79,7 +80,7 @@ def _ratio(ratio: re.Match[str], is_percent: bool) -> PlainNumber | None:
 
 
 def read_number(text: str) -> PlainNumber | None:
-    """The number that `text` is, or None."""
+    """Parse a number; None if `text` is not one."""
     if len(text) > MOST_DIGITS or not text.isascii():
         return None
     body = text.removesuffix("\\%").strip()
@@ -95,7 +96,7 @@ def read_number(text: str) -> PlainNumber | None:
 
 
 def _is_rounding(written: PlainNumber, exact: Fraction) -> bool:
-    """Whether the decimal `written` is `exact` rounded, half away from zero, to the decimals it has."""
+    """Check whether the decimal `written` is `exact`, rounded half away from zero to as many decimals."""
     if written.decimals is None or written.decimals < ROUNDED_DECIMALS:
         return False
     scale = 10**written.decimals
@@ -113,7 +114,7 @@ def _same_value(truth: PlainNumber, answer: PlainNumber) -> bool:
 
 
 def same_number(truth: PlainNumber, answer: PlainNumber) -> bool:
-    """Equality by the rules of numbers and percent."""
+    """Compare two numbers by the rules of numbers and percent."""
     if _same_value(truth, answer):
         return True
     if truth.is_percent and not answer.is_percent:
@@ -124,11 +125,11 @@ def same_number(truth: PlainNumber, answer: PlainNumber) -> bool:
 
 
 def _words(text: str) -> list[str] | None:
-    """The words of a text that is no formula, in lower case; None for a formula."""
+    """List the words of a text, in lower case; None for a formula."""
     if _FORMULA_SIGN.search(text):
         return None
     words = _WORD.findall(text.lower())
-    # Products of variables are short or without vowels; a function's name belongs to a formula.
+    # Products of variables are short or have no vowels, and names of functions belong to formulas.
     if not any(len(word) >= 3 and set(word) & set("aeiou") for word in words) or _FUNCTIONS & set(words):
         return None
     return words
@@ -154,12 +155,12 @@ def _decide_numeral(truth: str, answer: str) -> bool | None:
 
 
 def is_plain(truth: str) -> bool:
-    """Whether a ground truth is a number, a numeral, a choice or words, which need no reading by math-verify."""
+    """Check whether a ground truth is a number, a numeral, a choice or words, so that math-verify need not read it."""
     return bool(read_number(truth) or _words(truth) or _CHOICE_TRUTH.fullmatch(truth) or _NUMERAL.fullmatch(truth))
 
 
 def decide(truth: str, answer: str) -> bool | None:
-    """True: equal. False: not equal. None: the verifier has to say."""
+    """Compare two texts. Returns None if the verifier must decide."""
     if _spaceless(truth) == _spaceless(answer):
         return True
     true_number, number = read_number(truth), read_number(answer)

@@ -1,4 +1,4 @@
-"""What the verifier says of a request, in one place for both of its sides."""
+"""Replies of the verifier, for both sides of its socket."""
 
 READABLE = "readable"
 EQUAL = "equal"

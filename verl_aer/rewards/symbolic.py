@@ -1,15 +1,15 @@
-"""Equality of two answers by math-verify, and what is done around it.
+"""Compare two answers with math-verify.
 
-Imported by the verifier's process only: math-verify and SymPy take half a second. Texts are normal forms
-(`answer_text.normalize`). Beyond math-verify's own rules:
+Only the verifier's process imports this module, because math-verify and SymPy take half a second. Texts are normalized
+(`answer_text.normalize`). Changes to math-verify's rules:
 
-    units          its list of units holds single letters, so that `2x+3t` equals `2x+3`: switched off, ours are gone
-                   already
-    percent        p % equals p %, p and p / 100, as among plain numbers
-    tiny numbers   it rounds to six decimals and drops differences below 1e-15: two numbers that differ by more than
-                   one part in ten thousand are unequal here
-    intervals      `[3,1)` is empty to SymPy: an interval that runs backwards cannot be read
-    braces         `\\{1,2\\}` has no order and `(1,2)` has: unequal. A bare `1,2` may be either
+    units          math-verify drops single letters as units, so that `2x+3t` would equal `2x+3`: switched off, because
+                   our units are dropped already
+    percent        p % equals p %, p and p / 100, as for plain numbers
+    tiny numbers   math-verify rounds to six decimals and ignores differences below 1e-15: here numbers that differ by
+                   more than one part in ten thousand are unequal
+    intervals      `[3,1)` is empty in SymPy: here an interval with reversed ends is unreadable
+    braces         `\\{1,2\\}` is unordered and `(1,2)` is ordered: unequal. A bare `1,2` may be either
     i              may be the imaginary unit, on both sides at once
 """
 
@@ -41,11 +41,11 @@ _WARM_UP = (
     (r"2^{10}-\log_2 8", r"\sin x\cos x"),
     (r"\binom{5}{2}+3!", r"1.5\times 10^{3}"),
 )
-"""The parser learns as it reads; what it has learned before a fork, no child has to learn again."""
+"""Pairs that warm up the parser's caches before a fork, so that no child has to."""
 
 
 class Reading(NamedTuple):
-    """What a text means: `expression` is SymPy's, without the percent sign."""
+    """A parsed text. `expression` is SymPy's, without the percent sign."""
 
     text: str
     expression: Any
@@ -57,7 +57,7 @@ def _is_empty_by_mistake(text: str, expression: Any) -> bool:
 
 
 def read(text: str) -> Reading | None:
-    """None if math-verify cannot read it, or finds no value in it (1/0)."""
+    """Parse a text; None if math-verify cannot read it or it has no value (1/0)."""
     body = text.replace("\\%", "")
     found = parse(f"${body}$", [_LATEX], fallback_mode="no_fallback", parsing_timeout=None)
     if not found or _is_empty_by_mistake(text, found[0]):
@@ -69,7 +69,7 @@ def read(text: str) -> Reading | None:
 
 
 def _differ_in_size(truth: Any, answer: Any) -> bool:
-    """Whether both are numbers and further apart than rounding explains."""
+    """Check whether both are numbers that differ by more than rounding."""
     if not all(isinstance(side, sympy.Expr) and side.is_number for side in (truth, answer)):
         return False
     sizes = [sympy.Abs(sympy.N(side)) for side in (truth, answer)]
@@ -85,7 +85,7 @@ def _same(truth: Any, answer: Any) -> bool:
 
 
 def _is_ordered(reading: Reading) -> bool | None:
-    """True of `(1,2)` and intervals, False of `\\{1,2\\}`, None where the text does not say."""
+    """True for `(1,2)` and intervals, False for `\\{1,2\\}`, None if the notation does not tell."""
     if reading.text.startswith("\\{") and reading.text.endswith("\\}"):
         return False
     return True if isinstance(reading.expression, (sympy.Interval, sympy.Tuple)) else None
@@ -102,7 +102,7 @@ def _hundredth(expression: Any) -> Any:
 
 
 def equal(truth: Reading, answer: Reading) -> bool:
-    """Whether the answer is right."""
+    """Check whether the answer equals the truth."""
     if {_is_ordered(truth), _is_ordered(answer)} == {True, False}:
         return False
     true, given = truth.expression, answer.expression

@@ -1,8 +1,8 @@
-"""The caller's side of the verifier's process: started once, asked from any thread, over in time.
+"""Start the verifier's process, and send it requests with a time limit, from any thread.
 
-math-verify's own time limit is a signal's, which works in a main thread only. Here the kernel ends the child that
-works on a request (`verifier_process`), so the limit holds in Ray's workers and their threads, and in the middle of
-an operation that never comes back to the interpreter.
+math-verify limits time by a signal, which works only in a main thread. Here the kernel ends the child that works on a
+request (`verifier_process`), so the limit also holds in Ray's workers and their threads, and within an operation that
+never returns to the interpreter.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from verl_aer.errors import VerlAerError
 from verl_aer.rewards import replies
 
 CONCURRENT_REQUESTS = max(2, min(4, os.cpu_count() or 1))
-"""Children at work at the same time; more threads wait for their turn, and a limit starts with the turn."""
+"""Maximum number of children at the same time. More threads wait, and their time limit starts when the wait ends."""
 
 START_LIMIT_S = 120.0
 END_LIMIT_S = 2.0
 REPLY_GRACE_S = 0.5
-"""After the limit, for a child that the kernel has not yet ended."""
+"""Extra time after the limit, for the kernel to end the child."""
 
 
 class VerifierError(VerlAerError, RuntimeError):
-    """The verifier's process cannot be started: an error of the installation, not of an answer."""
+    """The verifier's process cannot start: an error of the installation, not of an answer."""
 
 
 def _command(control_fd: int) -> list[str]:
-    # The caller's own path: it may have found the package by a change to sys.path that no environment shows.
+    # Pass on sys.path: a caller that changed it may have found the package there.
     program = (
         f"import sys; sys.path[:] = {sys.path!r}; "
         f"from verl_aer.rewards.verifier_process import main; main({control_fd})"
@@ -43,7 +43,7 @@ def _command(control_fd: int) -> list[str]:
 
 
 class Verifier:
-    """One process for each calling process. A fork of the caller starts another one."""
+    """One verifier process per calling process. After a fork the child starts another one."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -57,7 +57,7 @@ class Verifier:
         self._turns = threading.BoundedSemaphore(CONCURRENT_REQUESTS)
 
     def _forget(self) -> None:
-        """In a fork of the caller: the process is the parent's, and its locks may be held by threads left behind."""
+        """Reset in a forked child: the process belongs to the parent, and threads of the parent may hold the locks."""
         if self._control is not None:
             self._control.close()
         if self._process is not None:
@@ -66,10 +66,10 @@ class Verifier:
         self._reset()
 
     def ask(self, truth: str, answer: str | None, time_limit_s: float, memory_limit_bytes: int) -> str:
-        """One of `replies`, at most `time_limit_s` and a moment after the request's turn has come.
+        """Send a request and return one of `replies`, at the latest shortly after `time_limit_s`.
 
         Raises:
-            ValueError: a limit is not above zero, which would be none.
+            ValueError: a limit is not above 0; the kernel would take 0 as no limit.
             VerifierError: the process does not start.
         """
         if not (time_limit_s > 0 and memory_limit_bytes > 0):
@@ -95,7 +95,7 @@ class Verifier:
         return replies.TIME_LIMIT if time.monotonic() - started >= time_limit_s else replies.VERIFIER_ENDED
 
     def _channel(self) -> socket.socket:
-        """A connection to a new child."""
+        """Connect to a new child."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, contextlib.ExitStack() as unless_sent:
             unless_sent.enter_context(ours)
@@ -106,12 +106,12 @@ class Verifier:
 
     def _send(self, theirs: socket.socket) -> None:
         for _ in range(2):
-            # The process may have ended since the last request, out of memory for example: then once again.
+            # The process may have ended since the last request, for example out of memory: start it once more.
             with contextlib.suppress(ConnectionError):
                 socket.send_fds(self._running(), [b"x"], [theirs.fileno()])
                 return
             self._stop()
-        raise VerifierError("the verifier's process ends at once")
+        raise VerifierError("the verifier's process exits immediately")
 
     def _running(self) -> socket.socket:
         if self._control is None:
@@ -128,9 +128,9 @@ class Verifier:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
-                # An interrupt from the keyboard is the caller's to handle.
+                # The caller handles keyboard interrupts.
                 start_new_session=True,
-                # The order of a set must not change a verdict from one run to the next.
+                # With a random hash seed, the order of a set could change a verdict between runs.
                 env={**os.environ, "PYTHONHASHSEED": "0"},
             )
         self._control = control
@@ -142,7 +142,7 @@ class Verifier:
         self._process.kill()
         said = self._process.stderr.read().decode(errors="replace").strip()[-2000:]
         self._stop()
-        raise VerifierError(f"the verifier's process did not start: {said or 'it said nothing'}")
+        raise VerifierError(f"the verifier's process did not start: {said or 'no output'}")
 
     def _stop(self) -> None:
         if self._control is not None:
@@ -158,6 +158,6 @@ class Verifier:
         self._process = self._control = None
 
     def close(self) -> None:
-        """End the process and all that it works on."""
+        """End the process and its children."""
         with self._lock:
             self._stop()

@@ -1,12 +1,12 @@
-"""The process that verifies answers with math-verify: one child for each request.
+"""Verify answers with math-verify, in one child process per request.
 
-`main` imports math-verify once, then forks a child for each request that comes over its control socket. A child
-lowers its limits, answers one request and ends, so that no answer can change another's verdict, and whatever an
-answer does, this process lives on. The kernel ends a child that is over its time: SIGALRM without a handler needs no
-cooperation of the code that runs. This process ends when its caller does, and its children with it.
+`main` imports math-verify once, then forks a child for each request on its control socket. A child lowers its limits,
+answers one request and ends, so that an answer can neither change another verdict nor end this process. The kernel ends
+a child at its time limit: SIGALRM without a handler works in any code. This process and its children end with the
+caller.
 
-A request is the JSON object {"truth", "answer", "time_limit_s", "memory_limit_bytes"}; `answer` null asks whether the
-truth can be read and compared. The reply is one of `replies`.
+A request is the JSON object {"truth", "answer", "time_limit_s", "memory_limit_bytes"}. With `answer` null it checks
+whether the truth can be read and compared. The reply is one of `replies`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from verl_aer.rewards import replies, symbolic
 READY = b"ready"
 REQUEST_BYTES = 65536
 ANY_ANSWER = "7"
-"""Compared with a ground truth that is only to be checked: 9^{9^{9^9}} can be read and never compared."""
+"""Answer for checking a ground truth: 9^{9^{9^9}} can be read but not compared."""
 
 MEMORY_SHARE_OF_A_FAILURE = 0.25
-"""SymPy and math-verify continue after a MemoryError. Large integers and lists grow by doubling, so that a process to
-which memory was refused has had at least this share of its limit. An ordinary answer needs a hundredth of it."""
+"""SymPy and math-verify continue after a MemoryError. Large integers and lists grow by doubling, so a process that was
+refused memory has used at least this share of its limit. An ordinary answer needs a hundredth of it."""
 
 
 def _verdict(truth_text: str, answer_text: str | None) -> str:
@@ -48,7 +48,7 @@ def _verdict(truth_text: str, answer_text: str | None) -> str:
 
 
 def _peak_address_space() -> int:
-    """Bytes: the most that this process has had, which is what it has now, right after the fork."""
+    """Return the peak address space in bytes. Right after the fork, it is the current one."""
     with open("/proc/self/status") as status:
         peak = next(line for line in status if line.startswith("VmPeak:"))
     return int(peak.split()[1]) * 1024
@@ -73,9 +73,9 @@ def _serve(channel: socket.socket) -> None:
     except MemoryError:
         verdict = replies.MEMORY_LIMIT
     except Exception:
-        # SymPy raises any kind of exception on unforeseen expressions.
+        # SymPy raises arbitrary exceptions for unexpected expressions.
         verdict = replies.COMPARISON_FAILED
-    # The reply needs some memory too.
+    # Sending the reply needs memory too.
     _lift_memory_limit()
     if verdict != replies.EQUAL and _peak_address_space() - start > MEMORY_SHARE_OF_A_FAILURE * limit:
         verdict = replies.MEMORY_LIMIT
@@ -86,7 +86,7 @@ def _fork(control: socket.socket, channel: socket.socket) -> None:
     parent = os.getpid()
     if os.fork():
         return
-    # Nothing of this process may run on in the child, whatever happens.
+    # The child must never return into this process's code.
     try:
         end_with_the_parent(parent)
         control.close()
@@ -96,17 +96,17 @@ def _fork(control: socket.socket, channel: socket.socket) -> None:
 
 
 def main(control_fd: int) -> None:
-    """Serve until the caller closes its end of the control socket."""
+    """Serve requests until the caller closes its end of the control socket."""
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
     symbolic.warm_up()
-    # Children are reaped by the kernel; a page that no collection touches stays shared with them.
+    # The kernel reaps the children. Pages that the garbage collector does not touch stay shared with them.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.collect()
     gc.freeze()
     control = socket.socket(fileno=control_fd)
     control.send(READY)
-    # What led up to here was worth reading; from now on the texts of answers decide what is written.
+    # Errors of the start are worth reading. Later output depends on the texts of answers.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1, 1)

@@ -1,1 +1,1 @@
-"""Reading the metrics of runs, and showing them: summaries, plots, an HTML page and the catalog of methods."""
+"""Read the metrics of runs and present them: summaries, plots, an HTML page, and the catalog of methods."""

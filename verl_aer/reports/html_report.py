@@ -1,6 +1,6 @@
-"""A report of one run or several as one HTML file: the figure inside, a table, what to look at, the settings.
+"""Write one or more runs as one HTML file with figure, table, advice and settings.
 
-It needs nothing beside itself and reads well on a phone: no script, no link to another file.
+The file is self-contained, without scripts or links to other files, and readable on a phone.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ def html_report(
     command: str = "",
     title: str = "Entropy control",
 ) -> str:
-    """The whole page.
+    """Write the page.
 
     Args:
         arms: label -> the metrics logs of its seeds.
         settings: label -> the run's `entropy` settings, for the labels that have some.
-        command: what made the report.
-        title: its heading.
+        command: command line that made the report.
+        title: heading of the page.
     """
     table = summary_table(arms)
     blocks = [
@@ -78,13 +78,13 @@ def _legend(arms: Mapping[str, Sequence[Seed]]) -> str:
 
 
 def _panels(arms: Mapping[str, Sequence[Seed]]) -> str:
-    """The panels, two abreast where there is room and one below the other on a phone."""
+    """Lay out the panels in two columns, or in one on a narrow screen."""
     images = [f'<img alt="{html.escape(name)}" src="{source}">' for name, source in map(_image, plot_panels(arms))]
     return f'<div class="panels">{"".join(images)}</div>'
 
 
 def _image(figure: Figure) -> tuple[str, str]:
-    """A figure's title, and the figure as an address that needs no file."""
+    """Return the title of a figure, and the figure as a data URL."""
     import matplotlib.pyplot as plt
 
     image = io.BytesIO()
@@ -95,7 +95,7 @@ def _image(figure: Figure) -> tuple[str, str]:
 
 
 def _notes(arms: Mapping[str, Sequence[Seed]]) -> list[str]:
-    """What a reader should not miss."""
+    """Collect advice and warnings about the runs."""
     notes = []
     for label, seeds in arms.items():
         for seed in seeds:

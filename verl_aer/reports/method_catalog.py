@@ -20,11 +20,11 @@ NEUTRAL = {
     for field in dataclasses.fields(Method)
     if field.name in ROLES and field.default_factory is not dataclasses.MISSING
 }
-"""The parts that a method has without naming them."""
+"""Parts with a neutral default, which most methods keep."""
 
 
 def method_table() -> Table:
-    """One row a method: its parts, provenance, source and what it does."""
+    """Make a table with one row per method: parts, provenance, source and summary."""
     methods = {name: get_method(name) for name in method_names()}
     rows = [
         [name, " × ".join(_named_parts(method)), method.provenance, method.source, method.summary]
@@ -45,10 +45,10 @@ def _named_parts(method: Method) -> Iterator[str]:
 
 
 def explanation(name: str) -> str:
-    """One method in full: formula, parts with their rules and settings, veRL's own settings, what to watch.
+    """Describe one method in full: formula, parts with rules and settings, veRL's settings, and metrics to watch.
 
     Raises:
-        UnknownNameError: it is not registered; lists the known ones.
+        UnknownNameError: the method is not registered; lists the known ones.
     """
     return _joined([*_method_lines(name), "", "settings of every method", *_common_lines()])
 
@@ -76,7 +76,7 @@ def _part_lines(kind: str, part: Any) -> Iterator[str]:
     yield f"{kind}: {part.kind}"
     yield f"    {ROLES[kind].capitalize()}."
     others = ", ".join(other for other in part_names(kind) if other != part.kind)
-    yield f"    entropy/{kind}=NAME chooses another: {others}."
+    yield f"    entropy/{kind}=NAME selects another: {others}."
     if part.kind != NEUTRAL.get(kind):
         yield ""
         for line in rule(type(part)).splitlines():
@@ -97,7 +97,7 @@ def _setting_lines(prefix: str, settings: Settings) -> Iterator[str]:
 
 
 def _one_setting(settings: type[Settings], prefix: str, name: str, value: Any) -> Iterator[str]:
-    # As it is written on the command line: null and true.
+    # Write null and true as on the command line.
     yield f"  {prefix}.{name}={value if isinstance(value, str) else json.dumps(value)}"
     for line in textwrap.wrap(description(settings, name), 110):
         yield f"      {line}"
@@ -111,6 +111,6 @@ def rule(part: type[Part]) -> str:
 def _verl_lines(method: Method) -> Iterator[str]:
     if method.verl:
         yield ""
-        yield "veRL's own settings, which the preset makes"
+        yield "veRL's own settings, which the preset sets"
     for key, value in method.verl.items():
         yield f"  {key}={value}"

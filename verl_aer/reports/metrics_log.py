@@ -1,4 +1,4 @@
-"""Reading veRL's metrics log: one line `{"step": n, "data": {name: value}}` a step.
+"""Read veRL's metrics log: one line `{"step": n, "data": {name: value}}` per step.
 
 `trainer.logger=["console","file"]` writes it, to the path in `VERL_FILE_LOGGER_PATH`.
 """
@@ -17,13 +17,13 @@ from verl_aer.errors import VerlAerError
 
 
 class MetricsLogError(VerlAerError, ValueError):
-    """A metrics log that cannot be read: the message names the file, the line and what to do."""
+    """A metrics log that cannot be read. The message names the file, the line and the fix."""
 
 
 class MetricsTail:
-    """Reads the rows that a running job appends to its metrics log.
+    """Read the rows that a running job appends to its metrics log.
 
-    A line counts once its newline is there; a file that is not there yet has no rows.
+    A line without its newline is incomplete and not read yet. A missing file has no rows.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -32,7 +32,7 @@ class MetricsTail:
         self._lines = 0
 
     def read(self) -> list[MetricsRow]:
-        """The rows since the last call.
+        """Read the rows since the last call.
 
         Raises:
             MetricsLogError: a complete line is not a metrics row.
@@ -52,7 +52,7 @@ class MetricsTail:
 
 
 def read_metrics_log(path: str | Path) -> list[MetricsRow]:
-    """All complete rows of a log, in the order of their steps; rows of one step are merged.
+    """Read all complete rows of a log, sorted by step. Rows of the same step are merged.
 
     Raises:
         MetricsLogError: no such file, no rows, or a line that is not a metrics row.
@@ -70,14 +70,14 @@ def read_metrics_log(path: str | Path) -> list[MetricsRow]:
 
 
 def series(rows: Sequence[MetricsRow], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (S,) int and values (S,) float64 of the finite values of one metric, empty if never logged."""
+    """Return steps (S,) int and values (S,) float64 of the finite values of one metric; empty if never logged."""
     pairs = [(row.step, row.data[name]) for row in rows if is_finite(row.data.get(name))]
     steps = np.array([step for step, _ in pairs], dtype=int)
     return steps, np.array([value for _, value in pairs], dtype=float)
 
 
 def is_finite(value: object) -> bool:
-    """Whether a logged value is a number: veRL's logger writes NaN and infinities as null."""
+    """Check whether a logged value is a number. veRL's logger writes NaN and infinities as null."""
     return isinstance(value, int | float) and math.isfinite(value)
 
 

@@ -1,9 +1,9 @@
-"""One figure of four panels from metrics logs alone: entropy against its target, the coefficient alpha,
-the coefficient by difficulty bucket, and training accuracy.
+"""Draw one figure with four panels from metrics logs: entropy and its target, the coefficient alpha, the coefficient
+by difficulty bucket, and training accuracy.
 
-A log is bold in its running mean, which is centered on its step, and light in its raw trace. Several logs under
-one label are the seeds of one arm: the bold line is the mean of their running means, the band goes from the
-lowest to the highest of them, and each seed is a thin line. A label has one color in every panel and in every figure.
+A single log is drawn as a bold running mean, centered on its step, over its light raw trace. Several logs with one
+label are the seeds of one arm. Their running means are thin lines, with a bold mean and a band from the lowest to the
+highest. A label has the same color in every panel and figure.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COLORS = {
     "aer_no_allocation": "#CC79A7",
     "aer_absolute_target": "#8C6BB1",
 }
-"""Okabe and Ito's colors, apart for color-blind readers too; other labels take the spare ones in turn."""
+"""Okabe and Ito's colors, which color-blind readers can distinguish. Other labels take the spare colors in turn."""
 SPARE_COLORS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#555555", "#8C6BB1", "#8B5A2B", "#B2B200",
 )  # fmt: skip
@@ -55,7 +55,7 @@ GRID = "#E6E6E6"
 
 
 class Trace(NamedTuple):
-    """One quantity of one arm over the steps that all its seeds have: `values` is (seeds, S)."""
+    """A quantity of an arm over the steps that all its seeds have: `values` is (seeds, S)."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -64,16 +64,16 @@ class Trace(NamedTuple):
 def plot_runs(
     arms: Mapping[str, Sequence[Seed]], command: str = "", title: str = "", log_entropy: bool = False
 ) -> Figure:
-    """The four-panel figure; two panels where the logs hold neither weights nor accuracy, as those of a simulation.
+    """Draw the four panels; only two if the logs have neither weights nor accuracy, like those of a simulation.
 
     Args:
         arms: label -> the metrics logs of its seeds.
-        command: what made the figure; it becomes the caption.
-        title: a heading, such as the model and the task.
-        log_entropy: entropies on a logarithmic axis, for arms that collapse beside arms that explode.
+        command: command line that made the figure, for the caption.
+        title: heading, for example the model and the task.
+        log_entropy: draw entropies on a logarithmic axis, to show collapse and explosion in one panel.
 
     Raises:
-        InputError: no arm, or an arm's seeds have no step in common.
+        InputError: no arm, or the seeds of an arm have no step in common.
     """
     with _style() as plt:
         colors = arm_colors(arms)
@@ -88,15 +88,15 @@ def plot_runs(
 
 
 def _of_rollouts(arms: Mapping[str, Sequence[Seed]]) -> bool:
-    """Whether any log has something for the second row of panels, or nothing for the first either."""
+    """Check whether any log has weights or accuracy, or all logs are empty."""
     names = {name for seeds in arms.values() for rows in seeds for row in rows for name in row.data}
     return not names or bool(names & {"aer/accuracy/mean", "critic/score/mean", *(f"aer/weight/{b}" for b in BUCKETS)})
 
 
 def plot_panels(arms: Mapping[str, Sequence[Seed]]) -> list[Figure]:
-    """The four panels as separate figures, without a legend of the arms: for pages that lay them out.
+    """Draw the four panels as separate figures without a legend of the arms, for pages with their own layout.
 
-    Raises as ``plot_runs``.
+    Raises the errors of ``plot_runs``.
     """
     figures = []
     with _style() as plt:
@@ -110,7 +110,7 @@ def plot_panels(arms: Mapping[str, Sequence[Seed]]) -> list[Figure]:
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write `figure` in the format of the path's suffix: to a temporary name first, then in one rename."""
+    """Write `figure` atomically, in the format of the path's suffix."""
     import matplotlib.pyplot as plt
 
     with replaced_atomically(path) as temporary:
@@ -119,7 +119,7 @@ def save_figure(figure: Figure, path: str | Path) -> None:
 
 
 def arm_colors(arms: Iterable[str]) -> dict[str, str]:
-    """The color of each label.
+    """Assign a color to each label.
 
     Raises:
         InputError: no label.
@@ -137,7 +137,7 @@ def arm_colors(arms: Iterable[str]) -> dict[str, str]:
 
 @contextmanager
 def _style() -> Iterator[ModuleType]:
-    """matplotlib.pyplot, drawing to memory in our style."""
+    """Provide matplotlib.pyplot in our style, without a display."""
     require_extra("matplotlib", "a figure")
     import matplotlib
 
@@ -154,13 +154,13 @@ def _draw_entropy(axes: Axes, arms: Mapping[str, Sequence[Seed]], colors: Mappin
         _draw(axes, _first_trace(seeds, "aer/entropy", "actor/entropy"), colors[label])
         _draw_target(axes, _first_trace(seeds, "aer/target"), colors[label])
     if axes.has_data():
-        # Entropy has a floor that matters, collapse to 0; accuracy is read by its changes.
+        # Entropy collapses to 0, so 0 is shown. Accuracy matters by its changes.
         axes.set_ylim(bottom=0.0)
     _label_axes(axes, "Policy entropy and its target (dashed)", "nats per token")
 
 
 def _logarithmic(axes: Axes) -> None:
-    """A logarithmic axis from the least entropy above 0 to the greatest, with plain numbers."""
+    """Set a logarithmic axis from the smallest entropy above 0 to the largest, with plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
@@ -189,7 +189,7 @@ def _draw_buckets(axes: Axes, arms: Mapping[str, Sequence[Seed]], colors: Mappin
 
 def _draw_accuracy(axes: Axes, arms: Mapping[str, Sequence[Seed]], colors: Mapping[str, str]) -> None:
     for label, seeds in arms.items():
-        # A log of ours without accuracy is of rewards that do not say what is correct: their mean is no share.
+        # In a log of ours without accuracy, the rewards do not report correctness, so their mean is no share.
         ours = any("aer/alpha" in row.data for rows in seeds for row in rows)
         names = ["aer/accuracy/mean", *([] if ours else ["critic/score/mean"])]
         _draw(axes, _first_trace(seeds, *names), colors[label])
@@ -200,7 +200,7 @@ PANELS = (_draw_entropy, _draw_alpha, _draw_buckets, _draw_accuracy)
 
 
 def _first_trace(seeds: Sequence[Seed], *names: str) -> Trace | None:
-    """The first of `names` that every seed logged, over the steps that all seeds have."""
+    """Return the first of `names` that every seed logged, over the steps that all seeds have."""
     for name in names:
         pairs = [series(rows, name) for rows in seeds]
         if all(len(steps) for steps, _ in pairs):
@@ -209,7 +209,7 @@ def _first_trace(seeds: Sequence[Seed], *names: str) -> Trace | None:
 
 
 def _coefficient(seeds: Sequence[Seed], bucket: str) -> Trace | None:
-    """alpha * mean weight of the bucket's prompts; steps without such a prompt have no value."""
+    """Compute alpha * mean weight of the bucket's prompts. Steps without such prompts have no value."""
     pairs = []
     for rows in seeds:
         weight_steps, weight = series(rows, f"aer/weight/{bucket}")
@@ -231,18 +231,18 @@ def _align(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Trace:
 
 
 def centered_mean(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
-    """Mean of the values around each one along the last axis, of as many on either side.
+    """Compute the mean of each value and equally many neighbors on both sides, along the last axis.
 
         y_t = (x_{t - r} + ... + x_{t + r}) / (2 r + 1),   r = min(w // 2, t - 1, S - t)
 
-    The window shrinks towards both ends, so that a straight line stays where it is: the first and the last value
-    are themselves, as noisy as they are.
+    The window shrinks towards both ends, so that a straight line stays the same. The first and the last value are not
+    smoothed.
 
     >>> centered_mean(np.array([1.0, 2.0, 6.0, 7.0]), window=2)
     array([1., 3., 5., 7.])
     """
     length = values.shape[-1]
-    # Sums of the distances from the first value: rounding must not make a constant coefficient move.
+    # Sum the differences from the first value: rounding must not change a constant coefficient.
     first = values[..., :1]
     summed = np.concatenate([np.zeros_like(first), np.cumsum(values - first, axis=-1)], axis=-1)
     places = np.arange(length)
@@ -252,7 +252,7 @@ def centered_mean(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
 
 
 def _draw(axes: Axes, trace: Trace | None, color: str) -> None:
-    """Raw trace light and running mean bold for one seed; thin lines, band and mean for several."""
+    """Draw a light raw trace and a bold running mean for one seed; thin lines, band and mean for several."""
     if trace is None:
         return
     smoothed = centered_mean(trace.values)
@@ -291,7 +291,7 @@ def _label_axes(axes: Axes, title: str, unit: str) -> None:
 
 
 def _legend(figure: Figure, arms: Mapping[str, Sequence[object]], colors: Mapping[str, str]) -> int:
-    """Names of the arms below the heading; how many rows they take."""
+    """Write the names of the arms below the heading. Returns the number of rows."""
     from matplotlib.lines import Line2D
 
     names = [arm_name(label, len(seeds)) for label, seeds in arms.items()]
@@ -311,7 +311,7 @@ def _legend(figure: Figure, arms: Mapping[str, Sequence[object]], colors: Mappin
 
 
 def arm_name(label: str, seeds: int) -> str:
-    """What a legend calls an arm.
+    """Return the name of an arm in a legend.
 
     >>> arm_name("aer", 1), arm_name("aer", 3)
     ('aer', 'aer (3 seeds)')

@@ -1,11 +1,11 @@
-"""What a run did, in a few numbers from its metrics log.
+"""Summarize a run in a few numbers from its metrics log.
 
 With the mean of the last w = 20 steps, M_t = (H_{t-w+1} + ... + H_t) / w, and the target H*,
 
     arrival = the first step t >= w from which M_t is on the other side of H* than the first entropy, or on it
     band    = [min, max] over t >= arrival of M_t / H* - 1
 
-The mean, and not the entropy of a step, because a step has tens of prompts and its entropy follows their mix.
+The mean is used because a step has tens of prompts, and the entropy of one step depends on their mix.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from verl_aer.control.metrics import MetricsRow
 from verl_aer.reports.metrics_log import is_finite, series
 
 WINDOW = 20
-"""Steps of the running mean: the accuracy of one step's tens of prompts varies by several points."""
+"""Steps of the running mean. The accuracy of one step's tens of prompts varies by several points."""
 
 Seed = Sequence[MetricsRow]
 """The metrics log of one training seed."""
 
 BOUNDS = {"alpha_max": "raise", "alpha_min": "lower"}
-"""The bounds of alpha, and what to do with one that holds it back."""
+"""The bounds of alpha, each with the advice if it limits alpha."""
 
 NOT_LOGGED = "–"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One run. What was never logged is None.
+    """Summary of one run. Values that were never logged are None.
 
     Attributes:
         steps: last global step of the log.
-        first_entropy, last_entropy: of the first step, and the mean of the last w, nats per token.
+        first_entropy, last_entropy: entropy of the first step, and mean of the last w, nats per token.
         target: H* at the end, nats per token.
         arrival: global step.
-        band: lowest and highest relative distance of M_t from H* from the arrival on.
+        band: lowest and highest relative distance of M_t from H*, from the arrival on.
         largest_alpha: loss units per nat.
-        held_back: bound -> steps in which it held alpha back.
-        skipped_updates: entropies that were not finite.
-        first_accuracy, last_accuracy: means of the first and the last w steps.
+        held_back: bound -> number of steps in which it limited alpha.
+        skipped_updates: number of entropies that were not finite.
+        first_accuracy, last_accuracy: mean of the first and of the last w steps.
     """
 
     steps: int
@@ -61,7 +61,7 @@ class Summary:
 
 
 def summarize(rows: Seed) -> Summary:
-    """The summary of one metrics log."""
+    """Summarize one metrics log."""
     steps, entropy = series(rows, "aer/entropy")
     _, target = series(rows, "aer/target")
     _, alpha = series(rows, "aer/alpha")
@@ -85,7 +85,7 @@ def summarize(rows: Seed) -> Summary:
 
 
 def running_mean(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
-    """Mean of the last `window` values along the last axis, of as many as there are at the start.
+    """Compute the mean of the last `window` values along the last axis; of fewer values at the start.
 
         y_t = (x_{max(1, t - w + 1)} + ... + x_t) / min(t, w)
 
@@ -99,7 +99,7 @@ def running_mean(values: np.ndarray, window: int = WINDOW) -> np.ndarray:
 
 
 def bound_that_holds(data: Mapping[str, float]) -> str | None:
-    """The bound that held alpha back in a step: the upper one if entropy was too low, else the lower one."""
+    """Return the bound that limited alpha in a step: the upper one if the entropy was too low, else the lower one."""
     if not data.get("aer/saturated"):
         return None
     error = data.get("aer/error")
@@ -107,7 +107,7 @@ def bound_that_holds(data: Mapping[str, float]) -> str | None:
 
 
 def advice_on_bounds(held_back: Mapping[str, int], steps: int) -> list[str]:
-    """A sentence for each bound that held alpha back, with what to do.
+    """Write one sentence with advice for each bound that limited alpha.
 
     >>> advice_on_bounds({"alpha_max": 3, "alpha_min": 0}, steps=12)
     ['alpha sat at its bound in 3 of 12 steps: raise entropy.controller.alpha_max']
@@ -120,7 +120,7 @@ def advice_on_bounds(held_back: Mapping[str, int], steps: int) -> list[str]:
 
 
 def summary_table(arms: Mapping[str, Sequence[Seed]]) -> Table:
-    """One row a log; several logs of one label are numbered, as its training seeds."""
+    """Make a table with one row per log. Several logs of one label are numbered training seeds."""
     header = [
         "run",
         "steps",
@@ -139,14 +139,14 @@ def summary_table(arms: Mapping[str, Sequence[Seed]]) -> Table:
         for number, seed in enumerate(seeds, start=1):
             name = f"{label} {number}" if len(seeds) > 1 else label
             rows.append([name, *_cells(summarize(seed))])
-    title = f"entropy in nats a token: first step → mean of the last {WINDOW}; target and band: mean of {WINDOW} steps"
+    title = f"entropy in nats/token: first step → mean of the last {WINDOW}; target and band: mean of {WINDOW} steps"
     return Table(title, header, rows)
 
 
 def _arrival(
     steps: np.ndarray, entropy: np.ndarray, target: float
 ) -> tuple[int, tuple[float, float]] | tuple[None, None]:
-    """Arrival and band of `entropy` (S,) at the global `steps` (S,)."""
+    """Find arrival and band of `entropy` (S,) at the global `steps` (S,)."""
     mean = running_mean(entropy)[WINDOW - 1 :]
     crossed = mean <= target if entropy[0] > target else mean >= target
     if not crossed.any():

@@ -81,10 +81,10 @@ def test_the_command_line_knows_it(outside):
     found = run(outside, "-m", "verl_aer.cli", "methods", "aer_quadratic")
     assert found.stdout.startswith("aer_quadratic: AER with a quadratic allocation\nprovenance: custom\n"), found.stderr
     found = run(outside, "-m", "verl_aer.cli", "simulate", "aer_quadratic", "--steps", "20")
-    assert found.stdout.startswith("aer_quadratic around a synthetic plant"), found.stderr
+    assert found.stdout.startswith("aer_quadratic on a synthetic plant"), found.stderr
     found = run({**outside, "VERL_USE_EXTERNAL_MODULES": "nowhere"}, "-m", "verl_aer.cli", "methods")
     assert found.returncode == 2
-    assert "VERL_USE_EXTERNAL_MODULES names nowhere" in found.stderr
+    assert "VERL_USE_EXTERNAL_MODULES contains nowhere" in found.stderr
 
 
 ADAM_RUN = """

@@ -1,4 +1,4 @@
 """Provide the command `verl-aer`, one file per command.
 
-Training itself is veRL's own command. This one looks before and after it.
+veRL's own command trains. This command checks a run before it and evaluates it afterwards.
 """

@@ -17,7 +17,7 @@ PROBLEM, BAD_INPUT = 1, 2
 
 
 def _can_be_written(path: Path | None) -> Path | None:
-    """Refuse an output before the work that leads to it."""
+    """Reject an unwritable output before the work begins."""
     if path is not None:
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         if not (folder.is_dir() and os.access(folder, os.W_OK)):
@@ -37,13 +37,13 @@ def examples(*lines: str) -> str:
 
 Logs = Annotated[
     list[str],
-    typer.Argument(metavar="[LABEL=]LOG", help="Metrics logs. Logs of one label are its training seeds."),
+    typer.Argument(metavar="[LABEL=]LOG", help="Metrics logs. Logs with the same label are training seeds."),
 ]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")]
 
 
 def labeled(arguments: Sequence[str], default: str) -> dict[str, list[Path]]:
-    """Group `label=path` arguments by label; a bare path has the label `default`.
+    """Group `label=path` arguments by label. A path without a label gets the label `default`.
 
     >>> labeled(["aer=a", "b"], default="run")
     {'aer': [PosixPath('a')], 'run': [PosixPath('b')]}
@@ -75,7 +75,7 @@ def print_table(table: Table, markdown: bool) -> None:
 
 
 def import_modules_of_the_user() -> None:
-    """Import what veRL imports when it starts: modules that may register methods and parts."""
+    """Import the modules that veRL imports when it starts, because they may register methods and parts."""
     import importlib
 
     from verl_aer.errors import InputError
@@ -84,4 +84,4 @@ def import_modules_of_the_user() -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
-            raise InputError(f"VERL_USE_EXTERNAL_MODULES names {name}, which cannot be imported: {error}") from error
+            raise InputError(f"VERL_USE_EXTERNAL_MODULES contains {name}, which cannot be imported: {error}") from error

@@ -17,16 +17,16 @@ EXAMPLES = examples(
 
 def cluster(
     nodes: Annotated[
-        list[str] | None, typer.Argument(metavar="NODE", help="Names of nodes that have to be there.")
+        list[str] | None, typer.Argument(metavar="NODE", help="Names of the nodes that must join.")
     ] = None,
     address: Annotated[
         str, typer.Option(metavar="HOST:PORT", help="Head of the cluster; auto is the cluster of this machine.")
     ] = "auto",
-    gpus_per_node: Annotated[int, typer.Option(help="GPUs that each node has to bring.")] = 0,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs that each node must have.")] = 0,
     wait: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long to wait for missing nodes and GPUs, in seconds.")
+        float, typer.Option(metavar="SECONDS", help="Time limit for missing nodes and GPUs, in seconds.")
     ] = 0.0,
-    only_wait: Annotated[bool, typer.Option("--only-wait", help="Wait for the nodes and check nothing else.")] = False,
+    only_wait: Annotated[bool, typer.Option("--only-wait", help="Only wait for the nodes.")] = False,
     shared: Annotated[
         Path | None,
         typer.Option(help="Folder that all nodes share.", show_default="the current folder"),

@@ -21,18 +21,18 @@ def compare(
         list[str],
         typer.Argument(
             metavar="[LABEL=]PATH",
-            help="Folders of `verl-aer evaluate`, or files STEP.jsonl of trainer.validation_data_dir. Several with one "
-            "label are its training seeds. All labels are compared with the first one.",
+            help="Folders of `verl-aer evaluate`, or files STEP.jsonl of trainer.validation_data_dir. Several with the "
+            "same label are training seeds. All labels are compared with the first one.",
         ),
     ],
     k: Annotated[
         list[int] | None,
-        typer.Option(help="Number of tries. Repeat for several.", show_default="from 1 to the number of answers"),
+        typer.Option(help="k of pass@k. Repeat for several.", show_default="from 1 to the number of answers"),
     ] = None,
     out: Annotated[Path | None, output("Also draw pass@k in this image.")] = None,
     markdown: Markdown = False,
 ) -> None:
-    """Compare evaluations or veRL's validation dumps, problem by problem."""
+    """Compare evaluations or veRL's validation dumps, per problem."""
     from verl_aer.evaluation.comparison import compare
 
     arms = labeled([run if "=" in run else f"{Path(run).name}={run}" for run in runs], default="")

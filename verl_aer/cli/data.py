@@ -13,7 +13,7 @@ from verl_aer.errors import InputError
 
 EXAMPLES = examples("data inspect data/dapo_math_17k.parquet", "data inspect data/mine.parquet --strict")
 
-app = typer.Typer(no_args_is_help=True, help="Look at training and evaluation data.")
+app = typer.Typer(no_args_is_help=True, help="Inspect training and evaluation data.")
 
 
 @app.command()
@@ -21,7 +21,7 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="A prepared parquet file.", show_default=False)],
     strict: Annotated[bool, typer.Option("--strict", help="Exit with code 1 if a row is bad.")] = False,
 ) -> None:
-    """Describe a prepared parquet file and check that veRL can train on each row."""
+    """Summarize a prepared parquet file and check that veRL can train on each row."""
     import json
 
     from verl_aer._tables import as_text
@@ -33,8 +33,8 @@ def inspect(
     if found.first is not None:
         print(f"the first row\n{json.dumps(found.first, indent=2, ensure_ascii=False, default=str)}")
     if found.bad:
-        print(f"bad rows, whole: {bad_rows}", file=sys.stderr)
+        print(f"bad rows: {bad_rows}", file=sys.stderr)
     if not found.rows or len(found.bad) == found.rows:
-        raise InputError(f"{file}: no row that veRL could train on")
+        raise InputError(f"{file}: veRL cannot train on any row")
     if strict and found.bad:
         raise typer.Exit(PROBLEM)

@@ -16,16 +16,16 @@ EXAMPLES = examples(
 
 
 def diagnose(
-    log: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="All output of the run.")],
+    log: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Whole output of the run.")],
     exit_code: Annotated[
         int | None,
         typer.Option(
-            help="Exit code of the run, negative for a signal. Without it the log decides whether the run failed.",
+            help="Exit code of the run, negative for a signal. Without it the log shows whether the run failed.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Find out from the output of a failed run why it failed."""
+    """Find the cause of a failed run in its output."""
     from verl_aer._failure import explain_failure
 
     print("\n".join(explain_failure(exit_code, log)))

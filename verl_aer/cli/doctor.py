@@ -25,14 +25,14 @@ def doctor(
         str, typer.Option(help="Package of the config, as for veRL's command.")
     ] = "pkg://verl.trainer.config",
     no_local_checks: Annotated[
-        bool, typer.Option("--no-local-checks", help="Check the config of a run on another machine and nothing here.")
+        bool, typer.Option("--no-local-checks", help="Check only the config, for a run on another machine.")
     ] = False,
     config_only: Annotated[
-        bool, typer.Option("--config-only", help="Check the config and the data of the run, and no packages.")
+        bool, typer.Option("--config-only", help="Check only the config and the data of the run, not the packages.")
     ] = False,
     show_config: Annotated[bool, typer.Option("--show-config", help="Also print the composed config.")] = False,
 ) -> None:
-    """Say what is installed, what is missing, and which command fixes it."""
+    """Report what is installed, what is missing, and which command fixes it."""
     from verl_aer.launch.doctor import doctor
 
     code = doctor(

@@ -16,7 +16,7 @@ EXAMPLES = examples(
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Name or folder of a model, or a checkpoint of veRL (global_step_N).")],
+    model: Annotated[str, typer.Argument(help="Name or folder of a model, or a veRL checkpoint (global_step_N).")],
     data: Annotated[list[Path], typer.Option(help="Prepared parquet file. Repeat for several.", show_default=False)],
     out: Annotated[
         Path | None,
@@ -24,22 +24,22 @@ def evaluate(
     ] = None,
     n: Annotated[int, typer.Option(help="Answers per problem.")] = 32,
     temperature: Annotated[float, typer.Option(help="Sampling temperature.")] = 1.0,
-    top_p: Annotated[float, typer.Option(help="Probability mass that is sampled from.")] = 1.0,
-    max_tokens: Annotated[int, typer.Option(help="Longest answer, tokens.")] = 2048,
+    top_p: Annotated[float, typer.Option(help="Probability mass for nucleus sampling.")] = 1.0,
+    max_tokens: Annotated[int, typer.Option(help="Maximum tokens of an answer.")] = 2048,
     seed: Annotated[int, typer.Option(help="Seed of the answers.")] = 0,
     reward: Annotated[
         str,
         typer.Option(
             metavar="MODULE:FUNCTION",
-            help="As veRL's custom_reward_function; or PATH.py:FUNCTION.",
+            help="Reward function as veRL's custom_reward_function, or PATH.py:FUNCTION.",
             show_default="the math reward",
         ),
     ] = "verl_aer.rewards.math_reward:compute_score",
     batch: Annotated[int, typer.Option(help="Problems that are sampled together.")] = 64,
     tensor_parallel: Annotated[int, typer.Option(help="GPUs per copy of the model.")] = 1,
-    data_parallel: Annotated[int, typer.Option(help="Copies of the model, each with GPUs that no other uses.")] = 1,
+    data_parallel: Annotated[int, typer.Option(help="Copies of the model, each with its own GPUs.")] = 1,
 ) -> None:
-    """Sample answers with vLLM: pass@k, maj@k, lengths and entropy with confidence intervals."""
+    """Sample answers with vLLM, and report pass@k, maj@k, lengths and entropy with confidence intervals."""
     from verl_aer.evaluation.config import EvaluationConfig
     from verl_aer.evaluation.report import summary_table
     from verl_aer.evaluation.run import evaluate

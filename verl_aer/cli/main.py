@@ -1,8 +1,8 @@
-"""Collect the commands and turn the exceptions of this package into one line.
+"""Collect the commands, and print the exceptions of this package as one line.
 
 Exit codes: 0 fine, 1 a problem was found, 2 bad usage or input.
 
-Each command imports what it needs when it runs: `verl-aer doctor` has to work where torch is missing or broken.
+Each command imports its dependencies when it runs: `verl-aer doctor` must work even if torch is missing or broken.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(context)
         except BrokenPipeError:
-            # The reader, such as `head`, has read enough. The interpreter's last flush must not complain either.
+            # The reader, such as `head`, closed the pipe. Without this, the interpreter's last flush would raise again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return None
         except VerlAerError as error:
@@ -51,7 +51,7 @@ class Commands(TyperGroup):
 
 app = typer.Typer(
     cls=Commands,
-    help="Entropy control for veRL: look before a run and after it.",
+    help="Entropy control for veRL: check a run before it starts, and evaluate it afterwards.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        # The command line is written into figures and pages.
+        # Figures and pages show the command line.
         app(words, prog_name="verl-aer", obj=shlex.join(["verl-aer", *words]))
     except SystemExit as end:
         return end.code

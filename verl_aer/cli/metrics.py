@@ -10,7 +10,7 @@ EXAMPLES = examples(
 
 
 def metrics() -> None:
-    """Explain each logged metric: unit, formula, how to read it."""
+    """Explain each logged metric: unit, formula, interpretation."""
     from verl_aer.control.metrics import markdown_table
 
     print(markdown_table(), end="")

@@ -18,11 +18,11 @@ EXAMPLES = examples(
 def plot(
     context: typer.Context,
     logs: Logs,
-    out: Annotated[Path | None, output("Image to write. Without it: the path of the first log, as .png.")] = None,
+    out: Annotated[Path | None, output("Image to write. By default the path of the first log, as .png.")] = None,
     title: Annotated[str, typer.Option(help="Heading of the figure.", show_default=False)] = "",
     log_entropy: Annotated[bool, typer.Option("--log-entropy", help="Draw entropies on a logarithmic axis.")] = False,
 ) -> None:
-    """Draw entropy, coefficient and accuracy from metrics logs in one figure."""
+    """Draw entropy, coefficient and accuracy of metrics logs in one figure."""
     from verl_aer.reports.plots import plot_runs, save_figure
 
     arms = labeled(logs, default="run")

@@ -18,10 +18,10 @@ EXAMPLES = examples(
 def report(
     context: typer.Context,
     logs: Logs,
-    out: Annotated[Path | None, output("Page to write. Without it: the path of the first log, as .html.")] = None,
+    out: Annotated[Path | None, output("Page to write. By default the path of the first log, as .html.")] = None,
     title: Annotated[str, typer.Option(help="Heading of the page.")] = "Entropy control",
 ) -> None:
-    """Write one HTML page about one or more runs, with figure and settings, from their metrics logs."""
+    """Write one HTML page with figure and settings from the metrics logs of one or more runs."""
     from verl_aer._files import read_json, write_text_atomically
     from verl_aer.control.state_file import entropy_settings_path
     from verl_aer.reports.html_report import html_report

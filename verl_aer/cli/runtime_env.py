@@ -16,17 +16,17 @@ EXAMPLES = examples(
 
 
 def runtime_env(
-    out: Annotated[Path | None, output("File to write. Without it the text is printed.")] = None,
+    out: Annotated[Path | None, output("File to write. By default the text is printed.")] = None,
     module: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FOLDER", help="Another package to carry and load. Repeat for several."),
+        typer.Option(metavar="FOLDER", help="Another package to ship and load. Repeat for several."),
     ] = None,
     env: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="A variable on every node. Repeat for several."),
+        typer.Option(metavar="NAME=VALUE", help="An environment variable for every node. Repeat for several."),
     ] = None,
 ) -> None:
-    """Write a runtime environment for `ray job submit` that carries this package to every node."""
+    """Write a runtime environment for `ray job submit` that ships this package to every node."""
     from verl_aer._files import write_text_atomically
     from verl_aer.launch.runtime_env import runtime_env_yaml
 

@@ -24,7 +24,7 @@ EXAMPLES = examples(
 )
 
 REPLAY_TOLERANCE = 1e-12
-"""Loss units per nat. Log and replay do the same float64 operations, and the log keeps every digit."""
+"""Loss units per nat. Log and replay perform the same float64 operations, and the log keeps every digit."""
 
 SHOWN = {
     "aer/entropy": "entropy, nats/token",
@@ -41,7 +41,7 @@ def simulate(
     context: typer.Context,
     methods: Annotated[
         list[str] | None,
-        typer.Argument(metavar="METHOD", help="Names that `verl-aer methods` lists.", show_default="aer"),
+        typer.Argument(metavar="METHOD", help="Names from `verl-aer methods`.", show_default="aer"),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -60,13 +60,13 @@ def simulate(
         float | None,
         typer.Option(
             metavar="SHARE",
-            help="Simulate many prompts, of which fewer and fewer are hard. SHARE of a push, from 0 to 1, reaches all.",
+            help="Simulate many prompts, of which fewer and fewer are hard. SHARE of a push, 0 to 1, reaches all.",
         ),
     ] = None,
     out: Annotated[Path | None, output("Also write a figure to this file.")] = None,
     replay: Annotated[
         Path | None,
-        typer.Option(metavar="LOG", help="Recompute each alpha of this metrics log; exit code 1 if one differs."),
+        typer.Option(metavar="LOG", help="Recompute each alpha of this metrics log. Exit code 1 if any differs."),
     ] = None,
     config: Annotated[
         Path | None,
@@ -83,9 +83,9 @@ def simulate(
     configs = {name: _entropy_config(name, settings or []) for name in methods or ["aer"]}
     runs = _runs(configs, steps, noise, multiplicative, generalization)
     for name, rows in runs.items():
-        print(f"{name} around a synthetic plant, {steps} steps: a picture of the control, not of a model")
+        print(f"{name} on a synthetic plant, {steps} steps: it illustrates the control and does not model a policy")
         if configs[name].has_shaping_without_alpha:
-            print("  (its shaping of rewards or advantages has no part in it)")
+            print("  (its shaping of rewards or advantages has no effect on the plant)")
         _print_series(rows)
     if out is not None:
         from verl_aer.reports.plots import plot_runs, save_figure
@@ -128,11 +128,11 @@ def _replay(log: Path, config: Path | None) -> None:
 
     config = config or entropy_settings_path(log)
     if not config.is_file():
-        raise InputError(f"{config}: no such file; name the run's entropy settings with --config FILE")
+        raise InputError(f"{config}: no such file; pass the run's entropy settings with --config FILE")
     result = replay(read_metrics_log(log), parse_entropy_config(read_json(config)))
     difference = result.largest_difference
     print(f"{log}: {len(result.steps)} alphas recomputed, largest difference {difference:.3g}")
-    # NaN compares false, and is a difference.
+    # NaN compares false, and counts as a difference.
     if not difference <= REPLAY_TOLERANCE:
         first = next(step for step in result.steps if not abs(step.logged - step.recomputed) <= REPLAY_TOLERANCE)
         print(f"first at step {first.step}: logged {first.logged!r}, recomputed {first.recomputed!r}")
@@ -154,7 +154,7 @@ def _entropy_config(method: str, settings: Sequence[str]) -> EntropyConfig:
 
 
 def _settings_for(method: str, settings: Sequence[str]) -> list[str]:
-    """Choose the settings for all methods, and those of the form ``method:key=value`` for this one.
+    """Select the settings for all methods, and those of the form ``method:key=value`` for this one.
 
     >>> _settings_for("aer", ["target.tau=0.6", "aer:controller.ki=0.1", "aent:measure.p=0.3"])
     ['target.tau=0.6', 'controller.ki=0.1']
@@ -170,7 +170,7 @@ def _settings_for(method: str, settings: Sequence[str]) -> list[str]:
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Draw `values`, averaged down to at most `SPARKLINE_WIDTH` characters, from their lowest to their highest.
+    """Draw `values` from their lowest to their highest, averaged down to at most `SPARKLINE_WIDTH` characters.
 
     >>> sparkline([0.0, 1.0, 2.0, 7.0])
     '▁▂▃█'

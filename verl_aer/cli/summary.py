@@ -11,7 +11,7 @@ EXAMPLES = examples(
 
 
 def summary(logs: Logs, markdown: Markdown = False) -> None:
-    """Print one line per run: entropy, when it reached its target, alpha, accuracy."""
+    """Print one line per run: entropy, the step at which it reached its target, alpha, accuracy."""
     from verl_aer.reports.summary import summary_table
 
     print_table(summary_table(read_arms(labeled(logs, default="run"))), markdown)

@@ -1,15 +1,15 @@
-"""What holds AER's actuator when few prompts are left to push: ways to bound them, on the two-population plant.
+"""Compare ways to limit AER's alpha when few prompts are left to push, on the two-population plant.
 
     python -m benchmarks.actuator
 
-The share of hard prompts falls from a half to a twentieth over 2,000 steps. Of each way the tables show
+The share of hard prompts falls from 1/2 to 1/20 over 2,000 steps. The tables show for each way
 
-    hard   the largest mean entropy of the hard prompts, as a multiple of H0     at most 1.2 is wanted
-    mean   mean entropy over the last fifth of the run, as a multiple of H*      1 is wanted
-    alpha  the largest alpha, as a multiple of what holds H* with all weights 1
+    hard   largest mean entropy of the hard prompts, as a multiple of H0              goal: at most 1.2
+    mean   mean entropy over the last fifth of the run, as a multiple of H*           goal: 1
+    alpha  largest alpha, as a multiple of the alpha that holds H* with all weights 1
 
-where all, 0.9, a half and nothing of a push reaches the other prompts. With accuracies of 0 and 1 a rho that widens
-until the mean weight is the floor gives the weights of ``mean_floor``: it has no row.
+The columns vary the share of a push that reaches the other prompts: 1, 0.9, 0.5 and 0. A rho that widens until the mean
+weight is the floor has no row: with accuracies of 0 and 1 it gives the weights of ``mean_floor``.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ TARGET = 0.18
 
 GENERALIZATIONS = (1.0, 0.9, 0.5, 0.0)
 SMALL = 0.1
-"""Mean weight below which alpha rests; also the floor."""
+"""Mean weight below which alpha rests. It is also the floor."""
 NORMAL = 0.3
-"""Mean weight from which on a coefficient counts as normal."""
+"""Mean weight above which a coefficient counts as normal."""
 
 PLANTS = {
     "additive": Plant(initial=0.45, decay=0.03, gain=1.8, noise=0.005),
@@ -48,7 +48,7 @@ CONTROLLERS = {
 
 
 class Watched(Difficulty):
-    """``difficulty`` that tells its last mean weight to a controller that wants it."""
+    """``difficulty`` that passes its last mean weight to a controller."""
 
     last: Any
 
@@ -69,7 +69,7 @@ class Frozen(PI):
 
 
 class Bounded(PI):
-    """``pi`` whose alpha, and so each prompt's coefficient, is at most twice that at a normal mean weight."""
+    """``pi`` whose alpha, and thus each prompt's coefficient, is at most twice that at a normal mean weight."""
 
     last: Any
 
@@ -107,7 +107,7 @@ WAYS: dict[str, Callable[[EntropyConfig], EntropyConfig]] = {
 
 
 def outcome(config: EntropyConfig, plant: Plant, generalization: float) -> tuple[float, float, float]:
-    """hard, mean and alpha of one run, see above."""
+    """Compute hard, mean and alpha of one run, as defined above."""
     rows = simulate_population(config, Population(plant, generalization, prompts=40), STEPS)
     hard, mean, alpha = (
         np.array([row.data[name] for row in rows]) for name in ("aer/entropy/hard", "aer/entropy", "aer/alpha")

@@ -1,9 +1,10 @@
-"""Preparing 1.79 million rows in DAPO-Math-17k's shape, beside reading them into pandas and dropping duplicates.
+"""Compare preparing 1.79 million rows in DAPO-Math-17k's shape with pandas' read and drop_duplicates.
 
     python -m benchmarks.data
 
-Each runs in a separate process, one after the other, on the same file: seconds of the work, and the process's peak
-memory with the libraries in it. The rows are made up: 17,917 problems, each a hundred times, in a random order.
+Both run in separate processes, one after the other, on the same file. The tables show the seconds of the work, and the
+peak memory of the process including its libraries. The rows are synthetic: 17,917 problems, each a hundred times, in
+random order.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def ours(file: Path) -> int:
 
 
 def pandas(file: Path) -> int:
-    """What a notebook does."""
+    """Deduplicate the rows as a notebook would."""
     import pandas as pd
 
     frame = pd.read_parquet(file)

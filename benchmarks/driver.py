@@ -1,9 +1,9 @@
-"""What the entropy control costs the driver in a step, beside veRL's own advantages of the same batch.
+"""Compare the driver's cost of the entropy control per step with that of veRL's advantages of the same batch.
 
     python -m benchmarks.driver
 
-Grouping, allocation and one controller update, against `compute_grpo_outcome_advantage`. Both take turns in one
-process, on one thread; times are medians with the spread of the repeats.
+Grouping, allocation and one controller update are compared with `compute_grpo_outcome_advantage`. Both alternate in one
+process on one thread. Times are medians with the spread of the repeats.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from verl_aer.rollouts.groups import group_rows
 ROLLOUTS = 16
 PROMPTS = (4096, 16384, 65536)
 RESPONSE_TOKENS = 1
-"""veRL's advantages are computed for each token; one makes its part as cheap as it can be."""
+"""veRL computes advantages for each token. With one token, its part is as cheap as possible."""
 REPEATS = 5
 
 
 class Batch(NamedTuple):
-    """N trajectories of P prompts, as the driver has them before advantages are computed."""
+    """N trajectories of P prompts, as on the driver before the advantages are computed."""
 
     uid: list[str]
     session: np.ndarray
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
 
 def make_batch(prompts: int) -> Batch:
-    """Rows in a random order, as veRL leaves them when it has balanced the ranks."""
+    """Make rows in random order, as after veRL's balancing of the ranks."""
     rng = np.random.default_rng(0)
     order = rng.permutation(prompts * ROLLOUTS)
     names = [str(uuid.UUID(bytes=rng.bytes(16))) for _ in range(prompts)]
@@ -53,7 +53,7 @@ def make_batch(prompts: int) -> Batch:
 
 
 def entropy_control(batch: Batch) -> np.ndarray:
-    """One weight a trajectory, and α moved once."""
+    """Compute one weight per trajectory, and update α once."""
     config = parse_entropy_config({"method": "aer"})
     rows = len(batch.uid)
     groups = group_rows(batch.uid, batch.session, np.zeros(rows, int), batch.correct, np.zeros(rows, bool))

@@ -1,9 +1,9 @@
-"""Linear layer, log-probs and entropy: veRL's fused kernel in PyTorch, which never has all logits, against ours.
+"""Compare linear layer, log-probs and entropy of veRL's fused PyTorch kernel, which never has all logits, with ours.
 
     python -m benchmarks.fused
 
-Forward and backward from hidden states and the weights of the last layer. veRL's fused path computes the logits a
-chunk at a time, twice; ours wants them whole, once. Our engine leaves the fused path as it is where a user asks for it.
+Forward and backward from hidden states and the weights of the last layer. veRL's fused path computes the logits in
+chunks, twice. Our path computes all logits at once. Our engine keeps the fused path if a user selects it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TOKENS, HIDDEN, VOCABULARY = 1024, 512, 151_936
 REPEATS = 3
 
 Pass = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""From hidden states (T, D), weights (V, D) and labels (T,) to log-probs and entropies (T,)."""
+"""Function from hidden states (T, D), weights (V, D) and labels (T,) to log-probs and entropies (T,)."""
 
 
 def unfused(hidden: torch.Tensor, weights: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,17 +1,16 @@
-"""What the update pays for log-probs and entropy over the vocabulary, against veRL's own functions.
+"""Compare the cost of log-probs and entropy over the vocabulary in the update with that of veRL's functions.
 
     python -m benchmarks.logits
 
-Forward and backward over the same logits: veRL's `logprobs_from_logits` with its `entropy_from_logits` (what a fixed
-coefficient costs), with its chunked entropy, with the clamped entropy of a top-k, a mask and a softmax, and without any
-entropy (plain GRPO); ours with an entropy on every row, on a quarter of them, and on none. They take turns in one
-process; times are medians of the repeats with their spread, and ratios are against the first. Memory is the most that
-the pass held beside the logits and their gradient, which takes the logits' place where it can, as a multiple of the
-logits.
+Forward and backward over the same logits: veRL's `logprobs_from_logits` with its `entropy_from_logits` (the cost of a
+fixed coefficient), with its chunked entropy, with the clamped entropy from top-k, mask and softmax, and without entropy
+(plain GRPO); ours with an entropy on every row, on a quarter of the rows, and on no row. All alternate in one process.
+Times are medians of the repeats with their spread, and ratios are relative to the first line. Memory is the peak of the
+pass in addition to the logits and their gradient, which overwrites the logits if possible, as a multiple of the logits.
 
-On a GPU the sizes are those of a real micro-batch, and one line more says what the bytes need: the time to read the
-logits twice and to write them once, at the bandwidth of a copy. It runs there with torch and Triton alone; without veRL
-its functions are replaced by `benchmarks.torch_reference`, and the header says so.
+On a GPU the sizes are those of a real micro-batch, and one more line is a lower bound from the memory traffic: the time
+to read the logits twice and write them once at the bandwidth of a copy. There the benchmark needs only torch and
+Triton. Without veRL, `benchmarks.torch_reference` replaces its functions, and the header says so.
 """
 
 from __future__ import annotations
@@ -41,12 +40,12 @@ except ModuleNotFoundError:
 
 ON_A_CPU = ((128, 32_768), (512, 32_768), (128, 151_936), (512, 151_936))
 ON_A_GPU = ((2048, 32_768), (2048, 151_936), (8192, 151_936), (32_768, 151_936), (65_536, 151_936))
-"""Tokens and vocabulary."""
+"""(tokens, vocabulary)."""
 REPEATS = 5
 TEMPERATURE = 0.8
 
 Pass = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""From logits (T, V) and labels (T,) to a loss."""
+"""Function from logits (T, V) and labels (T,) to a loss."""
 
 
 def theirs(entropy: Callable[[torch.Tensor], torch.Tensor] | None) -> Pass:
@@ -59,7 +58,7 @@ def theirs(entropy: Callable[[torch.Tensor], torch.Tensor] | None) -> Pass:
 
 
 def clamped_by_topk(logits: torch.Tensor) -> torch.Tensor:
-    """AEnt's clamped entropy as plain PyTorch has it: top-k of the lowest, a mask, a softmax."""
+    """Compute AEnt's clamped entropy in plain PyTorch: top-k of the lowest logits, a mask, a softmax."""
     z = logits.float()
     lowest = z.detach().topk(int(Clamped().p * z.shape[-1]), dim=-1, largest=False, sorted=False).indices
     kept = z.masked_fill(torch.zeros_like(z, dtype=torch.bool).scatter_(-1, lowest, True), -torch.inf)
@@ -68,7 +67,7 @@ def clamped_by_topk(logits: torch.Tensor) -> torch.Tensor:
 
 
 def ours(share: float, measure: Full | Clamped) -> Pass:
-    """With an entropy on the first ``share`` of the rows."""
+    """Compute an entropy on the first ``share`` of the rows."""
 
     def loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         weight = (torch.arange(len(logits), device=logits.device) < share * len(logits)).float()
@@ -93,7 +92,7 @@ BYTES = "what the bytes need"
 
 
 class _Policy(torch.autograd.Function):
-    """Stands for the layer below: it hands the logits on, and takes their gradient without keeping it."""
+    """Replace the layer below: pass the logits on, and discard their gradient."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor) -> torch.Tensor:
@@ -108,7 +107,7 @@ def measure(tokens: int, vocabulary: int, dtype: torch.dtype) -> str:
     generator = torch.Generator(DEVICE).manual_seed(0)
     logits = torch.empty(tokens, vocabulary, dtype=dtype, device=DEVICE).normal_(std=3.0, generator=generator)
     labels = torch.randint(vocabulary, (tokens,), generator=generator, device=DEVICE)
-    # The gradient takes the place of this copy, which is made again for each pass and not counted.
+    # The gradient overwrites this copy, which is made again for each pass and not counted.
     leaf = torch.empty_like(logits).requires_grad_()
 
     def run(loss: Pass) -> float:
@@ -118,7 +117,7 @@ def measure(tokens: int, vocabulary: int, dtype: torch.dtype) -> str:
 
     calls: dict[str, Callable[[], float]] = {name: lambda loss=loss: run(loss) for name, loss in PASSES.items()}
     if GPU:
-        # A copy reads once and writes once; a pass forward and backward reads twice and writes once.
+        # A copy reads once and writes once. Forward and backward read twice and write once.
         calls[BYTES] = lambda: 1.5 * timed(lambda: leaf.detach().copy_(logits))
     costs = interleaved(calls, REPEATS)
     size = tokens * vocabulary * dtype.itemsize
@@ -127,7 +126,7 @@ def measure(tokens: int, vocabulary: int, dtype: torch.dtype) -> str:
 
 
 def main() -> int:
-    print(f"{machine()}; {THEIRS} beside ours\n", flush=True)
+    print(f"{machine()}; {THEIRS} and ours\n", flush=True)
     for dtype in (torch.bfloat16,) if GPU else (torch.float32, torch.bfloat16):
         for tokens, vocabulary in ON_A_GPU if GPU else ON_A_CPU:
             print(measure(tokens, vocabulary, dtype), flush=True)

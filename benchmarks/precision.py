@@ -1,16 +1,16 @@
-"""How far the entropies of veRL's engines are off, in value and gradient, where the logits are bfloat16.
+"""Measure the errors of the entropies of veRL's engines, in value and gradient, with bfloat16 logits.
 
     python -m benchmarks.precision
 
-Each line is veRL's own function in the types in which an engine calls it, on the same logits, against float64:
+Each line calls veRL's own function in the types that an engine uses, on the same logits, and compares with float64:
 
-- VeOmni, TorchTitan and Automodel call `entropy_from_logits` under CUDA's autocast, which takes a softmax, a logsumexp
-  and a sum in float32; without a GPU `CudaAutocast` does. Before that VeOmni and Automodel divide by the temperature in
+- VeOmni, TorchTitan and Automodel call `entropy_from_logits` under CUDA's autocast, which computes softmax, logsumexp
+  and sum in float32; without a GPU `CudaAutocast` does. Before that, VeOmni and Automodel divide by the temperature in
   bfloat16, as veRL's own FSDP engine does. *Without autocast* is the same function in bfloat16 throughout.
-- Megatron calls `vocab_parallel_entropy` in the type of the logits: float32 where Megatron's `Float16Module` returns
-  the last stage's output, as it does by default, and bfloat16 otherwise.
+- Megatron calls `vocab_parallel_entropy` in the type of the logits: float32 if Megatron's `Float16Module` returns
+  the last stage's output, as by default, and bfloat16 otherwise.
 
-The logits are made: peaked as a policy's are, most tokens certain, some open.
+The logits are synthetic, and peaked like those of a policy: most tokens are nearly certain, some are open.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ TOKENS, VOCABULARY = 256, 151_936
 TEMPERATURES = (1.0, 0.8)
 
 Entropy = Callable[[torch.Tensor, float], torch.Tensor]
-"""From bfloat16 logits (T, V) and a temperature to entropies (T,)."""
+"""Function from bfloat16 logits (T, V) and a temperature to entropies (T,)."""
 
 
 class CudaAutocast(TorchFunctionMode):
-    """What autocast does on a GPU to the operations of an entropy; that of a CPU leaves them in bfloat16."""
+    """Emulate CUDA's autocast for the operations of an entropy; the CPU's autocast keeps them in bfloat16."""
 
     IN_FLOAT32 = (torch.nn.functional.softmax, torch.logsumexp, torch.sum)
 
@@ -71,7 +71,7 @@ def without_autocast(logits: torch.Tensor, temperature: float) -> torch.Tensor:
 
 
 def megatron(dtype: torch.dtype) -> Entropy:
-    """In a world of one rank, whose group is the default one, and without Megatron, of which it asks the group only."""
+    """Call Megatron's function with one rank. It needs only a process group of Megatron, here the default group."""
     state = types.ModuleType("megatron.core.parallel_state")
     state.get_tensor_model_parallel_group = lambda: None
     core = types.ModuleType("megatron.core")
@@ -84,7 +84,7 @@ def megatron(dtype: torch.dtype) -> Entropy:
 
 
 def made_logits() -> torch.Tensor:
-    """Noise over the vocabulary and twenty candidates above it, some tokens' far apart and some tokens' close."""
+    """Make noise over the vocabulary plus twenty candidates above it, whose spread differs between tokens."""
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn(TOKENS, VOCABULARY, generator=generator)
     spread = torch.empty(TOKENS, 1).uniform_(1.0, 30.0, generator=generator)
@@ -94,7 +94,7 @@ def made_logits() -> torch.Tensor:
 
 
 def both_ways(entropy: Entropy, logits: torch.Tensor, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Entropies and the gradient of their sum, in float64."""
+    """Compute the entropies and the gradient of their sum, in float64."""
     leaf = logits.clone().requires_grad_()
     value = entropy(leaf, temperature)
     value.sum().backward()
@@ -124,7 +124,7 @@ def measure(logits: torch.Tensor, temperature: float) -> str:
 
 
 def main() -> int:
-    # Megatron's function would be compiled, which takes a compiler and changes no result.
+    # Compiling Megatron's function needs a compiler and changes no result.
     torch.compiler.set_stance("force_eager")
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     print(f"{machine()}\n")

@@ -1,10 +1,10 @@
-"""CPU seconds of a Countdown run on the real stack, by process: to its first step, and for each step of 240 rollouts.
+"""Measure the CPU seconds of a Countdown run on the real stack by process, for the start and per step of 240 rollouts.
 
     python -m benchmarks.stack
     python -m benchmarks.stack actor_rollout_ref.rollout.agent.agent_loop_manager_class=null reward.num_workers=1
 
-CPU seconds hardly depend on what else the machine does, wall-clock seconds do. A process that ends between two looks is
-counted up to the last one.
+Unlike wall-clock seconds, CPU seconds hardly depend on the load of the machine. A process that ends between two samples
+is counted up to the last one.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ SHAPE = [
 
 
 def cpu_seconds(parent: psutil.Process) -> dict[int, tuple[str, float]]:
-    """Name and CPU seconds of each process below `parent` and of itself."""
+    """Return name and CPU seconds of `parent` and each of its descendants."""
     found = {}
     for process in [parent, *parent.children(recursive=True)]:
         try:
             times = process.cpu_times()
             found[process.pid] = name_of(process.cmdline()), times.user + times.system
         except psutil.Error:
-            # It ended between the listing and the look.
+            # The process ended after the listing.
             continue
     return found
 
 
 def name_of(command: list[str]) -> str:
-    """What a process is for: an actor's class, or the driver, the fork server, or Ray's daemons together."""
+    """Name the purpose of a process: an actor's class, the driver, the fork server, or all of Ray's daemons."""
     line = " ".join(command)
     if line.startswith(("ray::", "VLLM::")):
         return line.split()[0].split(".")[0]

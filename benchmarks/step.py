@@ -1,12 +1,12 @@
-"""The actor's update and the old-log-prob pass in veRL's own training worker: ours against stock veRL.
+"""Compare the actor's update and the old-log-prob pass in veRL's training worker: ours and stock veRL.
 
     python -m benchmarks.step
 
-A model with a small body and the full vocabulary of Qwen3, so that the logits are what a step pays for. In one process,
-taking turns, on the same rows: veRL's FSDP2 engine with veRL's loss, without an entropy (plain GRPO) and with a fixed
-coefficient; our engine and loss with the share of rows that had a coefficient in the Countdown run
-(`aer/weight/nonzero_frac`, 0.57 in the mean of 220 steps), with all rows, and with none. Ratios of updates are
-against veRL's fixed coefficient, the pass without gradient against veRL's.
+The model has a small body and the full vocabulary of Qwen3, so that the logits dominate the cost of a step. In one
+process, alternating, on the same rows: veRL's FSDP2 engine and loss, without an entropy (plain GRPO) and with a fixed
+coefficient; our engine and loss with coefficients on the share of rows as in the Countdown run
+(`aer/weight/nonzero_frac`, 0.57 in the mean of 220 steps), on all rows, and on none. Ratios of updates are relative to
+veRL's fixed coefficient, ratios of the pass without gradient to veRL's pass.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.engine_workers import TrainingWorker
 from verl.workers.utils.losses import ppo_loss
 
-import verl_aer.integration  # noqa: F401 - veRL first, see its docstring
+import verl_aer.integration  # noqa: F401 - imports veRL first, see its comment
 from benchmarks.timing import interleaved, machine, table, timed
 from examples.countdown.model import build_tokenizer
 from verl_aer.integration.batch import WEIGHT_FIELD
@@ -95,7 +95,7 @@ def actor_config(**settings: object) -> FSDPActorConfig:
 
 
 def batch(weighted_share: float | None, entropy: bool) -> TensorDict:
-    """The same rows each time; with coefficients on this share of them, or without the field."""
+    """Make the same rows each time, with coefficients on this share of them; None omits the field."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(VOCABULARY, (ROWS, PROMPT + RESPONSE), generator=generator)
     ones = torch.ones(RESPONSE)

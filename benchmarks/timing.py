@@ -1,4 +1,4 @@
-"""Seconds and memory of one call, on a CPU or a GPU, and how a table shows them."""
+"""Measure time and memory of calls on a CPU or a GPU, and format them as a table."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ DEVICE = torch.device("cuda" if GPU else "cpu")
 
 
 class Cost(NamedTuple):
-    """Seconds of each repeat, and bytes held at the most; both empty where memory did not suffice."""
+    """Seconds of each repeat, and peak bytes. After running out of memory, there are no seconds."""
 
     seconds: list[float]
     extra_bytes: int
 
 
 def machine() -> str:
-    """The header of a table."""
+    """Describe the machine and the versions, for the header of a table."""
     here = torch.cuda.get_device_name() if GPU else f"{_cpu_name()}, {torch.get_num_threads()} threads"
     return ", ".join([here, *(f"{name} {_version(name)}" for name in ("torch", "triton", "verl", "flash-attn"))])
 
@@ -49,7 +49,7 @@ def _version(package: str) -> str:
 
 
 def interleaved(calls: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, Cost]:
-    """The cost of each call, which returns its seconds; a first round, not timed, measures memory."""
+    """Measure each call, which returns its seconds. An untimed first round measures memory."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     extra = dict.fromkeys(calls, 0)
     alive = []
@@ -67,7 +67,7 @@ def interleaved(calls: Mapping[str, Callable[[], float]], repeats: int) -> dict[
 
 @contextmanager
 def suppress_out_of_memory() -> Iterator[None]:
-    """A path that needs more than there is has a line without numbers."""
+    """Skip a call that runs out of memory. Its line has no numbers."""
     try:
         yield
     except torch.cuda.OutOfMemoryError:
@@ -75,7 +75,7 @@ def suppress_out_of_memory() -> Iterator[None]:
 
 
 def timed(call: Callable[[], object]) -> float:
-    """Seconds of a call, the GPU's part of it included."""
+    """Measure the seconds of a call, including its work on the GPU."""
     if GPU:
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -87,7 +87,7 @@ def timed(call: Callable[[], object]) -> float:
 
 @contextmanager
 def peak_bytes() -> Iterator[list[int]]:
-    """Memory above that at the start, [bytes] when it is over: the allocator's peak, or the process's each ms."""
+    """Measure the peak memory above the start, as [bytes]: the GPU allocator's, or the process's, sampled each ms."""
     _collect()
     found = [0]
     if GPU:
@@ -118,7 +118,7 @@ def _resident() -> int:
 
 
 def _collect() -> None:
-    """Give back what is not held, so that a peak is that of the call."""
+    """Free unused memory, so that a peak belongs to the call."""
     gc.collect()
     if GPU:
         torch.cuda.empty_cache()
@@ -127,7 +127,7 @@ def _collect() -> None:
 
 
 def table(costs: Mapping[str, Cost], base: str, wide: int, memory_name: str) -> str:
-    """Markdown: medians with their spread, as ratios to ``base``; memory in multiples of ``wide`` bytes."""
+    """Format as Markdown: medians with spread, ratios to ``base``, and memory in multiples of ``wide`` bytes."""
     rows = []
     median = {name: statistics.median(cost.seconds) for name, cost in costs.items() if cost.seconds}
     for name, cost in costs.items():

@@ -1,7 +1,7 @@
-"""What veRL's unfused path computes, in plain PyTorch: for a machine that has torch and Triton, but not veRL.
+"""veRL's unfused functions in plain PyTorch, for a machine with torch and Triton but without veRL.
 
-Log-probs by PyTorch's own cross-entropy, which is faster than veRL's fallback, a loop over rows, and slower than the
-fused one of flash-attn, which veRL prefers where it is installed.
+Log-probs use PyTorch's cross-entropy. It is faster than veRL's fallback, a loop over rows, and slower than the fused
+one of flash-attn, which veRL prefers if it is installed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 
 
 def logprobs_from_logits(logits: torch.Tensor, labels: torch.Tensor, inplace_backward: bool = True) -> torch.Tensor:
-    del inplace_backward  # flash-attn's alone
+    del inplace_backward  # Only flash-attn uses it.
     return -torch.nn.functional.cross_entropy(logits, labels, reduction="none")
 
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The comparison at the top of the README: no entropy term, a fixed coefficient at three strengths, and AER, from the
-# same warm start, with the same seeds and budget. One run at a time. A run that is finished is not run again, so
-# this script can be stopped and started at will.
+# same warm start, with the same seeds and budget, one run at a time. Finished runs are not repeated, so this script
+# can be stopped and restarted at any time.
 #
 #   examples/countdown/compare.sh
 #   SEEDS="0" STEPS=100 FIXED="0.02" examples/countdown/compare.sh
-#   DRY_RUN=1 examples/countdown/compare.sh        prints veRL's commands and runs nothing
+#   DRY_RUN=1 examples/countdown/compare.sh        only prints veRL's commands
 #
 # SEEDS  training seeds            STEPS  training steps of each run       RUNS  folder for everything
 # FIXED  coefficients of `fixed` (empty: none)   FIXED_SEEDS  seeds of the `fixed` arms (default: SEEDS)

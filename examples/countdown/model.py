@@ -1,7 +1,7 @@
-"""The example's policy: a Qwen3 of three layers with one token a character.
+"""The example's policy: a Qwen3 with three layers and one token per character.
 
-The vocabulary of the model is exactly the tokenizer's: vLLM masks surplus columns and the actor does not, and
-a difference between the two reads as a policy that drifts.
+The vocabulary of the model is exactly the tokenizer's. vLLM masks surplus columns and the actor does not, so a
+difference would look like a drift of the policy.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config,
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<unk>")
 CHARACTERS = "0123456789+-*,=:"
 CHAT_TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-"""The prompt is the content of the user's message and nothing else."""
+"""The prompt is only the content of the user's message."""
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a character; `<eos>` ends a response, `<pad>` fills rows, anything unknown is `<unk>`."""
+    """Build a tokenizer, one token per character. `<eos>` ends a response, `<pad>` pads rows, others become `<unk>`."""
     vocabulary = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *CHARACTERS])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
@@ -36,7 +36,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM:
-    """Randomly initialized policy, float32, about 0.6 million parameters."""
+    """Build a randomly initialized policy, float32, about 0.6 million parameters."""
     torch.manual_seed(seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -45,7 +45,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausal
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=4,
-        head_dim=32,  # the smallest head that vLLM's attention for CPUs has a kernel for
+        head_dim=32,  # the smallest size that vLLM's attention for CPUs supports
         max_position_embeddings=128,
         tie_word_embeddings=True,
         pad_token_id=tokenizer.pad_token_id,
@@ -58,6 +58,6 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausal
 
 
 def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write both where `AutoTokenizer` and `AutoModelForCausalLM` find them."""
+    """Write both so that `AutoTokenizer` and `AutoModelForCausalLM` can load them."""
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

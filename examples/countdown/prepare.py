@@ -2,8 +2,8 @@
 
     python -m examples.countdown.prepare --out data/countdown
 
-The same seed gives the same bytes with one version of pyarrow. No problem of the test file, in any order of
-its numbers, is in the train file or among the examples of the warm start.
+The same seed gives the same bytes for one version of pyarrow. No problem of the test file, with its numbers in any
+order, is in the train file or among the examples of the warm start.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from examples.countdown.task import LEVELS, CountdownProblem, held_out_problems,
 from verl_aer._files import replaced_atomically
 
 SPLIT_SEED = 20
-"""Decides which problems are held out; the warm start excludes the same ones, whatever its own seed."""
+"""Seed of the held-out problems. The warm start excludes the same problems, for any training seed."""
 TEST_PER_LEVEL = {2: 30, 3: 100, 4: 100}
-"""Two numbers make only about 140 different problems, so level 2 holds out a fifth of them."""
+"""Number of held-out problems. Level 2 has only about 140 different problems and holds out a fifth of them."""
 TRAIN_ROWS = 9600
 
 
 def data_source(level: int) -> str:
-    """veRL reports validation metrics by data source, so one a level gives a table by level."""
+    """Name one data source per level: veRL reports validation metrics by data source."""
     return f"countdown_k{level}"
 
 
 def row(problem: CountdownProblem, split: str, index: int) -> dict:
-    """One row of veRL's schema."""
+    """Make a row of veRL's schema."""
     return {
         "data_source": data_source(problem.level),
         "prompt": [{"role": "user", "content": problem.prompt}],
@@ -48,24 +48,24 @@ def row(problem: CountdownProblem, split: str, index: int) -> dict:
 
 
 def held_out() -> dict[int, list[CountdownProblem]]:
-    """The test problems by level."""
+    """Draw the test problems, by level."""
     return held_out_problems(SPLIT_SEED, TEST_PER_LEVEL)
 
 
 def held_out_canonicals() -> frozenset[tuple]:
-    """What training must not draw."""
+    """Return the canonical forms of the test problems, which training excludes."""
     return frozenset(problem.canonical for problems in held_out().values() for problem in problems)
 
 
 def train_problems(rows: int, seed: int) -> list[CountdownProblem]:
-    """`rows` random problems, the levels in turn. Easy problems are few, so they come up again."""
+    """Draw `rows` random problems, cycling through the levels. There are few easy problems, so they repeat."""
     excluded = held_out_canonicals()
     rng = np.random.default_rng([seed, rows])
     return [random_problem(rng, LEVELS[i % len(LEVELS)], excluded)[0] for i in range(rows)]
 
 
 def write_parquet(rows: list[dict], path: Path) -> None:
-    """A reader never sees half a file."""
+    """Write a parquet file atomically."""
     with replaced_atomically(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows), temporary, compression="zstd")
 

@@ -1,6 +1,6 @@
-"""What `make quickstart` runs: AER on Countdown, from nothing to a table and a figure.
+"""Train AER on Countdown and show a table and a figure: the command behind `make quickstart`.
 
-Fewer steps than the comparison of `compare.sh`: enough to see entropy fall to its target and stay there.
+It has fewer steps than `compare.sh`: enough to see the entropy fall to its target and stay there.
 """
 
 from __future__ import annotations

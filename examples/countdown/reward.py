@@ -1,6 +1,6 @@
 """Countdown's verifier and veRL's `custom_reward_function`.
 
-veRL's reward workers load this file by its path, so it imports nothing but the standard library.
+veRL's reward workers load this file by its path, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 
 LONGEST_RESPONSE = 64
-"""Characters. A right answer has at most nine; anything far longer is wrong without being read."""
+"""Characters. A right answer has at most nine, so a much longer response is wrong without being parsed."""
 
 _EXPRESSION = re.compile(r"[1-9](?:[+*-][1-9])*")
 _KEY = re.compile(r"[1-9](?:,[1-9])*=[0-9]{1,2}")
 
 
 def evaluate(expression: str) -> int:
-    """Value of `d op d op d …` taken strictly from left to right, so 2+3*4 is 20.
+    """Evaluate `d op d op d …` strictly from left to right, so 2+3*4 is 20.
 
     Args:
         expression: one-digit numbers 1 to 9 joined by `+`, `-` or `*`, no spaces.
@@ -38,10 +38,10 @@ def evaluate(expression: str) -> int:
 
 
 def parse_key(key: str) -> tuple[tuple[int, ...], int]:
-    """`"3,5,7=42"` -> ((3, 5, 7), 42).
+    """Parse a problem's key: `"3,5,7=42"` -> ((3, 5, 7), 42).
 
     Raises:
-        ValueError: the text is not a problem's key. That is an error of the data, never of the policy.
+        ValueError: the text is not a problem's key. The data are wrong, not the policy.
     """
     if not isinstance(key, str) or not _KEY.fullmatch(key):
         raise ValueError(f"ground truth must look like '3,5,7=42', got {key!r}; prepare the data again")
@@ -50,9 +50,9 @@ def parse_key(key: str) -> tuple[tuple[int, ...], int]:
 
 
 def is_correct(response: str, key: str) -> bool:
-    """correct = (numbers of the response are the problem's, each used once) and (value == target).
+    """Check a response: it must use each of the problem's numbers once, and its value must be the target.
 
-    Any `response` is accepted, whatever its content or type; nothing in it is executed.
+    Any `response` is accepted, with any content and type. Nothing in it is executed.
     """
     numbers, target = parse_key(key)
     if not isinstance(response, str) or len(response) > LONGEST_RESPONSE:
@@ -70,16 +70,16 @@ def compute_score(
     extra_info: dict | None = None,
     **kwargs: object,
 ) -> dict[str, float]:
-    """Reward 1 for a right answer, else 0, in the form veRL's reward loop expects.
+    """Compute veRL's reward: 1 for a right answer, else 0.
 
     Args:
-        data_source: ignored; one rule serves every level.
-        solution_str: the decoded response without special tokens.
-        ground_truth: the problem's key, for example `"3,5,7=42"`.
+        data_source: ignored; the rule is the same for every level.
+        solution_str: decoded response without special tokens.
+        ground_truth: key of the problem, for example `"3,5,7=42"`.
 
     Returns:
-        `score`, the reward, `acc`, the correctness that group accuracy is computed from, and `level`, by which
-        the answers to held-out prompts are counted.
+        `score`, the reward; `acc`, the correctness for the group accuracy; and `level`, the group of the answer in
+        comparisons of validation dumps.
     """
     correct = float(is_correct(solution_str, ground_truth))
     numbers, _ = parse_key(ground_truth)

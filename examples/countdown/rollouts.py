@@ -1,4 +1,4 @@
-"""Sampling from the policy without veRL, to say what a warm start is worth before a long run uses it."""
+"""Sample from the policy without veRL, to measure a warm start before a long run uses it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from examples.countdown.task import LONGEST_ANSWER, CountdownProblem
 from verl_aer._tables import Table, as_text
 
 RESPONSE_LENGTH = LONGEST_ANSWER + 3
-"""Tokens, the end of sequence included; two to spare, so that a wrong answer can be too long."""
+"""Tokens, including the end of sequence. Two to spare, so that a wrong answer can be too long."""
 
 
 @dataclass(frozen=True)
 class Competence:
-    """What `measure` found, P prompts with `samples` rollouts each at temperature 1.
+    """Result of `measure` for P prompts with `samples` rollouts each at temperature 1.
 
     Attributes:
-        level: (P,) the prompts' levels.
-        accuracy: (P,) share of right rollouts, the group accuracy if a group had `samples` rollouts.
-        samples: rollouts a prompt.
-        entropy: nats a token, mean over all response tokens.
+        level: (P,) levels of the prompts.
+        accuracy: (P,) share of right rollouts, which is the accuracy of a group of `samples` rollouts.
+        samples: rollouts per prompt.
+        entropy: nats per token, mean over all response tokens.
     """
 
     level: np.ndarray
@@ -33,7 +33,7 @@ class Competence:
     entropy: float
 
     def report(self) -> str:
-        """A table by level, then the entropy and the shares of hard and easy groups."""
+        """Write a table by level, then the entropy and the shares of hard and easy groups."""
         rows = []
         for level in [*np.unique(self.level), "all"]:
             accuracy = self.accuracy if level == "all" else self.accuracy[self.level == level]
@@ -54,10 +54,10 @@ def measure(
     seed: int,
     rows_at_once: int = 512,
 ) -> Competence:
-    """Sample `samples` responses a problem at temperature 1 and verify them.
+    """Sample `samples` responses per problem at temperature 1 and verify them.
 
     entropy = Σ m·H / Σ m, with m the mask of response tokens up to and including the end of sequence and
-    H the entropy of the whole vocabulary at the temperature of sampling.
+    H the entropy of the whole vocabulary at the sampling temperature.
     """
     torch.manual_seed(seed)
     rows = [problem for problem in problems for _ in range(samples)]

@@ -1,7 +1,7 @@
-"""What the example tells veRL, as Hydra overrides: data, policy, reward and the settings of training.
+"""Hydra overrides of the example: data, policy, reward and training settings.
 
-The README beside this file says how the numbers were found. Hardware, the entropy method, the logger and the
-names of folders are not decided here.
+The README in this folder explains how the numbers were found. Hardware, entropy method, logger and folder names are set
+elsewhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ROLLOUTS = 8
 MINI_BATCHES = 5
 LEARNING_RATE = 1.5e-4
 TEST_SAMPLES = 8
-"""Rollouts a held-out prompt, at the temperature of training."""
+"""Rollouts per held-out prompt, at the training temperature."""
 AER_OVERRIDES = [
     "entropy.target.tau=0.6",
     "entropy.controller.ki=0.04",
@@ -25,26 +25,26 @@ AER_OVERRIDES = [
     "entropy.controller.ema=0.5",
     "entropy.controller.alpha_max=0.5",
 ]
-"""For `entropy=aer`. tau: the steps are too few to fall to the default target, 0.4 of the start, and stay there.
-kp: at this learning rate entropy moves fast, and an integral alone would swing far around the target.
-ki, ema: 15 prompts a step are few; the coefficient should follow the entropy and not the noise of its measurement.
+"""For `entropy=aer`. tau: there are too few steps to fall to the default target, 0.4 of the start, and stay there.
+kp: at this learning rate the entropy changes fast, and an integral term would oscillate far around the target.
+ki, ema: with only 15 prompts per step, the coefficient should follow the entropy and not its measurement noise.
 alpha_max: room for the pushes of kp."""
 
 WITHOUT_FLASH_ATTENTION = [
     "actor_rollout_ref.model.use_remove_padding=false",
     "+actor_rollout_ref.model.override_config.attn_implementation=sdpa",
 ]
-"""veRL's policy then takes PyTorch's own attention, on padded rows. A critic would need flash-attn all the same."""
+"""veRL's policy then uses PyTorch's attention on padded rows. A critic would still need flash-attn."""
 
 
 def verl_overrides(data: Path, model: Path, seed: int, steps: int = STEPS) -> list[str]:
-    """Overrides of veRL's `ppo_trainer` that define the example.
+    """List the overrides of veRL's `ppo_trainer` that define the example.
 
     Args:
         data: folder with `train.parquet` and `test.parquet`.
         model: folder of the warm start.
-        seed: of sampling and of mini-batches; the prompts come in the order of the file.
-        steps: training steps; the held-out prompts are evaluated after the last one.
+        seed: seed of sampling and mini-batches; prompts come in the order of the file.
+        steps: training steps; the held-out prompts are evaluated after the last step.
     """
     reward = Path(__file__).with_name("reward.py").resolve()
     rows = PROMPTS * ROLLOUTS // MINI_BATCHES
@@ -52,8 +52,8 @@ def verl_overrides(data: Path, model: Path, seed: int, steps: int = STEPS) -> li
     return [
         f"data.train_files={data.resolve()}/train.parquet",
         f"data.val_files={data.resolve()}/test.parquet",
-        # The file holds the levels in turn: in file order every batch has the same mix of levels. A shuffled one does
-        # not, and as levels differ in entropy (0.2 to 0.7 nats at the start) the step's mean would follow the mix.
+        # In file order every batch has the same mix of levels. Shuffled batches do not, and as levels differ in entropy
+        # (0.2 to 0.7 nats at the start), the step's mean would depend on the mix.
         "data.shuffle=false",
         f"data.train_batch_size={PROMPTS}",
         f"data.max_prompt_length={LONGEST_PROMPT}",

@@ -1,7 +1,7 @@
 """Countdown with graded difficulty.
 
-A problem gives k one-digit numbers and a target between 0 and 99; an answer is an expression that uses each
-number once, with + - *, evaluated from left to right, and reaches the target. k is the level: 2, 3 or 4.
+A problem has k one-digit numbers and a target between 0 and 99. An answer is an expression that uses each number once,
+with + - *, and reaches the target, evaluated from left to right. k is the level: 2, 3 or 4.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ LEVELS = (2, 3, 4)
 OPERATORS = "+-*"
 LARGEST_TARGET = 99
 LONGEST_PROMPT = 2 * max(LEVELS) + 3
-"""Tokens, one a character: k numbers, k-1 commas, `=`, two digits, `:`."""
+"""Tokens, one per character: k numbers, k-1 commas, `=`, two digits, `:`."""
 LONGEST_ANSWER = 2 * max(LEVELS) - 1
 """Tokens without the end of sequence: k numbers and k-1 operators."""
 
 
 @dataclass(frozen=True)
 class CountdownProblem:
-    """`numbers` in the order in which they are shown, and the `target`."""
+    """A problem: its `numbers` in the order of the prompt, and its `target`."""
 
     numbers: tuple[int, ...]
     target: int
@@ -35,7 +35,7 @@ class CountdownProblem:
 
     @property
     def canonical(self) -> tuple[tuple[int, ...], int]:
-        """The same for every order of the numbers: two problems with equal canonicals are one problem."""
+        """Return a form that does not depend on the order of the numbers, to detect equal problems."""
         return tuple(sorted(self.numbers)), self.target
 
     @property
@@ -48,7 +48,7 @@ class CountdownProblem:
 
 
 def random_expression(rng: np.random.Generator, numbers: Sequence[int]) -> str:
-    """The numbers in a random order, joined by operators uniform on + - *."""
+    """Join the numbers in random order by operators uniform on + - *."""
     numbers = rng.permutation(numbers)
     operators = rng.integers(0, len(OPERATORS), size=len(numbers) - 1)
     tail = "".join(f"{OPERATORS[operator]}{number}" for operator, number in zip(operators, numbers[1:], strict=True))
@@ -58,7 +58,7 @@ def random_expression(rng: np.random.Generator, numbers: Sequence[int]) -> str:
 def random_problem(
     rng: np.random.Generator, level: int, held_out: Collection[tuple] = ()
 ) -> tuple[CountdownProblem, str]:
-    """A solvable problem and one answer to it, by rejection.
+    """Draw a solvable problem and one answer to it, by rejection.
 
     numbers ~ uniform on 1..9 and expression ~ random_expression(numbers),
     until 0 <= value <= 99 and the problem is not held out.
@@ -76,7 +76,7 @@ def random_problem(
 
 
 def solve(problem: CountdownProblem) -> str | None:
-    """The first expression, in depth-first order, that answers the problem; None if there is none."""
+    """Find the first expression, in depth-first order, that answers the problem; None if there is none."""
 
     def extend(expression: str, value: int, left: tuple[int, ...]) -> str | None:
         if not left:
@@ -97,7 +97,7 @@ def solve(problem: CountdownProblem) -> str | None:
 
 
 def held_out_problems(seed: int, per_level: dict[int, int]) -> dict[int, list[CountdownProblem]]:
-    """`per_level[k]` different problems of every level k, for testing. Determined by `seed` alone."""
+    """Draw `per_level[k]` different test problems of every level k. They depend only on `seed`."""
     problems = {}
     for level, count in per_level.items():
         rng = np.random.default_rng([seed, level])

@@ -1,11 +1,11 @@
-"""One run of the Countdown example on the real stack: veRL, Ray, FSDP2 and vLLM, on a GPU or a CPU.
+"""Train one run of the Countdown example on the real stack: veRL, Ray, FSDP2 and vLLM, on a GPU or a CPU.
 
     python -m examples.countdown.train --entropy aer --seed 0
     python -m examples.countdown.train --entropy fixed --steps 60 -- entropy.controller.coefficient=0.02
 
-Prepares the data and the warm start if they are not there, starts veRL's own `verl.trainer.main_ppo` as a child
-process, shows its progress, and at the end a table by difficulty and one figure. Everything lands in one folder.
-A run that is finished already is shown again and not repeated.
+It prepares the data and the warm start if they are missing, runs veRL's `verl.trainer.main_ppo` as a child process and
+shows its progress. At the end it shows a table by difficulty and one figure. All output is in one folder.
+A finished run is shown again, not repeated.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from verl_aer.launch.run import run_with_progress
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = Path("runs/countdown")
 STALL_SECONDS = 300.0
-"""Longest silence of a run that is alive: the slowest start of vLLM that was seen took two minutes."""
+"""Longest silence of a live run. The slowest observed start of vLLM took two minutes."""
 LONGEST_SOCKET_FOLDER = 36
-"""Characters; Ray's sockets lie 67 further down, and the system takes names of up to 107."""
+"""Characters. Ray's sockets have paths that are 67 characters longer, and the system limits those to 107."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run keeps what it reads and writes."""
+    """Input and output paths of a run."""
 
     folder: Path
     data: Path
@@ -62,12 +62,12 @@ class Run:
 
     @property
     def finished(self) -> Path:
-        """Written last, with the command that was run: a run with the same command need not be repeated."""
+        """Return the file, written last, with the command of the run. The same command is not repeated."""
         return self.folder / "finished.json"
 
 
 def run_in(folder: Path, shared: Path, seed: int) -> Run:
-    """The run of `folder`, with the inputs that all runs of its seed share."""
+    """Make the paths of a run in `folder`, with the inputs that all runs of its seed share."""
     return Run(folder=folder, data=shared / f"data-seed{seed}", model=shared / "warm_start")
 
 
@@ -80,20 +80,20 @@ def train(
     shared: Path = RUNS,
     overrides: Sequence[str] = (),
 ) -> int:
-    """Make one run whole: inputs, training, record of its end. Returns the exit code.
+    """Run one training completely: inputs, training, record of its end. Returns the exit code.
 
     Args:
-        entropy: the method, a name that `verl-aer methods` lists.
-        seed: of the training prompts, sampling and mini-batches; warm start and held-out prompts are the same for all.
+        entropy: a method from `verl-aer methods`.
+        seed: seed of training prompts, sampling and mini-batches; warm start and held-out prompts are the same for all.
         steps: training steps.
-        folder: where the run's own files go.
-        shared: where data and warm starts are, for all runs.
-        overrides: further Hydra overrides, last and strongest.
+        folder: folder for the output of the run.
+        shared: folder for the data and warm starts of all runs.
+        overrides: further Hydra overrides, which take precedence.
     """
     run = run_in(folder, shared, seed)
     command = training_command(run, entropy, seed=seed, steps=steps, overrides=overrides)
     if is_finished(run, command):
-        print(f"{folder}: finished already with this command, not run again")
+        print(f"{folder}: already finished with this command, not run again")
         return 0
     make_inputs(run, seed)
     for path in (run.finished, run.metrics, run.figure):
@@ -116,7 +116,7 @@ def train(
 
 
 def training_command(run: Run, entropy: str, *, seed: int, steps: int, overrides: Sequence[str] = ()) -> list[str]:
-    """Build the user's own command: veRL's entry point, and `+entropy=` with the method."""
+    """Build the command that a user would run: veRL's entry point with `+entropy=METHOD`."""
     method = settings.AER_OVERRIDES if entropy.startswith("aer") else []
     return [
         sys.executable,
@@ -139,7 +139,7 @@ def training_command(run: Run, entropy: str, *, seed: int, steps: int, overrides
 
 
 def hardware_overrides() -> list[str]:
-    """What this machine needs: settings for a CPU, or for a GPU without flash-attn, or none."""
+    """Return the settings for this machine: for a CPU, for a GPU without flash-attn, or none."""
     if not accelerator_is_here():
         return ["+hardware=cpu"]
     return [] if importlib.util.find_spec("flash_attn") is not None else settings.WITHOUT_FLASH_ATTENTION
@@ -156,7 +156,7 @@ def is_finished(run: Run, command: Sequence[str]) -> bool:
 
 
 def make_inputs(run: Run, seed: int) -> None:
-    """Data and warm start, each only if it is not there already."""
+    """Make data and warm start if they are missing."""
     if not (run.data / "test.parquet").exists():
         prepare.prepare(run.data, prepare.TRAIN_ROWS, seed)
         print(f"data in {run.data}")
@@ -166,7 +166,7 @@ def make_inputs(run: Run, seed: int) -> None:
 
 @contextmanager
 def training_environment(run: Run) -> Iterator[dict[str, str]]:
-    """The child's environment: all that it writes stays in the run's folder, or is removed at its end."""
+    """Build the child's environment. All its output stays in the run's folder or is deleted at the end."""
     scratch = ROOT / ".cache" / "ray"
     removed = None
     if len(str(scratch)) > LONGEST_SOCKET_FOLDER:
@@ -191,7 +191,7 @@ def training_environment(run: Run) -> Iterator[dict[str, str]]:
 
 
 def show(run_folder: Path, steps: int, title: str) -> int:
-    """The table by difficulty, before (if that was measured) and after, and the path of the figure."""
+    """Show the table by difficulty before (if measured) and after training, and write the figure."""
     run = Run(folder=run_folder, data=run_folder, model=run_folder)
     dumps = {"before": run.validation / "0.jsonl", "after": run.validation / f"{steps}.jsonl"}
     found = [f"{label}={path}" for label, path in dumps.items() if path.exists()]
@@ -208,12 +208,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "  python -m examples.countdown.train --entropy fixed -- entropy.controller.coefficient=0.02\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--entropy", default="aer", help="the method, as `verl-aer methods` lists them")
+    parser.add_argument("--entropy", default="aer", help="a method from `verl-aer methods`")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=settings.STEPS)
     parser.add_argument("--name", help="folder of the run under --runs (default METHOD-seedSEED)")
     parser.add_argument("--runs", type=Path, default=RUNS, help=f"folder of all runs (default {RUNS})")
-    parser.add_argument("--print-command", action="store_true", help="print veRL's command and do nothing")
+    parser.add_argument("--print-command", action="store_true", help="only print veRL's command")
     parser.add_argument("overrides", nargs="*", help="further Hydra overrides, after `--`")
     args = parser.parse_args(arguments)
 

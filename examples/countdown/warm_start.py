@@ -1,9 +1,9 @@
-"""Supervised warm start: a policy that solves easy problems, some of the middle ones and few hard ones.
+"""Train the initial policy by supervision: it solves easy problems, some of the middle ones and few hard ones.
 
     python -m examples.countdown.warm_start --out models/countdown
 
-Determined by the settings, up to rounding that differs between machines. A folder that already holds a model
-made with the same settings is left as it is.
+The settings determine the result, up to rounding that differs between machines. A folder with a model from the same
+settings is kept.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ SETTINGS_FILE = "warm_start.json"
 MEASURED_PROMPTS = 256
 GROUP = 8
 IGNORED = -100
-"""The label that cross entropy leaves out."""
+"""The label that cross entropy ignores."""
 
 
 @dataclass
 class Settings:
-    """Everything that decides the resulting policy, apart from the code."""
+    """All settings that determine the policy."""
 
     seed: int = 0
     steps: int = 1000
@@ -45,16 +45,16 @@ class Settings:
     wrong_share: float = 0.45
 
     def learning_rate_at(self, step: int) -> float:
-        """lr · min(1, step / warmup) · (1 + cos(π step / steps)) / 2, step counted from 1."""
+        """Compute lr · min(1, step / warmup) · (1 + cos(π step / steps)) / 2, step counted from 1."""
         warmup = min(1.0, step / self.warmup_steps)
         return self.learning_rate * warmup * (1 + math.cos(math.pi * step / self.steps)) / 2
 
 
 def demonstrations(rng: np.random.Generator, settings: Settings, excluded: frozenset[tuple]) -> list[tuple[str, str]]:
-    """A batch of (prompt, answer), the levels in turn.
+    """Draw a batch of (prompt, answer), cycling through the levels.
 
-    answer = a right one, or with probability `wrong_share` any expression of the problem's numbers.
-    The wrong ones stand for an imperfect corpus: they leave the policy with mass that GRPO can remove.
+    The answer is a right one, or with probability `wrong_share` any expression of the problem's numbers.
+    The wrong ones imitate an imperfect corpus: they leave the policy with probability mass that GRPO can remove.
     """
     drawn = []
     for i in range(settings.batch):
@@ -66,9 +66,9 @@ def demonstrations(rng: np.random.Generator, settings: Settings, excluded: froze
 
 
 def encode(drawn: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids (batch, width), padded on the right, and labels on the answers and their ends alone."""
+    """Return token ids (batch, width), padded on the right, and labels for the answers and their ends only."""
     texts = [f"{prompt}{answer}{tokenizer.eos_token}" for prompt, answer in drawn]
-    # Padding comes last and attention is causal, so no answer sees it and no mask is needed.
+    # Padding comes last and attention is causal, so no answer attends to it and no mask is needed.
     ids = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")["input_ids"]
     position = torch.arange(ids.shape[1])
     start = torch.tensor([len(prompt) for prompt, _ in drawn]).unsqueeze(1)
@@ -77,7 +77,7 @@ def encode(drawn: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> 
 
 
 def train(settings: Settings) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
-    """Minimise the cross entropy of demonstrations of random problems, none of them held out."""
+    """Minimize the cross entropy of demonstrations of random problems, without held-out ones."""
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, settings.seed).train()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01, betas=(0.9, 0.99))
@@ -98,15 +98,15 @@ def train(settings: Settings) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast
 
 
 def is_done(out: Path, settings: Settings) -> bool:
-    """Whether `out` holds a complete model made with these settings."""
+    """Check whether `out` has a complete model with these settings."""
     recorded = out / SETTINGS_FILE
     return recorded.exists() and json.loads(recorded.read_text()) == asdict(settings)
 
 
 def warm_start(out: Path, settings: Settings) -> bool:
-    """Train into `out` unless that is done already; True if it trained.
+    """Train into `out` unless it is done. Returns whether it trained.
 
-    The folder appears under its name only when it is complete.
+    The folder gets its name only when it is complete.
     """
     if is_done(out, settings):
         return False
@@ -122,14 +122,14 @@ def warm_start(out: Path, settings: Settings) -> bool:
 
 def main() -> None:
     defaults = Settings()
-    parser = argparse.ArgumentParser(description="Train Countdown's initial policy and say what it can do.")
+    parser = argparse.ArgumentParser(description="Train Countdown's initial policy and measure it.")
     parser.add_argument("--out", type=Path, default=Path("models/countdown"), help="folder for the model")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--steps", type=int, default=defaults.steps)
     arguments = parser.parse_args()
     settings = Settings(seed=arguments.seed, steps=arguments.steps)
     if not warm_start(arguments.out, settings):
-        print(f"{arguments.out} holds this model already")
+        print(f"{arguments.out} already has this model")
     model = AutoModelForCausalLM.from_pretrained(arguments.out)
     tokenizer = AutoTokenizer.from_pretrained(arguments.out)
     problems = train_problems(MEASURED_PROMPTS, seed=0)

@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# Sourced by the recipes of this folder: the settings that they share, and how a run is started, or only looked at.
+# Sourced by the recipes of this folder: shared settings, and functions that start, check or print a run.
 #
 #   recipe METHOD [OVERRIDES...]      METHOD is any of `verl-aer methods`
 #   DRY_RUN=1 recipe METHOD           prints the command, composes its config and checks it; needs no GPU and no data
-#   OVERRIDES_ONLY=1 recipe METHOD    prints what defines the run, a line each, for launchers that choose its folders
+#   OVERRIDES_ONLY=1 recipe METHOD    prints the run's overrides, one per line, for launchers that choose its folders
 #
-# DATA is the folder with the prepared files, MODEL the policy, OUT where checkpoints and logs go, SEED the seed.
+# DATA is the folder with the prepared files, MODEL the policy, OUT the folder for checkpoints and logs, SEED the seed.
 
 set -euo pipefail
 

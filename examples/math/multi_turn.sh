@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Qwen3-4B with a tool, in several turns: the model's turns are trained, what the tool says is masked. Eight GPUs of
+# Qwen3-4B with a tool, in several turns: the model's turns are trained, the tool's output is masked. Eight GPUs of
 # 80 GB. TOOLS is the YAML file of veRL's tools; `+entropy=epo` was made for such rollouts.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 RECIPE=(

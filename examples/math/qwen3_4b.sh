@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Qwen3-4B-Base on DAPO-Math-17k: eight GPUs of 80 GB. README.md says which settings are the paper's.
+# Qwen3-4B-Base on DAPO-Math-17k: eight GPUs of 80 GB. README.md lists the paper's settings.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 RECIPE=(
     data.train_batch_size=256

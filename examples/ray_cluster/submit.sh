@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# One training run as a job of a Ray cluster that is there already; everything after the script goes to veRL.
+# One training run as a job of a running Ray cluster. All arguments go to veRL.
 #
 #   RAY_API_SERVER_ADDRESS=http://HEAD:8265 OUT=/shared/runs NODES=2 examples/ray_cluster/submit.sh +entropy=aer ...
-#   DRY_RUN=1 ... examples/ray_cluster/submit.sh ...     shows the command, the runtime environment and the config
+#   DRY_RUN=1 ... examples/ray_cluster/submit.sh ...     prints the command, the runtime environment and the config
 #
-# RUN names the run's folder below OUT, which all nodes share. The nodes need veRL and what it needs; this package is
-# carried to them from here. Submit the same again to resume a run that was stopped.
+# RUN names the folder of the run below OUT, which all nodes share. The nodes need veRL and its dependencies. This package
+# is shipped to them. Repeat the same submission to resume a stopped run.
 set -euo pipefail
 
 PYTHON=${PYTHON:-python}
@@ -23,23 +23,23 @@ config=(
     "trainer.validation_data_dir=$folder/validation"
     "trainer.logger=[console,file]"
     "hydra.run.dir=$folder/hydra"
-    # Ray runs already: veRL joins it, and must not say what it has.
+    # veRL joins a running Ray, and must not pass its resources.
     "++ray_kwargs.ray_init.address=auto"
     "++ray_kwargs.ray_init.num_cpus=null"
     "++ray_kwargs.ray_init.num_gpus=null"
     "$@"
 )
-# veRL overwrites its metrics log at every start: each attempt has its own file.
+# veRL overwrites its metrics log at every start, so each attempt has a separate file.
 attempt=$(date +%Y%m%d-%H%M%S)
 runtime_env=$(mktemp --suffix=.yaml)
 trap 'rm -f "$runtime_env"' EXIT
-# Words on purpose: options of `verl-aer runtime-env`, such as --env HF_HOME=/shared/huggingface --module my_methods.
+# Unquoted on purpose: options of `verl-aer runtime-env`, such as --env HF_HOME=/shared/huggingface --module my_methods.
 # shellcheck disable=SC2086
 "$PYTHON" -m verl_aer.cli runtime-env --out "$runtime_env" \
     --env "VERL_FILE_LOGGER_PATH=$folder/metrics-$attempt.jsonl" ${RUNTIME_ENV:-}
 submit=(
     "$PYTHON" -m ray.scripts.scripts job submit --runtime-env "$runtime_env" --
-    # The cluster's python, not this one.
+    # The cluster's Python, not the local one.
     "${CLUSTER_PYTHON:-python}" -m verl.trainer.main_ppo "${config[@]}"
 )
 if [ "${DRY_RUN:-0}" = 1 ]; then

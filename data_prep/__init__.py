@@ -1,1 +1,1 @@
-"""One script a data set: `python -m data_prep.NAME --help`."""
+"""Scripts that prepare one data set each: `python -m data_prep.NAME --help`."""

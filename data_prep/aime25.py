@@ -1,6 +1,6 @@
-"""AIME 2025, for evaluation: 30 problems whose answers are integers from 0 to 999; 033 is 33.
+"""AIME 2025, for evaluation: 30 problems with integer answers from 0 to 999; 033 is 33.
 
-Run it with `python -m data_prep.aime25`; `--help` says more.
+Run it with `python -m data_prep.aime25`; see `--help`.
 """
 
 from __future__ import annotations

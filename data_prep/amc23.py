@@ -1,6 +1,6 @@
-"""AMC 2023, for evaluation: 40 problems; the hub has some of the integers as 27.0.
+"""AMC 2023, for evaluation: 40 problems. The hub stores some integer answers as decimals such as 27.0.
 
-Run it with `python -m data_prep.amc23`; `--help` says more.
+Run it with `python -m data_prep.amc23`; see `--help`.
 """
 
 from __future__ import annotations

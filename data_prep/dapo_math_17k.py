@@ -1,8 +1,8 @@
-"""DAPO-Math-17k, for training: 17 thousand problems with integers as answers, each about a hundred times on the hub.
+"""DAPO-Math-17k, for training: 17 thousand problems with integer answers. The hub repeats each about a hundred times.
 
-Its rows are in veRL's schema already, with the problem inside another instruction, which is removed.
+Its rows are already in veRL's schema, with another instruction around the problem, which is removed.
 
-Run it with `python -m data_prep.dapo_math_17k`; `--help` says more.
+Run it with `python -m data_prep.dapo_math_17k`; see `--help`.
 """
 
 from __future__ import annotations

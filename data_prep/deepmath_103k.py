@@ -1,6 +1,6 @@
 """DeepMath-103K, for training: hard problems with a difficulty and a topic.
 
-Run it with `python -m data_prep.deepmath_103k`; `--help` says more.
+Run it with `python -m data_prep.deepmath_103k`; see `--help`.
 """
 
 from __future__ import annotations

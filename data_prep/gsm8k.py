@@ -1,6 +1,6 @@
-"""GSM8K, its training part: the answer follows `####` in the solution.
+"""GSM8K, its training split. The answer follows `####` in the solution.
 
-Run it with `python -m data_prep.gsm8k`; `--help` says more.
+Run it with `python -m data_prep.gsm8k`; see `--help`.
 """
 
 from __future__ import annotations

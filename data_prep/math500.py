@@ -1,6 +1,6 @@
-"""MATH-500, for evaluation: 500 problems of MATH's test part, with subject and level.
+"""MATH-500, for evaluation: 500 problems of MATH's test split, with subject and level.
 
-Run it with `python -m data_prep.math500`; `--help` says more.
+Run it with `python -m data_prep.math500`; see `--help`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""MATH, its training part: the answer is what the last box of the solution holds.
+"""MATH, its training split. The answer is the contents of the last box of the solution.
 
-Run it with `python -m data_prep.math_train`; `--help` says more.
+Run it with `python -m data_prep.math_train`; see `--help`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Minerva's undergraduate problems (OCWCourses), for evaluation: 272 of them, many with numbers and units.
+"""Minerva's undergraduate problems (OCWCourses), for evaluation: 272 problems, many with numbers and units.
 
-Run it with `python -m data_prep.minerva`; `--help` says more.
+Run it with `python -m data_prep.minerva`; see `--help`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """OlympiadBench, for evaluation: its 674 open-ended English mathematics problems without pictures.
 
-An answer is a list on the hub; several answers become one text, joined by commas. A context, where there is one,
-precedes its question. Problems that ask for a number within an error are left out: a rule for equality would judge
-them wrongly.
+The hub stores an answer as a list; several answers become one text, joined by commas. A context precedes its question.
+Problems whose answer is a number within an error are left out, because a rule for equality would misjudge them.
 
-Run it with `python -m data_prep.olympiadbench`; `--help` says more.
+Run it with `python -m data_prep.olympiadbench`; see `--help`.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ def read(row: Row) -> MathProblem:
     if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) for answer in answers):
         raise BadRow("final_answer: not a list of texts")
     if row.get("error"):
-        raise BadRow("error: the answer is right within an error, which no rule for equality can judge")
+        raise BadRow("error: the answer has a tolerance, which no rule for equality can judge")
     context = row.get("context")
     question = f"{context.strip()}\n\n{text(row, 'question')}" if context else text(row, "question")
     answer = ", ".join(part.strip().strip("$") for part in answers)

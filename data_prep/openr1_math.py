@@ -1,6 +1,6 @@
-"""OpenR1-Math-220k, for training. Proofs have no answer that a rule could check, and are left out.
+"""OpenR1-Math-220k, for training. Proofs are left out, because no rule can check them.
 
-Run it with `python -m data_prep.openr1_math`; `--help` says more.
+Run it with `python -m data_prep.openr1_math`; see `--help`.
 """
 
 from __future__ import annotations

@@ -1,18 +1,18 @@
 # shellcheck shell=bash
-# Sourced by the scripts of this folder: the site's settings, a run's folder, how a command gets onto a node, and how
-# a job ends. README.md says what a user sees of it.
+# Sourced by the scripts of this folder: the site's settings, the folder of a run, commands on nodes, and the end of a
+# job. README.md describes them for users.
 #
-# A job ends in `finish`, on every way out: it stops Ray on all nodes, records the result, and prints the cause last.
+# Every job ends in `finish`: it stops Ray on all nodes, records the result, and prints the cause last.
 
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-CAUSE=""           # why the job failed, printed last
-STOP_ASKED=""      # when Slurm asked the job to stop, in seconds since the epoch
+CAUSE=""           # cause of the job's failure, printed last
+STOP_ASKED=""      # time of Slurm's stop signal, in seconds since the epoch
 DIR=""             # folder of the run
-ATTEMPT=""         # folder of this attempt at it
-DRIVER_PID=""      # srun of what the job is for
-STOP_REQUEST=""    # the file that asks it to save and end, if it can
+ATTEMPT=""         # folder of this attempt at the run
+DRIVER_PID=""      # pid of the srun of the job's main command
+STOP_REQUEST=""    # file that makes the main command save and end, if it supports that
 
 say() { printf '[verl_aer %s] %s\n' "$(date +%H:%M:%S)" "$*"; }
 
@@ -23,14 +23,14 @@ fail() {
 
 # -------------------------------------------------------------------------------------------------------- settings
 
-# The site's file first; it leaves alone what is set already, so that a value for one job comes from the environment.
+# The site's file does not overwrite variables that are set, so that the environment can change a value for one job.
 read_settings() {
     SITE=${SITE:-$HERE/env.sh}
     if [ -e "$SITE" ]; then
         # shellcheck source=env.sh.example
         source "$SITE"
     elif [ "$SITE" != "$HERE/env.sh" ]; then
-        fail "SITE=$SITE: no such file; copy slurm/env.sh.example and fill it in" 2
+        fail "SITE=$SITE: no such file; copy slurm/env.sh.example and edit it" 2
     fi
     NODES=${SLURM_JOB_NUM_NODES:-${NODES:-1}}
     HARDWARE=${HARDWARE:-gpu}
@@ -69,7 +69,7 @@ print_settings() {
     done
 }
 
-# Modules, a virtual environment, whatever the site's file does before anything of Python is started.
+# Loads modules, a virtual environment, or anything else in the site's file, before Python starts.
 prepare_environment() {
     if declare -F site_setup >/dev/null; then
         site_setup || fail "site_setup of $SITE failed" 2
@@ -77,7 +77,7 @@ prepare_environment() {
     if [ -n "$INTERFACE" ]; then
         export NCCL_SOCKET_IFNAME=${NCCL_SOCKET_IFNAME:-$INTERFACE} GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$INTERFACE}
     fi
-    # Its own token: this job joins no other Ray by mistake, and no other job joins this one.
+    # A separate token per job keeps this job from joining another Ray by mistake, and other jobs from joining this one.
     RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
     export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
     export PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=${TOKENIZERS_PARALLELISM:-false}
@@ -86,7 +86,7 @@ prepare_environment() {
 
 # ------------------------------------------------------------------------------------------------------ submission
 
-# submit SCRIPT ARGUMENTS...   with SBATCH_MORE, what the script itself adds
+# submit SCRIPT ARGUMENTS...   uses SBATCH_MORE, the options that the script adds
 submit() {
     local script=$1
     shift
@@ -99,7 +99,7 @@ submit() {
     [ -z "${PARTITION:-}" ] || command+=(--partition="$PARTITION")
     [ -z "${QOS:-}" ] || command+=(--qos="$QOS")
     [ -z "${TIME:-}" ] || command+=(--time="$TIME")
-    # Words on purpose: options of the site.
+    # Unquoted on purpose: options of the site.
     # shellcheck disable=SC2206
     command+=(${SBATCH_EXTRA:-} "${SBATCH_MORE[@]}" "$script" "$@")
     if [ "${DRY_RUN:-0}" = 1 ]; then
@@ -120,7 +120,7 @@ show() {
 
 # ----------------------------------------------------------------------------------------------------------- nodes
 
-# The allocation's nodes, in Slurm's order; the first one runs this script. Names in brackets are Slurm's to read.
+# The allocation's nodes, in Slurm's order. The first one runs this script. Slurm expands names with brackets.
 read_nodes() {
     if [ -z "${SLURM_JOB_ID:-}" ]; then
         mapfile -t NODE_NAMES < <(seq -f "NODE%g" 1 "$NODES")
@@ -130,14 +130,14 @@ read_nodes() {
     listed=$(scontrol show hostnames "$list") || fail "scontrol show hostnames '$list' failed; see its message above"
     mapfile -t NODE_NAMES < <(tr -d '\r' <<<"$listed" | awk 'NF { print $1 }')
     [ "${#NODE_NAMES[@]}" -eq "$NODES" ] ||
-        fail "Slurm gave $NODES node(s), and scontrol show hostnames '$list' names ${#NODE_NAMES[@]}: ${NODE_NAMES[*]:-none}"
+        fail "Slurm gave $NODES node(s), but scontrol show hostnames '$list' names ${#NODE_NAMES[@]}: ${NODE_NAMES[*]:-none}"
 }
 
-# on_node NODE LOG COMMAND...   fills LAUNCH with what runs COMMAND on NODE, in the site's container
+# on_node NODE LOG COMMAND...   sets LAUNCH to the command that runs COMMAND on NODE, in the site's container
 on_node() {
     local node=$1 log=$2
     shift 2
-    # --overlap: several steps use the node at once. --cpu-bind=none: a step of one task would get one core of it.
+    # --overlap: several steps use the node at once. --cpu-bind=none: otherwise a step with one task gets one core.
     LAUNCH=(srun --overlap --export=ALL --nodes=1 --ntasks=1 --nodelist="$node" --cpu-bind=none --output="$log")
     case $CONTAINER in
     pyxis)
@@ -157,7 +157,7 @@ on_node() {
 
 alive() { kill -0 "$1" 2>/dev/null; }
 
-# A pause that a signal ends at once: bash runs a trap only between commands.
+# A pause that a signal interrupts at once: bash runs a trap only between commands.
 pause() {
     sleep "$1" &
     wait $! || true
@@ -165,14 +165,14 @@ pause() {
 
 # ------------------------------------------------------------------------------------------------- folder of a run
 
-# open_run NAME SETTINGS...   DIR and ATTEMPT; exits if the run is finished, refuses one that is another's
+# open_run NAME SETTINGS...   sets DIR and ATTEMPT; exits if the run is finished, fails if its settings differ
 open_run() {
     local name=$1 number settings
     shift
     DIR=$OUT/$name
     mkdir -p "$DIR/attempts"
     if [ -f "$DIR/finished.txt" ]; then
-        say "$DIR is finished already ($(head -1 "$DIR/finished.txt")); not run again"
+        say "$DIR is already finished ($(head -1 "$DIR/finished.txt")); not run again"
         exit 0
     fi
     settings=$(mktemp "$DIR/.settings.XXXXXX")
@@ -181,7 +181,7 @@ open_run() {
     if ! cmp -s "$settings" "$DIR/settings.txt"; then
         diff "$DIR/settings.txt" "$settings" | sed -n 's/^[<>]/  &/p' >&2 || true
         rm -f "$settings"
-        fail "$DIR belongs to a run with other settings (< its own, > this job's, above): name another with RUN=..., or remove it" 2
+        fail "$DIR belongs to a run with other settings (above: < that run, > this job): choose another with RUN=..., or remove it" 2
     fi
     rm -f "$settings"
     claim_run
@@ -192,25 +192,25 @@ open_run() {
     mv -T "$DIR/.latest.$SLURM_JOB_ID" "$DIR/latest"
     print_settings >"$ATTEMPT/settings.txt"
     print_settings
-    say "attempt ${ATTEMPT##*/} of $name; everything is in $DIR/latest"
+    say "attempt ${ATTEMPT##*/} of $name; all output is in $DIR/latest"
 }
 
-# Two jobs that train one run would overwrite each other's checkpoints. squeue fails for a job that Slurm has forgotten,
-# which trains nothing any more.
+# Two jobs that train the same run would overwrite each other's checkpoints. squeue fails for a job that Slurm has
+# forgotten, which no longer trains.
 claim_run() {
     local holder=""
     [ ! -f "$DIR/job.txt" ] || holder=$(cat "$DIR/job.txt")
     if [ -n "$holder" ] && [ "$holder" != "$SLURM_JOB_ID" ] && [ -n "$(squeue -h -j "$holder" -t R,CG,S 2>/dev/null || true)" ]; then
-        fail "job $holder trains $DIR now: wait for it, or name another run with RUN=..." 2
+        fail "job $holder is training $DIR: wait for it, or choose another run with RUN=..." 2
     fi
     echo "$SLURM_JOB_ID" >"$DIR/.job.$SLURM_JOB_ID"
     mv "$DIR/.job.$SLURM_JOB_ID" "$DIR/job.txt"
 }
 
-# One metrics log of all attempts. A step that was made twice stands twice, and every reader takes the later one.
+# Merges the metrics logs of all attempts. A repeated step occurs twice, and every reader takes the later one.
 gather_metrics() {
     if compgen -G "$DIR/attempts/*/metrics.jsonl" >/dev/null; then
-        # A line that a kill cut off is no step; logs without a whole line are none, for which grep fails.
+        # Incomplete lines of a killed attempt are dropped. grep fails if there is no complete line.
         grep -h '}}$' "$DIR"/attempts/*/metrics.jsonl >"$DIR/.metrics.jsonl" || true
         mv "$DIR/.metrics.jsonl" "$DIR/metrics.jsonl"
         [ ! -f "$ATTEMPT/metrics.jsonl.entropy.json" ] ||
@@ -222,37 +222,37 @@ gather_metrics() {
 
 trap 'finish $?' EXIT
 trap 'asked_to_stop' USR1
-trap 'CAUSE="Slurm ended the job: cancelled, out of time, pre-empted or re-queued (sacct -j ${SLURM_JOB_ID:-} says which)"; exit 143' TERM INT
+trap 'CAUSE="Slurm ended the job: cancelled, out of time, pre-empted or re-queued (see sacct -j ${SLURM_JOB_ID:-})"; exit 143' TERM INT
 
-# Slurm is about to take the nodes away: the run is asked to save and end, and resumes as a new attempt.
+# Before Slurm takes the nodes away, the run saves and ends. It resumes as a new attempt.
 asked_to_stop() {
     [ -z "$STOP_ASKED" ] || return 0
     STOP_ASKED=$(date +%s)
-    say "Slurm asks the job to stop"
+    say "Slurm requests a stop"
     if [ -n "$DRIVER_PID" ] && [ -n "$STOP_REQUEST" ]; then
-        say "a checkpoint is asked for, after the step in progress"
-        touch "$STOP_REQUEST" || say "cannot write $STOP_REQUEST; the last checkpoint has to do"
+        say "requesting a checkpoint after the current step"
+        touch "$STOP_REQUEST" || say "cannot write $STOP_REQUEST; the last checkpoint will be used"
     fi
 }
 
-# Slurm sends its signal SIGNAL_SECONDS before the end: a job that is not much longer would be stopped at its first step,
-# again and again.
+# Slurm sends its signal SIGNAL_SECONDS before the end. A job with a slightly longer limit would be stopped at its first
+# step, again and again.
 check_time_limit() {
     local limit
-    # Without an answer there is no limit to be checked: Slurm will enforce its own.
+    # squeue gives no answer if there is no limit. Slurm enforces its own.
     limit=$(seconds_of "$(squeue -h -j "$SLURM_JOB_ID" -o %l 2>/dev/null || true)")
     [ -z "$limit" ] || [ "$limit" -ge $((2 * SIGNAL_SECONDS)) ] ||
-        fail "the job's time limit is $limit s, and SIGNAL_SECONDS=$SIGNAL_SECONDS before its end it is stopped: set TIME to twice that at least, or SIGNAL_SECONDS (sbatch --signal=B:USR1@SECONDS) to less" 2
+        fail "the job's time limit is $limit s, and it is stopped SIGNAL_SECONDS=$SIGNAL_SECONDS before its end: set TIME to at least twice that, or SIGNAL_SECONDS (sbatch --signal=B:USR1@SECONDS) to less" 2
 }
 
-# seconds_of [DAYS-][[HOURS:]MINUTES:]SECONDS   as squeue prints a limit; nothing for one that is no time
+# seconds_of [DAYS-][[HOURS:]MINUTES:]SECONDS   converts a limit as squeue prints it; prints nothing for other text
 seconds_of() {
     [[ $1 =~ ^(([0-9]+)-)?(([0-9]+):)?([0-9]+):([0-9]+)$ ]] || return 0
     local days=${BASH_REMATCH[2]:-0} hours=${BASH_REMATCH[4]:-0} minutes=${BASH_REMATCH[5]} seconds=${BASH_REMATCH[6]}
     echo $((((10#$days * 24 + 10#$hours) * 60 + 10#$minutes) * 60 + 10#$seconds))
 }
 
-# Whether the time that Slurm left for an orderly end is nearly over.
+# Checks whether the time between Slurm's signal and the end is nearly over.
 is_overdue() { [ -n "$STOP_ASKED" ] && [ $(($(date +%s) - STOP_ASKED)) -gt $((SIGNAL_SECONDS - SIGNAL_SECONDS / 5)) ]; }
 
 requeue() {
@@ -261,7 +261,7 @@ requeue() {
     gather_metrics
     say "$1; re-queued"
     echo "re-queued: $1" >"$ATTEMPT/result.txt"
-    scontrol requeue "$SLURM_JOB_ID" || fail "Slurm does not re-queue this job; submit the same again to resume $DIR" 75
+    scontrol requeue "$SLURM_JOB_ID" || fail "Slurm does not re-queue this job; repeat the same submission to resume $DIR" 75
     # Slurm ends this script now.
     trap - EXIT
     pause 60
@@ -279,7 +279,7 @@ end_driver() {
 finish() {
     local code=$1
     trap - EXIT
-    # A second signal must not cut the cleaning short.
+    # A second signal must not interrupt the cleanup.
     trap : USR1 TERM INT
     set +e
     end_driver
@@ -289,7 +289,7 @@ finish() {
         [ -f "$ATTEMPT/result.txt" ] || { [ "$code" -eq 0 ] && echo finished || printf 'failed (%s)\n%s\n' "$code" "$CAUSE"; } >"$ATTEMPT/result.txt"
     fi
     if [ "$code" -ne 0 ]; then
-        [ -n "$CAUSE" ] || CAUSE="the launcher itself failed with exit code $code; its message is above"
+        [ -n "$CAUSE" ] || CAUSE="the launcher failed with exit code $code; see its message above"
         printf 'verl_aer: the job failed (exit code %s): %s\n' "$code" "$CAUSE" >&2
     fi
     exit "$code"

@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# Sourced after job.sh: one Ray cluster over the job's nodes, for as long as the job lasts.
+# Sourced after job.sh: one Ray cluster over the job's nodes, for the duration of the job.
 #
-#   ray_cluster_start    head and workers; returns once all have joined with their GPUs. Sets RAY_HEAD, host:port.
+#   ray_cluster_start    starts head and workers; returns when all have joined with their GPUs; sets RAY_HEAD, host:port
 #   ray_cluster_watch    fails the job if Ray has ended on a node.
-#   ray_cluster_stop     ends Ray on all nodes; called on every way out of a job, and twice does no harm.
+#   ray_cluster_stop     ends Ray on all nodes. Every end of a job calls it; calling it twice is harmless.
 
 RAY_HEAD=""
-RAY_PIDS=()   # srun of each node's Ray, in the order of NODE_NAMES
+RAY_PIDS=()   # pids of the srun of each node's Ray, in the order of NODE_NAMES
 
 ray_cluster_start() {
     local address_file=$ATTEMPT/ray-address number
@@ -20,16 +20,16 @@ ray_cluster_start() {
     await_all_nodes
 }
 
-# ray_node_command NUMBER ROLE ARGUMENTS...   fills LAUNCH
+# ray_node_command NUMBER ROLE ARGUMENTS...   sets LAUNCH
 ray_node_command() {
     local node=${NODE_NAMES[$1]} role=$2
     shift 2
-    # The folder's name is the same on all nodes: Ray's workers take it from the head.
+    # The folder has the same name on all nodes, because Ray's workers take the name from the head.
     local command=(
         "$PYTHON" -m verl_aer.launch.ray_node "$role" "$@" --interface "$INTERFACE"
         --temp-dir "$NODE_TMP/ray-${SLURM_JOB_ID:-JOB}" --logs "$ATTEMPT/ray-logs/$node"
     )
-    # Without a GPU its slots are Ray's own count; with GPUs Ray finds those that the job has.
+    # Without GPUs the number of slots is given; with GPUs Ray finds those of the job.
     [ "$HARDWARE" = gpu ] || command+=(--gpus "$GPUS_PER_NODE")
     [ "$RAY_DASHBOARD" = 0 ] || [ "$role" = worker ] || command+=(--dashboard)
     on_node "$node" "$ATTEMPT/ray-$node.log" "${command[@]}"
@@ -41,7 +41,7 @@ start_ray_node() {
     RAY_PIDS[$1]=$!
 }
 
-# The command that waits until all nodes are there, and looks at each of them.
+# Sets LAUNCH to the command that waits for all nodes and checks each of them.
 ray_wait_command() {
     local command=(
         "$PYTHON" -m verl_aer.cli cluster --address "$RAY_HEAD" --gpus-per-node "$GPUS_PER_NODE"
@@ -56,25 +56,25 @@ await_all_nodes() {
     ray_wait_command
     "${LAUNCH[@]}" </dev/null &
     waiter=$!
-    # It has its own limit; this one is for a step that Slurm never starts.
-    await "nothing was heard of the nodes" is_over "$waiter"
+    # The command has its own limit. This limit is for a step that Slurm never starts.
+    await "no report of the nodes" is_over "$waiter"
     wait "$waiter" || code=$?
     cat "$ATTEMPT/cluster.log"
     [ "$code" -eq 0 ] || fail "$(silent_nodes)
 $(tail -n 1 "$ATTEMPT/cluster.log")"
 }
 
-# Nodes on which Ray has not come up, with what they say themselves; nothing if it has everywhere.
+# Prints the nodes on which Ray has not started, with their last output; nothing if it has started on all nodes.
 silent_nodes() {
     local node
     for node in "${NODE_NAMES[@]}"; do
-        grep -qs 'Ray runtime started' "$ATTEMPT/ray-$node.log" || printf '%s said last:\n%s\n' "$node" "$(last_words "$node")"
+        grep -qs 'Ray runtime started' "$ATTEMPT/ray-$node.log" || printf 'last output of %s:\n%s\n' "$node" "$(last_words "$node")"
     done
 }
 
 is_over() { ! alive "$1"; }
 
-# await OTHERWISE CONDITION...   until the condition holds; fails if Ray ends on a node or the time is over before
+# await MESSAGE CONDITION...   waits for the condition; fails if Ray ends on a node, or with the message after the limit
 await() {
     local otherwise=$1 deadline=$(($(date +%s) + JOIN_SECONDS + 300))
     shift
@@ -93,15 +93,15 @@ ray_cluster_watch() {
         node=${NODE_NAMES[$number]} code=0
         wait "${RAY_PIDS[$number]}" || code=$?
         unset "RAY_PIDS[$number]"
-        # Slurm may be ending the whole job, of which this is only a part: its signal comes first then, or soon.
+        # If Slurm is ending the whole job, its signal arrives first or soon after.
         pause 1
-        fail "Ray ended on $node (exit code $code), which said:
+        fail "Ray ended on $node (exit code $code), last output:
 $(last_words "$node")
 whole log: $ATTEMPT/ray-$node.log"
     done
 }
 
-# What matters of a node's Ray log: which of its processes died, or else its last lines; without colors.
+# Prints the process that died, or else the last lines, of a node's Ray log, without colors.
 last_words() {
     local text
     text=$(sed -e 's/\x1b\[[0-9;]*m//g' -e '/^[[:space:]]*$/d' "$ATTEMPT/ray-$1.log" 2>/dev/null || true)
@@ -114,7 +114,7 @@ last_words() {
 
 ray_cluster_stop() {
     local number waited
-    # srun hands SIGUSR2 on to its task; at SIGTERM it would kill it at once.
+    # srun passes SIGUSR2 on to its task. At SIGTERM it would kill the task at once.
     for number in "${!RAY_PIDS[@]}"; do kill -USR2 "${RAY_PIDS[$number]}" 2>/dev/null || true; done
     for waited in {1..30}; do
         for number in "${!RAY_PIDS[@]}"; do

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Sourced after job.sh and ray_cluster.sh: one training run, from its config's check to its result.
+# Sourced after job.sh and ray_cluster.sh: one training run, from the check of its config to its result.
 
-# verl_command OVERRIDES...   fills VERL with the arguments of veRL's command; the user's overrides come last
+# verl_command OVERRIDES...   sets VERL to the arguments of veRL's command; the user's overrides come last
 verl_command() {
     VERL=()
     [ "$HARDWARE" = gpu ] || VERL+=(+hardware=cpu)
@@ -14,7 +14,7 @@ verl_command() {
         "trainer.logger=[console,file]"
         "trainer.resume_mode=auto"
         "hydra.run.dir=$ATTEMPT/hydra"
-        # Ray runs already: veRL joins it, and must not say what it has.
+        # veRL joins a running Ray, and must not pass its resources.
         "++ray_kwargs.ray_init.address=${RAY_HEAD:-HOST:PORT}"
         "++ray_kwargs.ray_init.num_cpus=null"
         "++ray_kwargs.ray_init.num_gpus=null"
@@ -22,7 +22,7 @@ verl_command() {
     )
 }
 
-# Where checkpoints lie and how many nodes there are is the launcher's to say: it keeps runs apart by them.
+# The launcher decides folders and the number of nodes, because it tells runs apart by them.
 check_overrides() {
     local override key
     for override in "$@"; do
@@ -37,14 +37,14 @@ check_overrides() {
     done
 }
 
-# expand ARGUMENTS...   sets OVERRIDES: the arguments, or with RECIPE those of the recipe, METHOD OVERRIDES...
+# expand ARGUMENTS...   sets OVERRIDES to the arguments, or with RECIPE=... to those of the recipe METHOD OVERRIDES...
 expand() {
     if [ -z "${RECIPE:-}" ]; then
         OVERRIDES=("$@")
     else
         local method=${1:-aer} text
         text=$(OVERRIDES_ONLY=1 bash "$RECIPE" "${method#+entropy=}" "${@:2}") || fail "RECIPE=$RECIPE failed, see above" 2
-        # How many machines there are is the job's to say.
+        # The job decides the number of machines.
         mapfile -t OVERRIDES < <(grep -vE '^trainer\.(nnodes|n_gpus_per_node)=' <<<"$text")
     fi
     check_overrides "${OVERRIDES[@]}"
@@ -58,11 +58,11 @@ train_run() {
     read_nodes
     check_time_limit
     prepare_environment
-    # FSDP's checkpoints are of one number of ranks: that is a part of what a run is.
+    # FSDP's checkpoints depend on the number of ranks, so it is one of the settings of a run.
     open_run "$name" "ranks=$((NODES * GPUS_PER_NODE))" "$@"
     STOP_REQUEST=$DIR/checkpoints/stop_requested
     mkdir -p "$DIR/checkpoints"
-    # Of an earlier attempt.
+    # Files of an earlier attempt.
     rm -f "$STOP_REQUEST" "$DIR/checkpoints/stopped_on_request"
     SAVED_BEFORE=$(saved_step)
     export VERL_FILE_LOGGER_PATH=$ATTEMPT/metrics.jsonl
@@ -79,7 +79,7 @@ train_run() {
     end_of_training
 }
 
-# Before Ray is started: what is wrong with the config, the data or the reward costs seconds, not a queue's hour.
+# Checks config, data and reward within seconds, before Ray starts.
 check_config() {
     verl_command "$@"
     on_node "${NODE_NAMES[0]}" "$ATTEMPT/config.log" "$PYTHON" -m verl_aer.cli doctor --config-only "${VERL[@]}"
@@ -99,14 +99,14 @@ await_driver() {
     done
 }
 
-# The step that veRL's last whole checkpoint is of; nothing before the first.
+# Prints the step of veRL's last complete checkpoint; nothing if there is none.
 saved_step() { cat "$DIR/checkpoints/latest_checkpointed_iteration.txt" 2>/dev/null || true; }
 
 requeue_without_checkpoint() {
-    # An attempt that has saved nothing would only be made again, and again.
+    # An attempt that has saved nothing would repeat the same steps again and again.
     [ "$(saved_step)" != "$SAVED_BEFORE" ] ||
-        fail "the step in progress did not end within four fifths of SIGNAL_SECONDS=$SIGNAL_SECONDS, and this attempt has saved nothing: set SIGNAL_SECONDS to more than a step takes, or trainer.save_freq to less"
-    requeue "the step in progress did not end in time, the last checkpoint has to do"
+        fail "the current step did not end within four fifths of SIGNAL_SECONDS=$SIGNAL_SECONDS, and this attempt has saved nothing: set SIGNAL_SECONDS to more than the duration of a step, or trainer.save_freq to less"
+    requeue "the current step did not end in time; the last checkpoint will be used"
 }
 
 end_of_training() {
@@ -114,19 +114,19 @@ end_of_training() {
     wait "$DRIVER_PID" || code=$?
     DRIVER_PID=""
     if [ "$code" -ne 0 ]; then
-        # A node that died takes the driver with it: the node is the cause.
+        # A dead node also ends the driver. Report the node as the cause.
         pause 3
         ray_cluster_watch
         on_node "${NODE_NAMES[0]}" "$ATTEMPT/diagnosis.log" "$PYTHON" -m verl_aer.cli diagnose "$ATTEMPT/train.log" --exit-code "$code"
         "${LAUNCH[@]}" </dev/null || true
         fail "$(cat "$ATTEMPT/diagnosis.log" 2>/dev/null || echo "see $ATTEMPT/train.log")" "$code"
     fi
-    # A request that came after the last step is still there, and the run is finished.
+    # A request after the last step leaves its file behind, and the run is finished.
     if [ -e "$DIR/checkpoints/stopped_on_request" ]; then
         [ -z "$STOP_ASKED" ] || requeue "stopped with a checkpoint"
-        # A user asked, not Slurm.
+        # The request came from a user, not from Slurm.
         echo "stopped on request after step $(cat "$DIR/checkpoints/stopped_on_request")" >"$ATTEMPT/result.txt"
-        say "stopped on request; submit the same again to resume $DIR"
+        say "stopped on request; repeat the same submission to resume $DIR"
         return
     fi
     rm -f "$STOP_REQUEST"
@@ -136,7 +136,7 @@ end_of_training() {
     say "finished; metrics in $DIR/metrics.jsonl"
 }
 
-# dry_run NAME ARGUMENTS...   what each node would run, and the composed config with its problems; needs no Slurm
+# dry_run NAME ARGUMENTS...   prints each node's commands and the composed config with its problems; needs no Slurm
 dry_run() {
     local name=$1 number
     expand "${@:2}"

@@ -50,7 +50,7 @@ def test_a_job_that_is_preempted_and_requeued_goes_on_with_its_alpha_and_finishe
     assert os.readlink(job.latest) == f"attempts/{job.attempts[2].name}"
     assert job.results == [
         "re-queued: stopped with a checkpoint\n",
-        f"failed (143)\n{ENDED_BY_SLURM} (sacct -j {job.id} says which)\n",
+        f"failed (143)\n{ENDED_BY_SLURM} (see sacct -j {job.id})\n",
         "finished\n",
     ]
     assert job.log.splitlines()[-1].endswith(f"finished; metrics in {job.folder}/metrics.jsonl")
@@ -77,7 +77,7 @@ def test_a_job_that_is_preempted_and_requeued_goes_on_with_its_alpha_and_finishe
 
     again = jobs.submit(*jobs.overrides(steps), "trainer.save_freq=1000", run="moved")
     assert again.wait(END_SECONDS) == "COMPLETED"
-    assert "finished already" in again.log
+    assert "already finished" in again.log
     assert len(job.attempts) == 3
 
 

@@ -84,7 +84,7 @@ def test_the_nodes_are_those_that_slurm_names(tmp_path, listed, names):
 @pytest.mark.parametrize(
     ("scontrol", "message"),
     [
-        ("echo n1", "Slurm gave 2 node(s), and scontrol show hostnames 'n[1-2]' names 1: n1"),
+        ("echo n1", "Slurm gave 2 node(s), but scontrol show hostnames 'n[1-2]' names 1: n1"),
         ("true", "names 0: none"),
         ("echo 'Invalid node range' >&2; exit 1", "scontrol show hostnames 'n[1-2]' failed"),
     ],
@@ -131,7 +131,7 @@ def test_a_job_that_slurm_would_stop_at_once_is_refused(tmp_path):
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "n1", "OUT": str(tmp_path / "out")}
     done = script("train", "+entropy=aer", **job, **fake(tmp_path, scontrol="echo n1", squeue="echo 15:00"))
     assert done.returncode == 2
-    assert "the job's time limit is 900 s, and SIGNAL_SECONDS=600 before its end it is stopped" in done.stderr
+    assert "the job's time limit is 900 s, and it is stopped SIGNAL_SECONDS=600 before its end" in done.stderr
 
 
 @pytest.mark.parametrize(("saved", "code"), [("", 1), ("4", 1), ("5", 0)])
@@ -149,7 +149,7 @@ def test_an_attempt_that_has_saved_nothing_is_not_made_again(tmp_path, saved, co
         assert not (tmp_path / "asked").exists()
     else:
         assert (tmp_path / "asked").read_text() == "requeue 7\n"
-        assert (tmp_path / "result.txt").read_text().startswith("re-queued: the step in progress did not end in time")
+        assert (tmp_path / "result.txt").read_text().startswith("re-queued: the current step did not end in time")
 
 
 ENDED = """
@@ -245,7 +245,7 @@ def test_a_dry_run_composes_the_config_and_names_its_problems():
     overrides = ["+entropy=aer", "actor_rollout_ref.rollout.n=1"]
     done = script("train", *overrides, DRY_RUN="1", PYTHON=sys.executable, HARDWARE="cpu")
     assert done.returncode == 2
-    assert "groups have 1 rollout" in done.stdout
+    assert "but rollout.n=1" in done.stdout
     assert "default_local_dir: " in done.stdout
     assert done.stderr.splitlines()[-1] == (
         "verl_aer: the job failed (exit code 2): the config has problems, see above"
@@ -375,7 +375,7 @@ def test_a_task_of_a_finished_cell_ends_at_once(tmp_path, one_node):
     job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n1", "SLURM_JOB_NUM_NODES": "1", "SLURM_ARRAY_TASK_ID": "0"}
     done = script("sweep", OUT=str(tmp_path / "out"), **job, **one_node)
     assert done.returncode == 0
-    assert "is finished already (job 3, 2026-01-01); not run again" in done.stdout
+    assert "is already finished (job 3, 2026-01-01); not run again" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -430,7 +430,7 @@ def test_a_run_that_another_job_trains_now_is_refused(tmp_path):
     done = open_run(tmp_path, job="8", **path)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].endswith(
-        f"job 7 trains {tmp_path}/out/first now: wait for it, or name another run with RUN=..."
+        f"job 7 is training {tmp_path}/out/first: wait for it, or choose another run with RUN=..."
     )
 
 

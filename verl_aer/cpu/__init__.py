@@ -1,29 +1,28 @@
-"""veRL's whole stack (Ray, FSDP2, vLLM) on a machine without an accelerator.
+"""Run veRL's whole stack (Ray, FSDP2, vLLM) on a machine without an accelerator.
 
-:func:`install` is called once in every process that imports veRL. Where an accelerator is present it does
-nothing at all; elsewhere it registers a platform, the FSDP2 engine and a vLLM server through veRL's own
-registries, and adapts the two places that have no registry. Each adaptation is one function whose docstring
-names the symptom it cures.
+Every process that imports veRL calls :func:`install` once. With an accelerator it does nothing. Otherwise it registers
+a platform, the FSDP2 engine and a vLLM server in veRL's registries, and adapts the places without a registry. Each
+adaptation is one function whose docstring names the symptom that it fixes.
 """
 
 from __future__ import annotations
 
 
 def install() -> bool:
-    """Make this process a CPU process of veRL, if there is no accelerator.
+    """Set up the CPU platform in this process if there is no accelerator.
 
     Returns:
-        True where the CPU platform is active in this process, False where veRL's own platform stays.
+        True if the CPU platform is active in this process, False if veRL's own platform stays.
 
     Raises:
-        AdaptationError: the installed veRL, vLLM or torchvision is not what the adaptations expect.
+        AdaptationError: the installed veRL, vLLM or torchvision differs from what the adaptations expect.
     """
     from verl_aer.cpu.detection import cpu_platform_wanted
 
     if not cpu_platform_wanted():
         return False
 
-    # Imported here and not above: on a machine with an accelerator none of this is even loaded.
+    # Imported here, so that a machine with an accelerator does not load these modules.
     from verl_aer._import_hooks import after_import
     from verl_aer.cpu.packages import provide_vllm_metadata, require_working_torchvision
     from verl_aer.cpu.platform import register_cpu_platform
@@ -46,6 +45,6 @@ def install() -> bool:
     return True
 
 
-# Last, and on purpose: whichever of our modules is imported first in a process, veRL must be whole before
-# that module runs, because importing veRL calls `install` and `install` imports the modules beside this one.
+# This import must be last. Importing veRL calls `install`, which imports the other modules of this folder. So veRL must
+# be imported completely before any of them runs, whichever module a process imports first.
 import verl  # noqa: E402, F401

@@ -1,12 +1,12 @@
-"""veRL's agent loop at a fifth of its price, for short single-turn rollouts of text.
+"""veRL's agent loop for short single-turn text rollouts, at a fifth of its cost.
 
-On a CPU veRL spends about 15 ms on a rollout in its agent loop: it builds the loop from the config each time, tokenizes
-the prompt again for each of its rollouts, and calls the load balancer, the server, the reward worker and TransferQueue
-for each of them. Here one loop serves all rollouts, a prompt is tokenized once, the reward is computed in the same
-process, and calls that are made at about the same time travel together. Prompts, sampling and rows are veRL's.
+On a CPU veRL's agent loop spends about 15 ms per rollout. It builds the loop from the config each time, tokenizes the
+prompt again for each of its rollouts, and makes separate calls of load balancer, server, reward worker and
+TransferQueue for each. Here one loop serves all rollouts, a prompt is tokenized once, the reward is computed in the
+same process, and calls at about the same time are grouped into one. Prompts, sampling and rows are veRL's.
 
-A rollout of another kind takes veRL's path: agent loops of a config file or with tools, a model with images,
-distillation, a server client that resumes interrupted rollouts. The legacy trainer needs veRL's own manager.
+Other rollouts take veRL's path: agent loops from a config file or with tools, models with images, distillation, and a
+server client that resumes interrupted rollouts. The legacy trainer needs veRL's own manager.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from verl.workers.rollout.llm_server import LLMServerClient
 
 SINGLE_TURN = "single_turn_agent"
 ONLY_SERVER = "only server"
-"""The request for which the only server is acquired, and never released."""
+"""Request id for which the only server is acquired. It is never released."""
 
 PUT_SECONDS = 0.005
-"""How long a finished rollout waits for others before TransferQueue gets it."""
+"""Time that a finished rollout waits for others before it is written to TransferQueue."""
 
 
 class Together:
-    """Collects items for some time and hands them over in one call; each item's awaiter gets its own answer.
+    """Group items for some time and process them in one call. Each caller gets the result of its item.
 
     Args:
-        call: takes the items of one hand-over and returns an answer for each; an answer that is an exception is raised
-            where its item came from.
-        seconds: from the first item to the hand-over. 0 collects what one turn of the event loop brings.
+        call: takes the items of a group and returns one result per item. A result that is an exception is raised at the
+            caller of its item.
+        seconds: time from the first item to the call. 0 groups the items of one turn of the event loop.
     """
 
     def __init__(self, call: Callable[[list[Any]], Awaitable[list[Any]]], seconds: float) -> None:
@@ -63,7 +63,7 @@ class Together:
     def _hand_over(self) -> None:
         task = asyncio.ensure_future(self._answer(self._waiting))
         self._waiting = []
-        # The loop itself holds no reference to a task.
+        # The event loop holds no reference to a task.
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -82,9 +82,9 @@ class Together:
 
 
 class GroupedClient(LLMServerClient):
-    """veRL's client whose requests travel together, to servers with ``generate_many``.
+    """veRL's client with grouped requests, for servers with ``generate_many``.
 
-    A single server needs no load balancer: it is asked once.
+    A single server needs no load balancer, so the load balancer is called only once.
     """
 
     def __init__(self, client: LLMServerClient) -> None:
@@ -112,13 +112,13 @@ class GroupedClient(LLMServerClient):
 
 
 def together(server: ray.actor.ActorHandle) -> SimpleNamespace:
-    """A stand-in for the server's handle with ``generate.remote(...)``."""
+    """Make a substitute for the server's handle, with ``generate.remote(...)``."""
     call = Together(server.generate_many.remote, seconds=0)
     return SimpleNamespace(generate=SimpleNamespace(remote=lambda **request: call(request)))
 
 
 def reward_in_this_process(worker: RewardLoopWorker) -> SimpleNamespace:
-    """A stand-in for the handle of a reward worker with ``compute_score.remote(data)``."""
+    """Make a substitute for the handle of a reward worker, with ``compute_score.remote(data)``."""
 
     def compute_score(data: DataProto) -> Awaitable[dict[str, Any]]:
         # Reward managers write into the columns of a prompt, which all its rollouts share here.
@@ -128,7 +128,7 @@ def reward_in_this_process(worker: RewardLoopWorker) -> SimpleNamespace:
 
 
 class QuickSingleTurnLoop(SingleTurnAgentLoop):
-    """veRL's single-turn loop for all rollouts of a worker: those of a prompt start together and tokenize it once."""
+    """veRL's single-turn loop for all rollouts of a worker. Rollouts of a prompt start at once and tokenize it once."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -149,7 +149,7 @@ class QuickSingleTurnLoop(SingleTurnAgentLoop):
         response_logprobs: list[float] | None = None,
         assistant_logprobs: list[float] | None = None,
     ) -> tuple[Any, list[int], list[float] | None]:
-        # veRL does this in a thread; handing it over takes longer than doing it.
+        # veRL runs this in a thread, but the handover takes longer than the work.
         builder = self.continuous_token_builder
         merged = builder.merge_assistant_tokens(runtime_token_ids, assistant_token_ids)
         return merged, *builder.align_response_metadata(
@@ -158,11 +158,11 @@ class QuickSingleTurnLoop(SingleTurnAgentLoop):
 
 
 class CPUAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
-    """veRL's worker, with a quick path for rollouts of one turn of text."""
+    """veRL's worker with a fast path for single-turn text rollouts."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # None is veRL's sign that the trainer computes rewards later, with a reward model.
+        # In veRL None means that the trainer computes rewards later, with a reward model.
         if self.reward_loop_worker_handles == []:
             self.reward_loop_worker_handles = [reward_in_this_process(RewardLoopWorker(self.config))]
         self.is_quick = (
@@ -204,15 +204,15 @@ class CPUAgentLoopManager(AgentLoopManagerTQ):
 
 
 Row = tuple[str, dict[str, Any], dict[str, Any]]
-"""What TransferQueue keeps of a rollout: key, fields and tag."""
+"""Row of a rollout in TransferQueue: key, fields and tag."""
 
 
 def row(output: AgentLoopOutput, prompt: dict[str, Any]) -> Row:
-    """The row of one rollout, as veRL's trainer reads it.
+    """Make the row of one rollout in the format of veRL's trainer.
 
     Args:
         output: prompt, response and reward.
-        prompt: the columns of its prompt, which belong to the row.
+        prompt: columns of its prompt, which become part of the row.
     """
     fields = output.as_dict()
     fields.pop("multi_modal_data", None)
@@ -235,7 +235,7 @@ def row(output: AgentLoopOutput, prompt: dict[str, Any]) -> Row:
 
 
 async def put(partition: str, rows: list[Row]) -> list[None]:
-    """Give the rows to TransferQueue."""
+    """Write the rows to TransferQueue."""
     keys, fields, tags = zip(*rows, strict=True)
     await tq.async_kv_batch_put(
         keys=list(keys), fields=list_of_dict_to_tensordict(list(fields)), tags=list(tags), partition_id=partition

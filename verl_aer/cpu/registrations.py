@@ -1,6 +1,6 @@
-"""Entries for the CPU in veRL's registries of engines and of rollout replicas, and what these engines need.
+"""Register the CPU in veRL's registries of engines and rollout replicas, and adapt the engines to it.
 
-Each function is called when veRL's module with the registry has just been imported, hence the imports inside.
+Each function is called right after the import of veRL's module with the registry, so it imports that module inside.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 
 def register_fsdp2_engines() -> None:
-    """Symptom: ``ValueError: No engine registered for device='cpu'``.
+    """Register veRL's FSDP2 engines for the CPU.
 
-    veRL registers its FSDP engines for cuda and npu (``workers/engine/fsdp/transformer_impl.py``). Only
-    ``fsdp2`` is registered here: version 1 passes ``sync_module_states=True``, which refuses parameters on a
-    CPU.
+    Symptom: ``ValueError: No engine registered for device='cpu'``.
+
+    veRL registers its FSDP engines for cuda and npu (``workers/engine/fsdp/transformer_impl.py``). Version 1 is not
+    registered here, because it passes ``sync_module_states=True``, which rejects parameters on a CPU.
     """
     from verl.workers.engine.base import EngineRegistry
     from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead, FSDPEngineWithValueHead
@@ -32,11 +33,12 @@ def register_fsdp2_engines() -> None:
 
 
 def leave_memory_unpinned() -> None:
-    """Symptom: ``RuntimeError: Cannot access accelerator device when none is available``.
+    """Switch off pinned memory for offloaded parameters.
 
-    veRL gives the reference policy, whose parameters it keeps on the CPU in any case, the policy
-    ``CPUOffloadPolicy(pin_memory=True)``. Pinning is for copies to an accelerator, and torch refuses it where
-    there is none.
+    Symptom: ``RuntimeError: Cannot access accelerator device when none is available``.
+
+    veRL always keeps the parameters of the reference policy on the CPU, with ``CPUOffloadPolicy(pin_memory=True)``.
+    Pinning serves copies to an accelerator, and torch rejects it without one.
     """
     from verl.workers.engine.fsdp import transformer_impl
 
@@ -49,17 +51,19 @@ def leave_memory_unpinned() -> None:
 
 
 def load_value_models_with_their_own_attention() -> None:
-    """Symptom: ``ImportError: FlashAttention2 has been toggled on``, for the critic alone.
+    """Load value models with the attention of their config.
 
-    ``load_valuehead_model`` asks for flash-attention by name and overrules the attention of the config that it is
-    given (for the policy the config decides). The engine imports the function again for each model.
+    Symptom: ``ImportError: FlashAttention2 has been toggled on``, for the critic only.
+
+    ``load_valuehead_model`` requires flash-attention by name and overrides the attention of its config argument (for
+    the policy the config decides). The engine imports the function again for each model.
     """
     from transformers import AutoModelForTokenClassification
     from verl.utils import model as verl_model
 
     expect(
         'attn_implementation="flash_attention_2"' in inspect.getsource(verl_model.load_valuehead_model),
-        "verl.utils.model.load_valuehead_model should ask for flash_attention_2 by name.",
+        "verl.utils.model.load_valuehead_model should request flash_attention_2 by name.",
     )
 
     def load_valuehead_model(
@@ -73,7 +77,7 @@ def load_value_models_with_their_own_attention() -> None:
 
 
 def register_vllm_replica() -> None:
-    """Put our replica, whose server suits a CPU, where every vLLM rollout is built from."""
+    """Replace veRL's vLLM replica by ours, whose server works on a CPU."""
     from verl.workers.rollout.replica import RolloutReplicaRegistry
 
     RolloutReplicaRegistry.register("vllm", _load_vllm_replica)

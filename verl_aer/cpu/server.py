@@ -18,13 +18,13 @@ class CPUServer(vLLMHttpServer):
     weight_update_error: str | None = None
 
     async def launch_server(self, *args: Any, **kwargs: Any) -> None:
-        """Let the engine's process start as Ray's workers do, then launch it."""
+        """Start the engine's process with the interpreter of Ray's workers."""
         with children_started_with(ray.get_runtime_context().runtime_env.get("py_executable")):
             await super().launch_server(*args, **kwargs)
 
     async def generate_many(self, requests: list[dict[str, Any]]) -> list[Any]:
-        """One answer for each request of :meth:`generate`, an exception where it fails."""
-        # `generate` changes the sampling parameters, and requests that travelled together share them.
+        """Answer each request like :meth:`generate`. A failed request gives an exception as its answer."""
+        # `generate` changes the sampling parameters, which grouped requests share.
         calls = (
             self.generate(**{**request, "sampling_params": {**request["sampling_params"]}}) for request in requests
         )
@@ -34,15 +34,15 @@ class CPUServer(vLLMHttpServer):
         return "verl_aer.cpu.worker.CPUWorkerExtension"
 
     def _preprocess_engine_kwargs(self, engine_kwargs: dict[str, Any]) -> None:
-        """Let the engine be its own worker: one process of 0.7 GiB and eight seconds less per replica."""
+        """Let the engine be its own worker, which saves a process with 0.7 GiB and eight seconds per replica."""
         super()._preprocess_engine_kwargs(engine_kwargs)
         engine_kwargs.setdefault("distributed_executor_backend", "uni")
 
     async def collective_rpc(self, method: str | Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """Keep the error of a failed weight update for whoever watches this server.
+        """Keep the error of a failed weight update for the watchdog.
 
-        Symptom: training stands still without a message. The actor waits for an acknowledgement of its
-        weights, and looks at the outcome of this call only afterwards.
+        Symptom: training stalls without a message. The actor waits for an acknowledgement of its weights, and checks
+        the result of this call only afterwards.
         """
         try:
             await super().collective_rpc(method, *args, **kwargs)

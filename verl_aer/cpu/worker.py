@@ -1,4 +1,4 @@
-"""What veRL's extension of the vLLM worker needs on a CPU: weights that can be loaded more than once."""
+"""veRL's extension of the vLLM worker, adapted to load weights more than once on a CPU."""
 
 from __future__ import annotations
 
@@ -13,31 +13,33 @@ from verl_aer.cpu.errors import expect
 
 
 def keep_linear_weights() -> None:
-    """Symptom: ``'Parameter' object has no attribute 'weight_loader'`` at the second weight update.
+    """Keep the original weights of linear layers.
 
-    On a CPU vLLM repacks the weight of every linear layer after loading and throws the original away, with
-    the loader attached to it (``UnquantizedLinearMethod.process_weights_after_loading``). It leaves layers
-    alone that say ``skip_weight_relayout``; all of them say so here.
+    Symptom: ``'Parameter' object has no attribute 'weight_loader'`` at the second weight update.
+
+    On a CPU vLLM repacks the weight of every linear layer after loading and discards the original together with its
+    loader (``UnquantizedLinearMethod.process_weights_after_loading``). It skips layers with ``skip_weight_relayout``,
+    which is set on all layers here.
     """
     expect(
         "skip_weight_relayout" in inspect.getsource(UnquantizedLinearMethod.process_weights_after_loading),
-        "vLLM's UnquantizedLinearMethod should leave layers with skip_weight_relayout alone.",
+        "vLLM's UnquantizedLinearMethod should skip layers with skip_weight_relayout.",
     )
     LinearBase.skip_weight_relayout = True
 
 
 class CPUWorkerExtension(vLLMColocateWorkerExtension):
-    """veRL's worker extension with the two differences that a CPU makes to weight updates."""
+    """veRL's worker extension with two changes of the weight update for a CPU."""
 
     def __new__(cls, **kwargs: Any) -> CPUWorkerExtension:
         keep_linear_weights()
         return super().__new__(cls, **kwargs)
 
     def update_weights_from_ipc(self, *args: Any, **kwargs: Any) -> None:
-        """Raise the reason of a failed update.
+        """Raise the cause of a failed update.
 
-        Symptom: ``BufferError: cannot close exported pointers exist`` in place of the reason. veRL's receiver
-        closes the shared memory in its ``finally``, while the failed loading still holds views of it.
+        Symptom: ``BufferError: cannot close exported pointers exist`` instead of the cause. veRL's receiver closes the
+        shared memory in its ``finally``, while the failed loading still holds views of it.
         """
         try:
             super().update_weights_from_ipc(*args, **kwargs)
@@ -47,11 +49,10 @@ class CPUWorkerExtension(vLLMColocateWorkerExtension):
     def _update_weights(
         self, weights: list[tuple[str, torch.Tensor]], peft_config: dict | None, base_sync_done: bool
     ) -> None:
-        """Load copies.
+        """Load copies of the weights.
 
-        Symptom: ``BufferError: cannot close exported pointers exist``, or weights that change later. On an
-        accelerator ``tensor.to(device)`` in veRL's bucket receiver copies out of the shared memory; on a CPU
-        it returns the view itself.
+        Symptom: ``BufferError: cannot close exported pointers exist``, or weights that change later. On an accelerator
+        ``tensor.to(device)`` in veRL's bucket receiver copies out of the shared memory. On a CPU it returns the view.
         """
         copies = [(name, weight.clone()) for name, weight in weights]
         super()._update_weights(copies, peft_config, base_sync_done)

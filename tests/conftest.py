@@ -1,4 +1,4 @@
-"""Divide the tests between processes, and share fixtures."""
+"""Fixtures for several kinds of tests."""
 
 from __future__ import annotations
 

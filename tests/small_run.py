@@ -1,4 +1,4 @@
-"""A run of the real stack that takes seconds a step: its inputs, its sizes, and what it leaves to be read."""
+"""A run of the real stack with seconds per step: its inputs, sizes and output files."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
-"""veRL's own tests that need no accelerator, once without this package's plug-in and once with it.
+"""Run veRL's tests that need no accelerator, once without this package's plug-in and once with it.
 
     make verl-tests VERL_TESTS=path/to/verl/tests
 
-The tests come from a clone of veRL at the installed version; they run against the installed veRL. Lists every test
-whose outcome differs, and every process of the run with the plug-in that imported veRL without it. Exit code 1 if a
-test passed without the plug-in and does not with it, or if the plug-in was not active in some process; 2 if there are
-no such tests. A test that fails in both runs, because it needs a network, a GPU or a data set, is no difference. On a
-machine without a GPU some pass only with the plug-in: it lets veRL find vLLM's CPU build.
+The tests come from a clone of veRL at the installed version and run with the installed veRL. The output lists every
+test whose outcome differs, and every process of the run with the plug-in that imported veRL without it. The exit code
+is 1 if a test passed only without the plug-in, or if the plug-in was not active in some process, and 2 if there are no
+such tests. A test that fails in both runs, because it needs a network, a GPU or a data set, is not a difference. On a
+machine without a GPU some tests pass only with the plug-in, because it lets veRL find vLLM's CPU build.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Writes docs/algorithms.md: what the entropy control was seen to work beside, from the tests that ran.
+"""Write docs/algorithms.md: the settings of veRL with which tests of the entropy control passed.
 
     make support-table
 
-Runs the tests that are about veRL's modes, estimators and losses, and lists each with the outcome of its test.
+It runs the tests of veRL's modes, estimators and losses, and lists each with its outcome.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every script of `data_prep/` on rows in the hub's shape: what is kept, what is left out and why, what is written."""
+"""Every script of `data_prep/` on rows in the hub's format: rows kept, rows left out with the reason, files written."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real stack on a small policy: data, a randomly initialized model, and runs of veRL's own command."""
+"""The real stack with a small policy: data, a randomly initialized model, and runs of veRL's command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`verl-aer evaluate`, killed three times: it ends with exactly the samples that an unbroken one has."""
+"""`verl-aer evaluate`, killed three times, ends with exactly the samples of an uninterrupted evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process of a real run dies: the run ends within a minute, says why last, and leaves nothing behind."""
+"""If a process of a real run dies, the run ends within a minute, prints the cause last, and leaves no process."""
 
 from __future__ import annotations
 

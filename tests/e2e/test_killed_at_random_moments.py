@@ -1,4 +1,4 @@
-"""A run that is killed again and again resumes from its last complete checkpoint each time, bit for bit."""
+"""A run that is killed repeatedly resumes from its last complete checkpoint each time, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The agent loop of `hardware=cpu` samples what veRL's own samples, on vLLM."""
+"""The agent loop of `hardware=cpu` samples the same as veRL's own, on vLLM."""
 
 from __future__ import annotations
 

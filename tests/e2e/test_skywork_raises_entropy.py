@@ -1,4 +1,4 @@
-"""A real run under nothing but Skywork's bonus: all rewards are alike, so no advantage pulls at the policy."""
+"""A real run with only Skywork's bonus: all rewards are equal, so all advantages are zero."""
 
 from __future__ import annotations
 

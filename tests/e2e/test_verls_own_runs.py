@@ -1,4 +1,4 @@
-"""Real runs that do not ask for this package, on a machine where it is installed."""
+"""Real runs that do not use this package, with the package installed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""One rank of veRL's training worker with our loss, outside Ray: what test_engines.py starts.
+"""Run one rank of veRL's training worker with our loss, outside Ray. test_engines.py starts it.
 
     WORLD_SIZE=1 RANK=0 MASTER_ADDR=127.0.0.1 MASTER_PORT=29500 python -m tests.integration.engine_rank MODEL OUT
 
-Runs every case of `CASES` that has this world size on the same global batch, and saves what came out of it.
+It runs every case of `CASES` for this world size on the same global batch, and saves the results.
 """
 
 from __future__ import annotations

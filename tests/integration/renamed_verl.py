@@ -1,10 +1,10 @@
-"""veRL with one symbol renamed, for each symbol that this package imports: what test_other_verls.py starts.
+"""Rename one symbol of veRL, for each symbol that this package imports. test_other_verls.py starts it.
 
     python -m tests.integration.renamed_verl OUT.json
 
-A later veRL may rename anything. Here each name is renamed in the source of all of veRL's modules while they are
-imported, so that veRL itself is whole and only this package does not find the name. Each case is a process forked from
-one that has imported veRL's dependencies.
+A later veRL may rename anything. Here each name is renamed in the source of all of veRL's modules on import, so that
+veRL itself works and only this package does not find the name. Each case is a process forked from one that has imported
+veRL's dependencies.
 """
 
 from __future__ import annotations

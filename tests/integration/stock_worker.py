@@ -1,11 +1,11 @@
-"""veRL's own training workers in a process with or without this package's plug-in: what test_stock_verl.py starts.
+"""Run veRL's training workers in a process with or without our plug-in. test_stock_verl.py starts it.
 
     python -m tests.integration.stock_worker MODEL OUT.pt
 
-Trains and evaluates a policy, a critic and a reference policy with batches in three layouts that veRL has, none of
-them sent by this package's trainers, and saves all outputs, metrics and parameters.
+It trains and evaluates a policy, a critic and a reference policy with batches in three of veRL's layouts, none of them
+from this package's trainers, and saves all outputs, metrics and parameters.
 
-Without the plug-in (``VERL_USE_EXTERNAL_PLUGINS=none``) the CPU platform is installed by hand: veRL has none.
+Without the plug-in (``VERL_USE_EXTERNAL_PLUGINS=none``) it installs the CPU platform explicitly, because veRL has none.
 """
 
 from __future__ import annotations

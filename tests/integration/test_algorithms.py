@@ -1,6 +1,6 @@
-"""The entropy control beside every advantage estimator and policy loss that veRL registers.
+"""The entropy control with every advantage estimator and policy loss that veRL registers.
 
-The names come from veRL's own registries, so that one which a later version adds is tried here too.
+The names come from veRL's registries, so that the tests include those of later versions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reward fields in each of the containers that TransferQueue's backends return."""
+"""Reward fields in each container type that TransferQueue's backends return."""
 
 from __future__ import annotations
 

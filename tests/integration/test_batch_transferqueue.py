@@ -1,4 +1,4 @@
-"""Reading rows from a real TransferQueue, and sending weights through it, on Ray."""
+"""Rows are read from a real TransferQueue on Ray, and weights are written to it."""
 
 from __future__ import annotations
 

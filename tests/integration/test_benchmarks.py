@@ -1,4 +1,4 @@
-"""The benchmarks' own parts: what stands in for veRL is equal to it, and each line of a table is measured."""
+"""The benchmarks: their substitutes for veRL equal veRL, and every line of a table is measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`verl-aer cluster`: what it makes of the nodes' reports, and of a cluster that is not there."""
+"""`verl-aer cluster` with reports of nodes, and with a missing cluster."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``import verl`` activates in a fresh process, beside an accelerator and without one."""
+"""The adaptations that ``import verl`` activates in a new process, with and without an accelerator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The quick agent loop puts the rows into TransferQueue that veRL's own puts there."""
+"""The fast agent loop writes the same rows to TransferQueue as veRL's own."""
 
 from __future__ import annotations
 

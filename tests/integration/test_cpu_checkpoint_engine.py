@@ -1,4 +1,4 @@
-"""Weights over gloo: what the receivers get is what was sent, bit for bit, whatever the buckets."""
+"""Weights over gloo arrive bit for bit, for any bucket size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doctor where the whole stack is installed."""
+"""The doctor with the whole stack installed."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Our loss keeps the contract of every training engine that veRL has, also of those whose library is not here.
+"""Our loss satisfies the contract of every training engine of veRL, including those whose library is missing here.
 
-Megatron, VeOmni, TorchTitan and Automodel cannot be imported without their libraries: their source says how they call
-a loss. None of them has been run with this package on hardware.
+Megatron, VeOmni, TorchTitan and Automodel cannot be imported without their libraries, so the tests read in their source
+how they call a loss. None of them has been run with this package on hardware.
 """
 
 from __future__ import annotations

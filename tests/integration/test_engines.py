@@ -1,7 +1,7 @@
-"""The entropy control in veRL's own training worker and FSDP engines: however a batch is cut, the result is one.
+"""The entropy control in veRL's training worker and FSDP engines gives the same result for any split of a batch.
 
-Ranks, micro-batches, dynamic batching, the order of the rows, FSDP 1 and 2, LoRA: entropies, the entropy term, its
-metrics and the gradient of the update are those of the whole batch on one rank.
+The splits are ranks, micro-batches, dynamic batching, the order of the rows, FSDP 1 and 2, and LoRA. Entropies, the
+entropy term, its metrics and the gradient of the update equal those of the whole batch on one rank.
 """
 
 from __future__ import annotations

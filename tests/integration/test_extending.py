@@ -1,4 +1,4 @@
-"""The guide's examples, from outside the package: loaded by veRL's switch, checked, explained and simulated."""
+"""The examples of the guide, outside the package: loaded by veRL's switch, checked, explained and simulated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interpreter that is a fork: it does what Python does, and starts with its imports done."""
+"""The forked interpreter behaves like Python, and starts with its imports done."""
 
 from __future__ import annotations
 

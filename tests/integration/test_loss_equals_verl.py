@@ -1,7 +1,7 @@
-"""With ``entropy=fixed`` the loss and its gradients are those of veRL's own ``entropy_coeff``.
+"""With ``entropy=fixed`` the loss and its gradients equal those of veRL's ``entropy_coeff``.
 
-A small policy (token embedding → logits) is trained on one global mini-batch, cut over data-parallel ranks and
-micro-batches the way veRL's engines cut it: each rank sums its micro-batches' gradients, ranks are averaged, and every
+A small policy (token embedding → logits) is trained on one global mini-batch, split over data-parallel ranks and
+micro-batches as in veRL's engines: each rank sums its micro-batches' gradients, ranks are averaged, and every
 micro-batch carries the *global* counts.
 """
 

@@ -1,4 +1,4 @@
-"""Selections and regularizers in the loss: against the formula worked by hand, however the batch is cut."""
+"""Selections and regularizers in the loss, against the formula computed by hand, for any split of the batch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The mathematics reward where veRL calls it: through its loader, its reward managers and its Ray workers."""
+"""The math reward in veRL's loader, reward managers and Ray workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A veRL that this package was not written for works as if the package were not installed."""
+"""An unsupported veRL works as if this package were not installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A measure of a user's own in the engine: bounded in memory, and not computed where its entropy is not read."""
+"""A user-defined measure in the engine: bounded memory, and no computation where its entropy is not used."""
 
 from __future__ import annotations
 

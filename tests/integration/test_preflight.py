@@ -1,4 +1,4 @@
-"""Every bad setting is found in the composed config, before Ray starts, with its key and its fix."""
+"""Every bad setting is found in the composed config before Ray starts, with its key and fix."""
 
 from __future__ import annotations
 
@@ -354,7 +354,11 @@ def test_every_check_survives_a_config_that_is_not_verls(files):
     found = check_config(OmegaConf.create({"entropy": {"method": "aer"}}), elsewhere=True, on_driver=True)
     assert found.problems == []
     failed = {note.key for note in found.notes}
-    assert {"preflight (trainer mode)", "preflight (groups have rollouts)", "preflight (state can be resumed)"} <= failed
+    assert {
+        "preflight (trainer mode)",
+        "preflight (groups have rollouts)",
+        "preflight (state can be resumed)",
+    } <= failed
 
 
 def test_an_entropy_node_that_cannot_be_read_is_one_problem(files):

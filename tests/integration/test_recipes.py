@@ -1,4 +1,4 @@
-"""Every recipe of `examples/math/`, with each method that it is for: composed as veRL composes it, and checked."""
+"""Every recipe of `examples/math/` with each of its methods, composed as veRL composes it, and checked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Installed beside veRL, the package changes nothing for a run that does not ask for it."""
+"""With the package installed, a run that does not use it is unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A request to stop: the step ends whole and saved, the loop ends, and a request that came too late stays."""
+"""A stop request: the step is finished and saved, the loop ends, and a late request stays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our metrics through veRL's own loggers: the same names and values in each."""
+"""Our metrics in veRL's loggers: the same names and values in each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of a step: weights before the update, α frozen within it, one controller update after it."""
+"""The order of a step: weights before the update, constant α within it, one controller update after it."""
 
 from __future__ import annotations
 

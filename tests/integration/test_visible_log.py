@@ -1,4 +1,4 @@
-"""Warnings of ours in the driver's task, where vLLM's import has silenced the root logger."""
+"""Warnings of this package in the driver's task, after vLLM's import has silenced the root logger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The watchdog with real Ray actors: the busy, the dead and the one without its engine."""
+"""The watchdog with real Ray actors: busy, dead, and without their engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One real Slurm for all tests of this folder that ask for it."""
+"""One real Slurm for all tests of this folder that need it."""
 
 from __future__ import annotations
 

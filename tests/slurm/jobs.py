@@ -1,4 +1,4 @@
-"""Jobs of `slurm/*.sbatch` on the real Slurm: a small policy, one rank a node, and where each job leaves its files."""
+"""Jobs of `slurm/*.sbatch` on the real Slurm with a small policy, one rank per node, and the paths of their output."""
 
 from __future__ import annotations
 

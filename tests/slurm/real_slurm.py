@@ -1,8 +1,8 @@
-"""A real Slurm on this machine, of nodes that are apart as two machines are.
+"""A real Slurm on this machine, with nodes that are isolated like separate machines.
 
-Each node is a process namespace with its own network address, host name, process table, shared memory and local
-folder; slurmctld and munged run beside them. Nothing of the system's own Slurm or munge is touched: configuration,
-sockets, keys and state lie in one folder, which the end removes, with every process.
+Each node is a process namespace with a separate network address, host name, process table, shared memory and local
+folder. slurmctld and munged run next to them. The system's own Slurm and munge are not touched: configuration, sockets,
+keys and state are in one folder, which is deleted at the end together with every process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm of two nodes: trained, re-queued, pre-empted, cancelled, and failed in every way that waits."""
+"""Jobs on a real Slurm of two nodes: trained, re-queued, pre-empted, cancelled, and failed in every possible wait."""
 
 from __future__ import annotations
 

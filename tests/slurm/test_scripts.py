@@ -1,4 +1,4 @@
-"""The scripts of `slurm/` without a Slurm: their lint, the lists they read, the grids they cover, what they refuse."""
+"""The scripts of `slurm/` without Slurm: lint, node lists, grids, and rejected input."""
 
 from __future__ import annotations
 

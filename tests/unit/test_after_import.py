@@ -1,4 +1,4 @@
-"""Actions that wait for an import."""
+"""Callbacks after an import."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: exit codes, what is printed, what is written."""
+"""The command line: exit codes, output, files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Every controller around the synthetic plant: a new one joins by one row.
+"""Every controller on the synthetic plant. A new controller needs one more row.
 
-The plant loses 5 % of its entropy a step and gains 0.15 nats per unit of alpha: left alone it collapses.
+The plant loses 5 % of its entropy per step and gains 0.15 nats per unit of alpha. Without control it collapses.
 """
 
 from __future__ import annotations

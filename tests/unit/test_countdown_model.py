@@ -1,4 +1,4 @@
-"""Countdown's tokenizer and policy as veRL and vLLM load them from disk."""
+"""Countdown's tokenizer and policy, loaded from disk as by veRL and vLLM."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Countdown's overrides against veRL's own configuration and against the example's files."""
+"""Countdown's overrides with veRL's configuration and the example's files."""
 
 from __future__ import annotations
 

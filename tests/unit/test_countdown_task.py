@@ -1,4 +1,4 @@
-"""Countdown: the generator, the verifier against brute force, the split and the parquet files."""
+"""Countdown: the generator, the verifier compared with brute force, the split and the parquet files."""
 
 from __future__ import annotations
 

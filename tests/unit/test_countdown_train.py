@@ -1,4 +1,4 @@
-"""The command that the example runs, and when it runs it again."""
+"""The command of the example, and when it is repeated."""
 
 from __future__ import annotations
 

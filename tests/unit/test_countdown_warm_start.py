@@ -1,4 +1,4 @@
-"""Countdown's warm start: what it learns from, that it is cached, and what it reports."""
+"""Countdown's warm start: its training data, its cache and its report."""
 
 from __future__ import annotations
 

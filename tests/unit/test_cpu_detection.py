@@ -1,4 +1,4 @@
-"""Which platform a process gets: ours only where there is no accelerator, and then without being asked."""
+"""The choice of the platform: ours only without an accelerator, and then by default."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""vLLM's CPU build under the name that veRL asks for, and torchvision's build check."""
+"""vLLM's CPU build under the name `vllm`, and the check of torchvision's build."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The device "cpu" as veRL sees it."""
+"""veRL's device "cpu"."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The doctor on machines that lack something: each check is made to find it."""
+"""The doctor on incomplete machines: each check finds what is missing."""
 
 from __future__ import annotations
 

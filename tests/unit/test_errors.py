@@ -1,4 +1,4 @@
-"""Every exception of the package has one base class, and the commands turn only that into one line."""
+"""Every exception of the package has the same base class, and the commands print only such exceptions as one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Statistics of sampled answers against enumeration and simulation; samples on disk; comparisons."""
+"""Statistics of sampled answers compared with enumeration and simulation; samples on disk; comparisons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A light installation, without what only a part of the package needs: it works, and says what is missing."""
+"""An installation without optional packages works, and names the package that a command lacks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whole files or none, on any file system, and without a change to the process."""
+"""Files are written atomically on any file system, without a change to the process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What broke other entropy controllers, and what lies in veRL's way: each has a test that says so."""
+"""Known failures of entropy controllers and pitfalls of veRL, with a test for each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ways to install on a GPU: pip decides for environments that are only written down, and installs nothing."""
+"""The installation on a GPU: pip resolves described environments without installing anything."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Log-probs and entropy in one pass, against float64 and against what each measure says of itself.
+"""Log-probs and entropy in one pass, compared with float64 and with the definition of each measure.
 
-With TRITON_INTERPRET=1, which has to be there before Triton is imported, all of it is asked of the Triton kernels,
-interpreted on the CPU; `test_triton.py` does that.
+With TRITON_INTERPRET=1, set before Triton is imported, the tests run the Triton kernels, interpreted on the CPU.
+`test_triton.py` does that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The compiled Triton kernels against the PyTorch backend in float64, on a GPU: `pytest -m gpu`."""
+"""The compiled Triton kernels compared with the PyTorch backend in float64, on a GPU: `pytest -m gpu`."""
 
 from __future__ import annotations
 

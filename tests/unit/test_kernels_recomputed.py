@@ -1,4 +1,4 @@
-"""The entropy of a measure of a user's own: equal to calling it on all rows at once, a chunk at a time."""
+"""The entropy of a user-defined measure equals that of all rows at once, computed in chunks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Imports between the folders of the package run one way."""
+"""Imports between the folders of the package have one direction."""
 
 from __future__ import annotations
 

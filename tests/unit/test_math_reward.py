@@ -1,4 +1,4 @@
-"""The mathematics reward: verdicts, extraction, limits, and what is left of it when its caller ends."""
+"""The math reward: verdicts, extraction, limits, and cleanup after its caller."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figure of a run: what is drawn, read back from the axes."""
+"""The figure of a run, read back from its axes."""
 
 from __future__ import annotations
 

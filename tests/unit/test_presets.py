@@ -1,4 +1,4 @@
-"""Methods and parts as config groups of Hydra's."""
+"""Methods and parts as Hydra config groups."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One node's Ray: the address it is reached by, ports that nothing else has, and what it refuses."""
+"""Ray on one node: its address, free ports, and rejected input."""
 
 from __future__ import annotations
 

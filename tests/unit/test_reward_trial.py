@@ -1,4 +1,4 @@
-"""The user's reward function is called once, and neither its end nor its lack of one is this process's."""
+"""The user's reward function is called once, and cannot end or block this process."""
 
 from __future__ import annotations
 

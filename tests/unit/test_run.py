@@ -1,4 +1,4 @@
-"""A run as a child process, with real children: progress, failure, stall, signals, leftovers."""
+"""A run with real child processes: progress, failure, stall, signals, leftovers."""
 
 from __future__ import annotations
 

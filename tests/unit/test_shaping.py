@@ -1,4 +1,4 @@
-"""Shapings of rewards and advantages, each against its formula worked by hand."""
+"""Shapings of rewards and advantages, each compared with its formula computed by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run says what it is made of, as far as that can be told, and never ends of it."""
+"""A run reports the parts of its stack as far as possible, and never fails because of the report."""
 
 from __future__ import annotations
 

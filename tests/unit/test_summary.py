@@ -1,4 +1,4 @@
-"""What a run did in numbers, each worked out by hand."""
+"""The summary of a run, with each number computed by hand."""
 
 from __future__ import annotations
 

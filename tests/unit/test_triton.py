@@ -1,6 +1,6 @@
-"""The Triton kernels, interpreted on the CPU: `test_kernels.py` once more, in a process that has the interpreter.
+"""The Triton kernels, interpreted on the CPU: `test_kernels.py` again, in a process with the interpreter.
 
-Triton decides at its import whether kernels are compiled or interpreted, so a process has one or the other.
+Triton decides on import whether it compiles or interprets kernels, so a process has only one of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The reader of validation dumps against veRL's own line format, and dumps compared."""
+"""The reader of validation dumps with veRL's line format, and comparisons of dumps."""
 
 from __future__ import annotations
 

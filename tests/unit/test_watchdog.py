@@ -1,4 +1,4 @@
-"""Waits that end: with the result, with the reason, or with the time limit."""
+"""Waits end with the result, the cause, or the time limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ray workers that start as forks of a process with their imports done; used where a run has no accelerator.
+"""Start Ray workers as forks of a process that has done their imports; used in runs without an accelerator.
 
-This folder is not below ``cpu``, because importing ``cpu`` imports veRL, and the server has to prepare that.
+This folder is not below ``cpu``, because importing ``cpu`` imports veRL, which the server must prepare first.
 """

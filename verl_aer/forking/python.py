@@ -1,15 +1,15 @@
-"""A Python interpreter that starts in milliseconds: a fork of a process that has imported veRL and vLLM.
+"""Start a Python interpreter in milliseconds, by forking a process that has imported veRL and vLLM.
 
     python -m verl_aer.forking.python SCRIPT [ARGUMENT ...]
     python -m verl_aer.forking.python -c CODE [ARGUMENT ...]
 
-Ray starts a dozen worker processes for a run, and each of them spends three to nine seconds on the same imports. The
-preset ``hardware=cpu`` gives this to Ray as the interpreter of its workers (``runtime_env.py_executable``). It
-asks :mod:`verl_aer.forking.server` to fork, hands over its arguments, environment and open files, and stays as the
-fork's place in the process tree: it passes signals on to the fork and ends as the fork ends. The first one starts the
-server. Without a server it becomes a usual Python process.
+Ray starts a dozen worker processes for a run, and each spends three to nine seconds on the same imports. The preset
+``hardware=cpu`` makes this module the interpreter of Ray's workers (``runtime_env.py_executable``). It requests a fork
+from :mod:`verl_aer.forking.server`, sends its arguments, environment and open files, and represents the fork in the
+process tree: it passes signals to the fork and ends like the fork. The first process starts the server. Without a
+server it becomes an ordinary Python process.
 
-It imports nothing but Python's own modules: that is what makes it quick.
+For speed it imports only modules of the standard library.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LENGTH = struct.Struct("=I")
 """Of a message, and the form of the pid and the wait status that the server answers."""
 
 KEPT = "VERL_AER_FORK"
-"""The variable that each fork has beside those of its client."""
+"""Variable that each fork has in addition to those of its client."""
 
 OPTIONS = ("-B", "-E", "-I", "-O", "-P", "-W", "-X", "-b", "-d", "-i", "-s", "-u", "-v")
 
@@ -39,22 +39,22 @@ FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signa
 
 
 def address() -> str | None:
-    """Where the server of this Ray node and job listens (an abstract Unix socket); None outside of Ray."""
+    """Return the address of the server of this Ray node and job (an abstract Unix socket); None outside of Ray."""
     raylet = os.environ.get("RAY_RAYLET_PID")
     return raylet and f"\0verl_aer-fork-server-{raylet}-{os.environ.get('RAY_JOB_ID', '')}"
 
 
 def peer_pid(connection: socket.socket) -> int | None:
-    """Pid of the other end; None if it belongs to another user, since anyone can use such an address."""
+    """Return the pid of the other end; None if it belongs to another user, because anyone can use such an address."""
     pid, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return pid if user == os.getuid() else None
 
 
 def connect() -> socket.socket | None:
-    """A connection to the server, which is started if there is none.
+    """Connect to the server, and start it if it does not run.
 
     Returns:
-        None outside of Ray, and where another user listens.
+        None outside of Ray, and if another user listens at the address.
     """
     name = address()
     if name is None:
@@ -70,7 +70,7 @@ def connect() -> socket.socket | None:
 
 
 def start_server(name: str) -> None:
-    """Start a server at this address, unless another client has just done so."""
+    """Start a server at this address, unless another client has just started it."""
     with socket.socket(socket.AF_UNIX) as listener:
         try:
             listener.bind(name)
@@ -78,7 +78,7 @@ def start_server(name: str) -> None:
             if error.errno == errno.EADDRINUSE:
                 return
             raise
-        # From now on whoever connects waits until the server has done its imports.
+        # From now on clients that connect wait until the server has done its imports.
         listener.listen(BACKLOG)
         listener.set_inheritable(True)
         code = SERVER_CODE.format(listener.fileno())
@@ -86,16 +86,16 @@ def start_server(name: str) -> None:
 
 
 def server_environment() -> dict[str, str]:
-    """This process's environment, and what a fork cannot change any more.
+    """Return this process's environment, plus variables that a fork cannot change later.
 
-    Libraries find the place of a process's title by the first variable. OpenMP reads its number of threads while torch
-    is imported; Ray allows one to a worker that reserves no CPUs.
+    Libraries find the memory of the process title by the first variable. OpenMP reads its number of threads when torch
+    is imported, and Ray gives one thread to a worker that reserves no CPUs.
     """
     return {KEPT: "1", **os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
 
 
 def request_fork(connection: socket.socket, arguments: list[str]) -> int | None:
-    """Pid of the fork; None if the server ended before it answered."""
+    """Request a fork and return its pid; None if the server ended before it answered."""
     files = [int(name) for name in os.listdir("/proc/self/fd")]
     files = [file for file in files if _is_inherited(file)]
     request = {"arguments": arguments, "environment": dict(os.environ), "folder": os.getcwd(), "files": files}
@@ -112,12 +112,12 @@ def _is_inherited(file: int) -> bool:
     try:
         return os.get_inheritable(file)
     except OSError:
-        # The listing's own file.
+        # The file of the directory listing itself.
         return False
 
 
 def receive_number(connection: socket.socket) -> int | None:
-    """The next number that the server sends; None if it has ended."""
+    """Read the server's next number; None if the server has ended."""
     try:
         data = connection.recv(LENGTH.size, socket.MSG_WAITALL)
     except ConnectionResetError:
@@ -126,10 +126,10 @@ def receive_number(connection: socket.socket) -> int | None:
 
 
 def end_like(status: int | None) -> NoReturn:
-    """End this process in the way that a wait status tells; None is a fork of which nothing is known any more."""
+    """End this process with the given wait status; None if the state of the fork is unknown."""
     code = 1 if status is None else os.waitstatus_to_exitcode(status)
     if code < 0:
-        # The handler of SIGKILL cannot be changed, and need not be.
+        # The handler of SIGKILL cannot be changed and need not be.
         with contextlib.suppress(OSError):
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
@@ -137,7 +137,7 @@ def end_like(status: int | None) -> NoReturn:
 
 
 def main() -> NoReturn:
-    # `multiprocessing` repeats the interpreter's options for its children; the server has them already.
+    # `multiprocessing` repeats the interpreter's options for its children, but the server already has them.
     arguments = sys.argv[1:]
     while arguments[0].startswith(OPTIONS):
         arguments = arguments[2:] if arguments[0] == "-X" else arguments[1:]

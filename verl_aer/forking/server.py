@@ -1,7 +1,7 @@
-"""Forks interpreters that have imported veRL and vLLM already, for :mod:`verl_aer.forking.python`.
+"""Fork interpreters that have already imported veRL and vLLM, for :mod:`verl_aer.forking.python`.
 
-One server for each Ray node and job. It is one thread that imports, waits and forks: a lock that another thread held
-would stay locked in the fork. It ends with Ray's node, and after a minute without a fork.
+There is one server per Ray node and job. It has a single thread, because a lock held by another thread would stay
+locked in a fork. It ends with Ray's node, or after a minute without a fork.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ PRELOADED = (
     "vllm.v1.engine.core",
     "vllm.v1.worker.cpu_worker",
 )
-"""What the processes of a run import, the largest first."""
+"""Imports of the processes of a run, the largest first."""
 
 IDLE_SECONDS = 60.0
 RESERVED = 1000
-"""Files from this number on are the server's; below it the fork gets the numbers that its files had."""
+"""First file number of the server. Smaller numbers are for the files of the fork, which keep their numbers."""
 
 
 class Fork:
-    """A process that the server has forked: its client's connection, and a file that tells its end."""
+    """A forked process: the connection of its client, and a file that reports its end."""
 
     def __init__(self, pid: int, connection: socket.socket) -> None:
         self.pid = pid
@@ -60,7 +60,7 @@ class Fork:
 
 
 class ForkServer:
-    """Accepts requests until none can come any more."""
+    """Accept requests until no client can connect any more."""
 
     def __init__(self, listener: socket.socket, node: int) -> None:
         self._listener = listener
@@ -72,7 +72,7 @@ class ForkServer:
         self._selector.register(self._node, selectors.EVENT_READ)
 
     def serve(self) -> Callable[[], None] | None:
-        """In the server: returns None at its end. In a fork: returns what it has to run."""
+        """Serve. In the server it returns None at the end; in a fork it returns the function to run."""
         while self._node_is_up or self._forks:
             events = self._selector.select(IDLE_SECONDS)
             if not events and not self._forks:
@@ -110,10 +110,10 @@ class ForkServer:
         return None
 
     def _end(self, fork: Fork) -> None:
-        """The fork has ended, or its client has, and then the fork must."""
+        """Handle the end of a fork or of its client. The fork must end with its client."""
         with contextlib.suppress(ProcessLookupError):
-            # Only a client that was killed ends before its fork; where the fork has ended already, this is no more
-            # than a signal to a process that is waited for.
+            # Only a killed client ends before its fork. If the fork has ended already, the signal goes to a zombie,
+            # without effect.
             os.kill(fork.pid, signal.SIGKILL)
         _, status = os.waitpid(fork.pid, 0)
         self._send(fork, status)
@@ -128,7 +128,7 @@ class ForkServer:
             fork.connection.sendall(LENGTH.pack(number))
 
     def _close(self) -> None:
-        """In a fork: leave the files that are the server's."""
+        """Close the server's files in a fork."""
         for fork in self._forks:
             fork.close()
         self._selector.close()
@@ -138,7 +138,7 @@ class ForkServer:
 
 
 def receive_request(connection: socket.socket) -> tuple[dict[str, Any] | None, list[int]]:
-    """What a client asks for, and its open files; None if the client has ended."""
+    """Read a client's request and its open files; None if the client has ended."""
     header, files, _, _ = socket.recv_fds(connection, LENGTH.size, 253)
     if len(header) < LENGTH.size:
         return None, []
@@ -147,12 +147,12 @@ def receive_request(connection: socket.socket) -> tuple[dict[str, Any] | None, l
 
 
 def become(request: dict[str, Any], files: list[int], client: int) -> Callable[[], None]:
-    """Turn this fork into the process that its client was to be; returns what that process runs."""
-    # Killed as a group with the client, wherever Ray or `multiprocessing` kills groups.
+    """Turn this fork into the process that its client requested. Returns the function to run."""
+    # Ray and `multiprocessing` kill process groups, so the fork joins the group of its client.
     os.setpgid(0, os.getpgid(client))
     os.chdir(request["folder"])
     change_environment(request["environment"])
-    # A new process seeds itself from the system. Python does so after a fork, NumPy does not.
+    # A new process seeds itself from the system. After a fork Python does so too, but NumPy does not.
     np.random.seed()
     place_files(files, request["files"])
     first, *rest = request["arguments"]
@@ -165,7 +165,7 @@ def become(request: dict[str, Any], files: list[int], client: int) -> Callable[[
 
 
 def change_environment(wanted: dict[str, str]) -> None:
-    """Have these variables, and the one that comes first: the libraries that change a process's title need it there."""
+    """Set these variables, and keep the first one in place: libraries that set the process title need it there."""
     for name in os.environ.keys() - wanted.keys() - {KEPT}:
         del os.environ[name]
     for name, value in wanted.items():
@@ -175,11 +175,11 @@ def change_environment(wanted: dict[str, str]) -> None:
 
 def place_files(received: list[int], numbers: list[int]) -> None:
     """Give each received file the number that it had in the client."""
-    # Two steps: a received file may lie where another one belongs.
-    lifted = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, RESERVED) for file in received]
+    # In two steps, because a received file may occupy the number of another one.
+    moved = [fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, RESERVED) for file in received]
     for file in received:
         os.close(file)
-    for file, number in zip(lifted, numbers, strict=True):
+    for file, number in zip(moved, numbers, strict=True):
         os.dup2(file, number)
         os.close(file)
 
@@ -195,22 +195,23 @@ def run_script(path: str) -> None:
 
 
 def preload() -> None:
-    """Import what the forks need, so that each fork still draws random numbers that no other draws."""
-    # `python -c` looks for modules in the current folder first; each fork has another first place.
+    """Import the modules that the forks need, without making their random numbers equal."""
+    # `python -c` searches the current folder first, but the forks have other first folders.
     sys.path.pop(0)
-    # A decorated actor class draws an id, and from then on all forks would draw the same ids for their tasks.
+    # The decorator of an actor class draws an id. Without the patch, all forks would then draw equal ids for their
+    # tasks.
     with mock.patch("ray.actor.ActorClassID", SystemRandomID):
         for module in PRELOADED:
             importlib.import_module(module)
     if drawn_in_a_fork() == drawn_in_a_fork():
-        raise RuntimeError("Ray would give the same ids to the tasks of different forks; each worker imports by itself")
-    # Collections in the forks would write to the pages that they share.
+        raise RuntimeError("Ray would give equal ids to the tasks of different forks; each worker does its own imports")
+    # Garbage collections in the forks would write to the shared pages.
     gc.collect()
     gc.freeze()
 
 
 class SystemRandomID(ActorClassID):
-    """Ray's id of an actor class, drawn from the system and not from the generator that draws all ids."""
+    """Ray's id of an actor class, drawn from the system instead of Ray's generator of all ids."""
 
     @classmethod
     def from_random(cls) -> ActorClassID:
@@ -218,7 +219,7 @@ class SystemRandomID(ActorClassID):
 
 
 def drawn_in_a_fork() -> bytes:
-    """An id as Ray draws it in a fork of this process."""
+    """Draw an id with Ray in a fork of this process."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -232,7 +233,7 @@ def drawn_in_a_fork() -> bytes:
 
 
 def main(listener: int) -> None:
-    """Serve at this socket, which listens already; in a fork: be the process that its client asked for."""
+    """Serve at this listening socket. In a fork: run the process that the client requested."""
     os.setpgid(0, 0)
     preload()
     program = ForkServer(socket.socket(fileno=listener), int(os.environ["RAY_RAYLET_PID"])).serve()
@@ -241,19 +242,19 @@ def main(listener: int) -> None:
     try:
         program()
     finally:
-        # Modules complain at the end of the interpreter about objects that were not collected.
+        # At the end of the interpreter, modules complain about objects that were not collected.
         gc.unfreeze()
 
 
 @contextlib.contextmanager
 def children_started_with(python: str | None) -> Iterator[None]:
-    """Make `multiprocessing` spawn with this command instead of the interpreter; None changes nothing."""
+    """Make `multiprocessing` spawn with this command instead of the interpreter. None changes nothing."""
     if python is None:
         yield
         return
     interpreter = multiprocessing.spawn.get_executable()
     with tempfile.TemporaryDirectory(prefix="aer-") as folder:
-        # It takes the path of one executable file and no arguments.
+        # It accepts only the path of one executable file without arguments.
         script = Path(folder, "python")
         script.write_text(f'#!/bin/sh\nexec {python} "$@"\n')
         script.chmod(0o700)

@@ -11,6 +11,7 @@
     ├── CorrectnessError (ValueError)       rollouts.groups: the correctness of rollouts is unknown or contradictory
     ├── ShapingError (ValueError)           rollouts.types: invalid shaped rewards or advantages
     ├── StateError (ValueError)             control.state_file: a missing, damaged or incompatible state file
+    ├── UnusableState (ValueError)          control.state_document: the cause of a StateError, without its file
     ├── MetricsLogError (ValueError)        reports.metrics_log: an unreadable log
     ├── ReplayError (ValueError)            control.simulation: a log that cannot be replayed
     ├── DumpError (ValueError)              evaluation.validation_dumps: an unreadable validation dump

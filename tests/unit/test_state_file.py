@@ -298,41 +298,41 @@ def remembering(**numbers) -> dict:
 
 
 CORRUPTIONS = {
-    "other format": ({"format": "something"}, "format is 'something'"),
+    "other format": ({"format": "something"}, "its format is 'something'"),
     "newer version": ({"version": 5}, "newer than 4"),
-    "version of other keys": ({"version": 2}, r"unknown keys \['memory'\]"),
+    "version of other keys": ({"version": 2}, "unknown key memory"),
     "version zero": ({"version": 0}, "version is 0"),
     "version as text": ({"version": "2"}, "version is '2'"),
     "version as bool": ({"version": True}, "version is True"),
-    "unknown key": ({"extra": 1}, r"unknown keys \['extra'\]"),
-    "unknown key in the state": (changed(momentum=0.0), r"unknown keys \['momentum'\]"),
-    "unknown key of the controller": (remembering(momentum=0.0), r"its state.controller has the unknown keys \['mom"),
-    "controller of another type": (changed(controller=[0.1]), "its state.controller holds list"),
-    "integral as text": (remembering(integral="0.1"), "controller.integral='0.1', which is not of type float"),
-    "integral lost": (remembering(integral=None), "controller.integral=None"),
-    "integral NaN": (remembering(integral=math.nan), "controller.integral=nan, which is not finite"),
+    "unknown key": ({"extra": 1}, "unknown key extra"),
+    "unknown key in the state": (changed(momentum=0.0), r"unknown key state\.momentum"),
+    "unknown key of the controller": (remembering(momentum=0.0), r"unknown key state\.controller\.momentum"),
+    "controller of another type": (changed(controller=[0.1]), r"its state\.controller is \[0\.1\]"),
+    "integral as text": (remembering(integral="0.1"), r"its state\.controller\.integral is '0\.1' .*valid number"),
+    "integral lost": (remembering(integral=None), r"its state\.controller\.integral is None"),
+    "integral NaN": (remembering(integral=math.nan), r"its state\.controller\.integral is nan .*finite number"),
     "integral above its bound": (remembering(integral=0.5), "controller.integral=0.5, which the controller 'pi'"),
     "one digit of the integral": (remembering(integral=0.13), "do not match their sha256"),
-    "state of another type": ({"state": [1, 2]}, "its state holds list"),
-    "config of another type": ({"config": None}, "its config holds NoneType"),
-    "alpha as text": (changed(alpha="0.1"), "alpha='0.1'"),
-    "alpha as whole number": (changed(alpha=0), "alpha=0, which is not of type float"),
-    "alpha as null": (changed(alpha=None), "alpha=None"),
-    "alpha NaN": (changed(alpha=math.nan), "alpha=nan, which is not finite"),
-    "alpha infinite": (changed(alpha=math.inf), "alpha=inf, which is not finite"),
+    "state of another type": ({"state": [1, 2]}, r"its state is \[1, 2\]"),
+    "config of another type": ({"config": None}, "its config is None"),
+    "alpha as text": (changed(alpha="0.1"), r"its state\.alpha is '0\.1'"),
+    "alpha as whole number": (changed(alpha=0), "do not match their sha256"),
+    "alpha as null": (changed(alpha=None), r"its state\.alpha is None"),
+    "alpha NaN": (changed(alpha=math.nan), r"its state\.alpha is nan .*finite number"),
+    "alpha infinite": (changed(alpha=math.inf), r"its state\.alpha is inf .*finite number"),
     "alpha negative": (changed(alpha=-1e-9), "alpha=-1e-09, which the controller"),
     "alpha above its bound": (changed(alpha=0.5, saturated_steps=0), "alpha=0.5, which the controller"),
-    "initial_entropy NaN": (changed(initial_entropy=math.nan), "initial_entropy=nan"),
+    "initial_entropy NaN": (changed(initial_entropy=math.nan), r"its state\.initial_entropy is nan"),
     "initial_entropy lost": (changed(initial_entropy=None), "lacks initial_entropy"),
-    "last_entropy infinite": (changed(last_entropy=-math.inf), "last_entropy=-inf"),
+    "last_entropy infinite": (changed(last_entropy=-math.inf), r"its state\.last_entropy is -inf"),
     "last_entropy lost": (changed(last_entropy=None), "lacks last_entropy"),
-    "entropy_sum null": (changed(entropy_sum=None), "entropy_sum=None"),
-    "entropy_count negative": (changed(entropy_count=-1), "entropy_count=-1"),
-    "step fractional": (changed(step=7.0), "step=7.0, which is not of type int"),
-    "step as bool": (changed(step=True), "step=True"),
-    "step negative": (changed(step=-1), "step=-1"),
+    "entropy_sum null": (changed(entropy_sum=None), r"its state\.entropy_sum is None"),
+    "entropy_count negative": (changed(entropy_count=-1), r"its state\.entropy_count is -1"),
+    "step fractional": (changed(step=7.0), r"its state\.step is 7\.0 .*valid integer"),
+    "step as bool": (changed(step=True), r"its state\.step is True"),
+    "step negative": (changed(step=-1), r"its state\.step is -1"),
     "updates beyond steps": (changed(updates=6), "more updates than steps"),
-    "skipped_updates negative": (changed(skipped_updates=-1), "skipped_updates=-1"),
+    "skipped_updates negative": (changed(skipped_updates=-1), r"its state\.skipped_updates is -1"),
     "one digit of alpha": (changed(alpha=0.16), "do not match their sha256"),
     "one digit of the initial entropy": (changed(initial_entropy=0.34), "do not match their sha256"),
     "one step": (changed(step=8), "do not match their sha256"),
@@ -359,7 +359,7 @@ def test_a_lost_key_is_refused(saved, config, key):
     document = json.loads(saved.read_text())
     del document[key]
     saved.write_text(json.dumps(document))
-    with pytest.raises(StateError, match=rf"lacks the keys \['{key}'\]"):
+    with pytest.raises(StateError, match=rf"it lacks the key {key}\."):
         load_run(saved, config)
 
 
@@ -369,7 +369,7 @@ def test_a_lost_state_key_is_refused(saved, config, key):
     del document["state"][key]
     saved.write_text(json.dumps(document))
     # A key with a default may be newer than the file; that it was there is known from the digest.
-    with pytest.raises(StateError, match=rf"lacks the keys \['{key}'\]|lacks {key}|sha256|more updates|more saturated"):
+    with pytest.raises(StateError, match=rf"the key state\.{key}\.|lacks {key}|sha256|more updates|more saturated"):
         load_run(saved, config)
 
 
@@ -415,15 +415,29 @@ def test_a_part_that_is_newer_than_the_file_is_named(saved, config, state):
 @pytest.mark.parametrize("section", ["allocation", "target", "correctness", "watchdog"])
 def test_a_setting_that_a_newer_package_wrote_is_refused(saved, config, section):
     rewrite(saved, lambda document: document["config"][section].update(momentum=0.5))
-    with pytest.raises(
-        StateError, match=rf"config.{section} has the unknown keys \['momentum'\], which a newer verl_aer"
-    ):
+    with pytest.raises(StateError, match=rf"unknown key config\.{section}\.momentum, which a newer verl_aer"):
         load_run(saved, config)
 
 
 def test_an_unknown_section_is_refused(saved, config):
     rewrite(saved, lambda document: document["config"].update(momentum={"kind": "none"}))
-    with pytest.raises(StateError, match=r"its config has the unknown keys \['momentum'\]"):
+    with pytest.raises(StateError, match=r"unknown key config\.momentum"):
+        load_run(saved, config)
+
+
+@pytest.mark.parametrize(
+    ("section", "setting", "value"), [("controller", "ki", -1.0), ("correctness", "on_missing", 3)]
+)
+def test_a_setting_out_of_its_bounds_is_refused(saved, config, section, setting, value):
+    rewrite(saved, lambda document: document["config"][section].update({setting: value}))
+    with pytest.raises(StateError, match=rf"its config\.{section}\.{setting} is {value}"):
+        load_run(saved, config)
+
+
+@pytest.mark.parametrize("part", ["measure", "target"])
+def test_a_part_that_tells_what_h0_is_and_is_registered_no_longer_is_refused(saved, config, part):
+    rewrite(saved, lambda document: document["config"].update({part: {"kind": "mine"}}))
+    with pytest.raises(StateError, match=rf"its config\.{part} has the kind 'mine', which is not registered"):
         load_run(saved, config)
 
 
@@ -574,7 +588,7 @@ WRITTEN["version_2_aer_without_conditions"] = WRITTEN["version_2_aer"]
 
 def test_a_part_without_a_kind_is_refused(saved, config):
     rewrite(saved, lambda document: document["config"]["controller"].pop("kind"))
-    with pytest.raises(StateError, match=r"its config.controller lacks the keys \['kind'\]"):
+    with pytest.raises(StateError, match=r"its config\.controller is .*, which names no kind"):
         load_run(saved, config)
 
 
@@ -601,11 +615,12 @@ def test_a_changed_digit_in_an_older_file_is_found(name, tmp_path):
         load_run(tmp_path / "s.json", parse_entropy_config(WRITTEN[name][0]))
 
 
-def test_an_older_file_without_a_controller_is_refused(tmp_path):
+@pytest.mark.parametrize("section", ["controller", "aggregation"])
+def test_an_older_file_without_what_its_migration_needs_is_refused(tmp_path, section):
     document = json.loads((FILES / "version_3_aer.json").read_text())
-    del document["config"]["controller"]
+    del document["config"][section]
     (tmp_path / "s.json").write_text(json.dumps(document))
-    with pytest.raises(StateError, match=r"its config\.controller holds NoneType"):
+    with pytest.raises(StateError, match="do not match their sha256"):
         load_run(tmp_path / "s.json", parse_entropy_config({"method": "aer"}))
 
 
@@ -661,15 +676,15 @@ def test_the_runs_memory_comes_back(tmp_path, state, config):
 
 BAD_MEMORY = {
     "no questions": ({"reward_shaping": {}}, "sha256"),
-    "unknown memory": ({"questions": {}, "reward_shaping": {}, "moments": {}}, "unknown keys ['moments']"),
-    "questions in a list": ({"questions": [], "reward_shaping": {}}, "memory.questions holds list"),
-    "shaping in a number": ({"questions": {}, "reward_shaping": 1.0}, "memory.reward_shaping holds float"),
-    "short question": ({"questions": {"x": [0.5, 3]}, "reward_shaping": {}}, "'x'"),
-    "accuracy above 1": ({"questions": {"x": [1.5, 3, 1]}, "reward_shaping": {}}, "accuracy=1.5"),
-    "accuracy as text": ({"questions": {"x": ["1", 3, 1]}, "reward_shaping": {}}, "questions.x.accuracy='1'"),
-    "shortest in parts": ({"questions": {"x": [1.0, 2.5, 1]}, "reward_shaping": {}}, "questions.x.shortest=2.5"),
-    "step missing": ({"questions": {"x": [1.0, 2, None]}, "reward_shaping": {}}, "questions.x.step=None"),
-    "shaping as text": ({"questions": {}, "reward_shaping": {"gain": "1"}}, "reward_shaping.gain='1'"),
+    "unknown memory": ({"questions": {}, "reward_shaping": {}, "moments": {}}, "unknown key memory.moments"),
+    "questions in a list": ({"questions": [], "reward_shaping": {}}, "its memory.questions is []"),
+    "shaping in a number": ({"questions": {}, "reward_shaping": 1.0}, "its memory.reward_shaping is 1.0"),
+    "short question": ({"questions": {"x": [0.5, 3]}, "reward_shaping": {}}, "lacks the key memory.questions.x.2"),
+    "accuracy above 1": ({"questions": {"x": [1.5, 3, 1]}, "reward_shaping": {}}, "its memory.questions.x.0 is 1.5"),
+    "accuracy as text": ({"questions": {"x": ["1", 3, 1]}, "reward_shaping": {}}, "its memory.questions.x.0 is '1'"),
+    "shortest in parts": ({"questions": {"x": [1.0, 2.5, 1]}, "reward_shaping": {}}, "its memory.questions.x.1 is 2.5"),
+    "step missing": ({"questions": {"x": [1.0, 2, None]}, "reward_shaping": {}}, "its memory.questions.x.2 is None"),
+    "shaping as text": ({"questions": {}, "reward_shaping": {"gain": "1"}}, "its memory.reward_shaping.gain is '1'"),
     "another accuracy": ({"questions": {"x": [0.25, 3, 1]}, "reward_shaping": {}}, "sha256"),
 }
 

@@ -15,12 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from pydantic import Field
 
 from verl_aer.config.schema import EntropyConfig
 from verl_aer.parts.controller import ControllerState, Observation, as_floats
+
+Count = Annotated[int, Field(ge=0)]
+"""A state file with a count below 0 is refused."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,12 @@ class ControlState:
     controller: ControllerState
     initial_entropy: float | None = None
     entropy_sum: float = 0.0
-    entropy_count: int = 0
+    entropy_count: Count = 0
     last_entropy: float | None = None
-    step: int = 0
-    updates: int = 0
-    skipped_updates: int = 0
-    saturated_steps: int = 0
+    step: Count = 0
+    updates: Count = 0
+    skipped_updates: Count = 0
+    saturated_steps: Count = 0
 
     @property
     def history(self) -> float | None:

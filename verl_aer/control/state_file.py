@@ -21,12 +21,9 @@ refused. A setting that is missing in the file is newer than the file and gets i
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-import math
 import os
-import typing
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,22 +31,27 @@ from typing import Any, NamedTuple
 from verl_aer._files import write_text_atomically
 from verl_aer.config.schema import EntropyConfig, measures_responses, to_mapping
 from verl_aer.control.loop import ControlState
+from verl_aer.control.state_document import (
+    VERSION,
+    UnusableState,
+    digest,
+    naming_the_key,
+    newest,
+    parse,
+    require_whole,
+    unknown_key,
+)
 from verl_aer.errors import VerlAerError
 from verl_aer.methods.base import get_method, method_names
-from verl_aer.parts.base import ROLES, get_part, part_names
+from verl_aer.parts.base import ROLES, Part, get_part, part_names
 from verl_aer.parts.controller import Controller, as_floats
-from verl_aer.rollouts.question_memory import Question, QuestionMemory
-
-FORMAT = "verl_aer.entropy_control"
-VERSION = 4
+from verl_aer.rollouts.question_memory import QuestionMemory
 
 MEASURING_PARTS = ("measure", "token_selection")
 """Parts whose settings define the entropy of H0; a state with other settings is refused."""
 
 _NO_PART_IN_A_RESUME = ("method", "on_missing_state", "watchdog")
 """Keys of the config that do not affect a resumed run."""
-
-_SWITCH = "To restart the controller, set entropy.on_missing_state=restart."
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,7 @@ class StateError(VerlAerError, ValueError):
     """A state file that cannot be used; the message names the file, the problem and the setting for a restart."""
 
     def __init__(self, path: str | os.PathLike[str], problem: str) -> None:
-        self.path = Path(path)
-        self.problem = problem
-        super().__init__(f"{self.path}: {problem}. {_SWITCH}")
+        super().__init__(f"{Path(path)}: {problem}. To restart the controller, set entropy.on_missing_state=restart.")
 
 
 def save_state(
@@ -90,7 +90,7 @@ def save_state(
     """
     memory = memory if memory is not None else RunMemory()
     document = {
-        "format": FORMAT,
+        "format": "verl_aer.entropy_control",
         "version": VERSION,
         "config": to_mapping(config),
         "state": dataclasses.asdict(state),
@@ -100,7 +100,7 @@ def save_state(
         },
         "conditions": dict(conditions or {}),
     }
-    document["sha256"] = _digest(document)
+    document["sha256"] = digest(document)
     write_text_atomically(path, json.dumps(document, indent=2, allow_nan=False) + "\n")
 
 
@@ -114,32 +114,10 @@ def load_run(path: str | os.PathLike[str], config: EntropyConfig) -> SavedRun:
             types, impossible values or a wrong digest; or its H0 is another entropy than ``config`` measures.
     """
     document = _read(path)
-    version = VERSION
-    if isinstance(document, dict) and document.get("format") == FORMAT and "version" in document:
-        # Before the keys, which depend on the version.
-        _require_version(path, document["version"])
-        version = document["version"]
-    optional = {"conditions"} if version == 2 else set()
-    _require_keys(path, "the file", document, _KEYS[version], optional)
-    if document["format"] != FORMAT:
-        raise StateError(path, f"its format is {document['format']!r}, not {FORMAT!r}: it is some other file")
-    for part in ("config", "state"):
-        _require_object(path, f"its {part}", document[part])
-    _require_object(path, "its config.controller", document["config"].get("controller"))
-    is_whole = document["sha256"] == _digest(document)
-    for older in range(version, VERSION):
-        document = _MIGRATIONS[older](document)
-
-    saved = _with_defaults(path, document["config"], to_mapping(config))
-    _require_same_measure(path, saved, config)
-    state = _read_state(path, document["state"], saved)
-    memory = _read_memory(path, document["memory"])
-    # Last, because the checks above name the problem; this check finds values changed by disk errors or an editor.
-    if not is_whole:
-        raise StateError(path, "its contents do not match their sha256: they were changed after it was written")
-    changes = _changed_settings(document["config"], to_mapping(config))
-    state, adapted = _adapted(state, saved["controller"]["kind"], config)
-    return SavedRun(state, memory, changes + adapted)
+    try:
+        return _load(document, config)
+    except UnusableState as problem:
+        raise StateError(path, str(problem)) from problem
 
 
 def entropy_settings_path(log: Path) -> Path:
@@ -160,12 +138,6 @@ def changed_conditions(path: str | os.PathLike[str], current: Mapping[str, Any])
     ]
 
 
-def _digest(document: dict[str, Any]) -> str:
-    parts = [document[part] for part in ("config", "state", "memory", "conditions") if part in document]
-    contents = json.dumps(parts, sort_keys=True)
-    return hashlib.sha256(contents.encode()).hexdigest()
-
-
 def _read(path: str | os.PathLike[str]) -> Any:
     path = Path(path)
     if not path.is_file():
@@ -176,186 +148,64 @@ def _read(path: str | os.PathLike[str]) -> Any:
         raise StateError(path, f"it is not whole JSON, it may be truncated or damaged ({error})") from error
 
 
-def _from_version_1(document: dict[str, Any]) -> dict[str, Any]:
-    """Migrate version 1, which had no damping: the rule continues from alpha."""
-    state = document["state"]
-    return {**document, "state": {**state, "undamped_alpha": state.get("alpha")}}
+def _load(document: Any, config: EntropyConfig) -> SavedRun:
+    document = newest(document)
+    found = parse(document)
+    saved = _saved_config(found.config, config)
+    _require_same_measure(saved, config)
+    saved_kind = found.config["controller"]["kind"]
+    # A controller of a user's that is no longer registered is not judged.
+    controller = saved.controller if saved.controller.kind == saved_kind else None
+    state = _with_whole_controller(found.state, controller)
+    _require_possible(state, saved, controller)
+    # Last, because the checks above name the problem; this check finds values changed by disk errors or an editor.
+    require_whole(document)
+    memory = RunMemory(QuestionMemory(found.memory.questions), found.memory.reward_shaping)
+    changes = _changed_settings(found.config, to_mapping(config))
+    state, adapted = _adapted(state, saved_kind, config)
+    return SavedRun(state, memory, changes + adapted)
 
 
-def _from_version_2(document: dict[str, Any]) -> dict[str, Any]:
-    """Migrate version 2, which had four parts, no memory, not always conditions, and only the sum of H0's entropies."""
-    names = {"anchor_sum": "entropy_sum", "anchor_count": "entropy_count"}
-    return {
-        "conditions": {},
-        **document,
-        "config": {
-            "selection": {"kind": "all"},
-            "penalty": {"kind": "bonus"},
-            "reward_shaping": {"kind": "none"},
-            "advantage_shaping": {"kind": "none"},
-            **document["config"],
-        },
-        "state": _renamed(document["state"], names),
-        "memory": {"questions": {}, "reward_shaping": {}},
-    }
+def _saved_config(found: dict[str, Any], config: EntropyConfig) -> EntropyConfig:
+    """Return the saved config, with the default of each setting that is newer than it.
 
-
-def _from_version_3(document: dict[str, Any]) -> dict[str, Any]:
-    """Migrate version 3, which had other names of parts and settings, and the controller's state in the control's."""
-    sections = {
-        "functional": "measure",
-        "selection": "token_selection",
-        "penalty": "regularizer",
-        "memory": "question_memory",
-        "limits": "watchdog",
-    }
-    settings = {
-        "correctness": {"key": "reward_key"},
-        "memory": {"rise": "ema_up", "fall": "ema_down", "capacity": "max_questions"},
-        "limits": {"weight_update_seconds": "weight_sync_timeout_s", "generation_seconds": "rollout_timeout_s"},
-    }
-    config = {
-        sections.get(section, section): _renamed(value, settings[section]) if section in settings else value
-        for section, value in document["config"].items()
-    }
-    if config["aggregation"] == "policy":
-        config["aggregation"] = "same_as_policy_loss"
-    if "allocation" in config:
-        allocation = _without(config["allocation"], {"power", "mean_normalize"})
-        kinds = {"historical": "historical_accuracy"}
-        config["allocation"] = {**allocation, "kind": kinds.get(allocation["kind"], allocation["kind"])}
-    config["controller"], state = _controller_of_version_3(config["controller"], document["state"])
-    return {**document, "config": config, "state": state}
-
-
-def _controller_of_version_3(
-    controller: dict[str, Any], state: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Migrate the controller's settings and the state; ``pi`` was three controllers, one of them with a sign rule."""
-    own = {"undamped_alpha", "entropy_ema"}
-    undamped_alpha, entropy_ema = state.get("undamped_alpha"), state.get("entropy_ema")
-    names = {"initial": "alpha_init", "minimum": "alpha_min", "maximum": "alpha_max"}
-    remembered = {}
-    if controller.get("kind") == "sign_gated":
-        controller = {**_renamed(controller, {**names, "delta": "step_size"}), "kind": "sign"}
-        remembered = {"coefficient": undamped_alpha}
-    elif controller.get("update_rule") == "sign":
-        kept = _without(controller, {"update_rule", "warmup_steps", "dead_band", "ema", "damping"})
-        controller = {**_renamed(kept, {**names, "eta": "step_size"}), "kind": "sign", "gate": False}
-        remembered = {"coefficient": undamped_alpha}
-    elif controller.get("kind") in ("integral", "proportional_integral", "dead_band"):
-        kept = _without(controller, {"update_rule"})
-        controller = {**_renamed(kept, {**names, "eta": "ki", "damping": "kp"}), "kind": "pi"}
-        remembered = {"integral": undamped_alpha, "entropy_ema": entropy_ema}
-    elif controller.get("kind") == "schedule":
-        controller = _renamed(controller, names)
-    return controller, {**_without(state, own), "controller": remembered, "last_entropy": entropy_ema}
-
-
-def _renamed(settings: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    return {names.get(name, name): value for name, value in settings.items()}
-
-
-def _without(settings: dict[str, Any], names: Set[str]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in names}
-
-
-_MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {
-    1: _from_version_1,
-    2: _from_version_2,
-    3: _from_version_3,
-}
-"""Migrations from each version to the next."""
-
-_KEYS = {
-    1: {"format", "version", "config", "state", "sha256"},
-    2: {"format", "version", "config", "state", "sha256"},
-    3: {"format", "version", "config", "state", "memory", "conditions", "sha256"},
-    4: {"format", "version", "config", "state", "memory", "conditions", "sha256"},
-}
-
-
-def _require_object(path: str | os.PathLike[str], what: str, found: Any) -> None:
-    if not isinstance(found, dict):
-        raise StateError(path, f"{what} holds {type(found).__name__}, not an object of keys and values")
-
-
-def _require_keys(
-    path: str | os.PathLike[str], what: str, found: Any, required: Set[str], optional: Set[str] = frozenset()
-) -> None:
-    _require_object(path, what, found)
-    missing, unknown = sorted(required - set(found)), sorted(set(found) - required - optional)
-    if missing:
-        raise StateError(path, f"{what} lacks the keys {missing}")
-    if unknown:
-        raise StateError(
-            path,
-            f"{what} has the unknown keys {unknown}, which a newer verl_aer wrote; install that one to resume from it",
-        )
-
-
-def _require_version(path: str | os.PathLike[str], version: Any) -> None:
-    if type(version) is not int or version < 1:
-        raise StateError(path, f"its version is {version!r}, not a number from 1 on")
-    if version > VERSION:
-        raise StateError(
-            path,
-            f"its version {version} is newer than {VERSION}, the newest this verl_aer reads; install the "
-            "verl_aer that wrote it to resume from it",
-        )
-
-
-def _with_defaults(path: str | os.PathLike[str], saved: dict[str, Any], current: dict[str, Any]) -> dict[str, Any]:
-    """Return the saved config with the default of each setting that is newer than the file."""
+    The part of ``config`` stands for one whose kind is not registered here.
+    """
     required = {"method", "measure", "target", "controller", "aggregation"}
-    _require_keys(path, "its config", saved, required, set(current))
-    filled = {}
-    for section, settings in saved.items():
-        if section not in ROLES and not isinstance(current[section], dict):
-            filled[section] = settings
-            continue
-        _require_object(path, f"its config.{section}", settings)
-        if section in ROLES:
-            defaults, required = _defaults(section, settings, saved["method"]), {"kind"}
-        else:
-            defaults, required = current[section], set()
-        # The settings of an unregistered kind are unknown.
-        known = set(settings if defaults is None else defaults)
-        _require_keys(path, f"its config.{section}", settings, required, known)
-        filled[section] = {**(defaults or {}), **settings}
-    return {**current, **filled}
+    values = {**{name: value for name, value in config if name not in required}, **found}
+    for role in set(ROLES) & set(found):
+        values[role] = _saved_part(role, found[role], found.get("method")) or getattr(config, role)
+    with naming_the_key("config"):
+        return EntropyConfig.model_validate(values)
 
 
-def _defaults(part: str, settings: dict[str, Any], method: str) -> dict[str, Any] | None:
-    """Return the part's defaults in the method, else those of its kind; None for an unregistered kind."""
-    kind = settings.get("kind")
-    if kind not in part_names(part):
+def _saved_part(role: str, found: Any, method: Any) -> Part | None:
+    """Return the part with these settings; those that are newer have the default of its method, else of its kind."""
+    kind = found.get("kind") if isinstance(found, dict) else None
+    if not isinstance(kind, str):
+        raise UnusableState(f"its config.{role} is {found!r}, which names no kind")
+    if kind not in part_names(role):
+        if role in (*MEASURING_PARTS, "target"):
+            raise UnusableState(f"its config.{role} has the kind {kind!r}, which is not registered in this run")
         return None
-    own = getattr(get_method(method), part) if method in method_names() else None
-    defaults = own if own is not None and own.kind == kind else get_part(part, kind)()
-    return {"kind": kind, **defaults.model_dump()}
+    own = getattr(get_method(method), role) if method in method_names() else None
+    defaults = own.model_dump() if own is not None and own.kind == kind else {}
+    settings = {name: value for name, value in found.items() if name != "kind"}
+    with naming_the_key("config", role):
+        return get_part(role, kind).model_validate({**defaults, **settings})
 
 
-def _part(part: str, settings: dict[str, Any]) -> Any | None:
-    """Create the part with these settings; None for an unregistered kind."""
-    if settings["kind"] not in part_names(part):
-        return None
-    return get_part(part, settings["kind"])(**{name: value for name, value in settings.items() if name != "kind"})
-
-
-def _require_same_measure(path: str | os.PathLike[str], saved: dict[str, Any], config: EntropyConfig) -> None:
-    current = to_mapping(config)
-    differing = [part for part in MEASURING_PARTS if saved[part] != current[part]]
-    if measures_responses(saved["aggregation"]) != measures_responses(config.aggregation):
+def _require_same_measure(saved: EntropyConfig, config: EntropyConfig) -> None:
+    before, current = to_mapping(saved), to_mapping(config)
+    differing = [part for part in MEASURING_PARTS if before[part] != current[part]]
+    if measures_responses(saved.aggregation) != measures_responses(config.aggregation):
         differing.append("aggregation")
-    target = _part("target", saved["target"])
-    if target is None or target.needs_anchor != config.target.needs_anchor:
+    if saved.target.needs_anchor != config.target.needs_anchor:
         differing.append("target")
     if differing:
-        settings = [f"entropy.{name} was {saved[name]!r} and is now {current[name]!r}" for name in differing]
-        raise StateError(
-            path,
-            f"its H0 is that of another entropy or target: {'; '.join(settings)}. Set them back to resume from it",
+        settings = [f"entropy.{name} was {before[name]!r} and is now {current[name]!r}" for name in differing]
+        raise UnusableState(
+            f"its H0 is that of another entropy or target: {'; '.join(settings)}. Set them back to resume from it"
         )
 
 
@@ -404,93 +254,38 @@ def _adapted(state: ControlState, saved_kind: str, config: EntropyConfig) -> tup
     return adapted, changes
 
 
-def _read_state(path: str | os.PathLike[str], found: Any, saved: dict[str, Any]) -> ControlState:
-    fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(ControlState)}
-    _require_keys(path, "its state", found, {name for name in fields if fields[name]}, set(fields))
-    for name, hint in _number_types().items():
-        if name in found:
-            _require_value(path, name, found[name], *hint)
-    remembered = _read_remembered(path, found["controller"], found["alpha"], saved)
-    state = ControlState(**{**found, "controller": remembered})
-    _require_possible(path, state, saved)
-    return state
-
-
-def _read_remembered(
-    path: str | os.PathLike[str], found: Any, alpha: float, saved: dict[str, Any]
-) -> dict[str, float | None]:
+def _with_whole_controller(state: ControlState, controller: Controller | None) -> ControlState:
     """Read the controller's state; a number that is newer than the file starts as in a run's first step."""
-    controller = _part("controller", saved["controller"])
-    _require_object(path, "its state.controller", found)
-    # The state of an unregistered kind is unknown.
-    begun = dict.fromkeys(found) if controller is None else as_floats(controller.init(alpha))
-    _require_keys(path, "its state.controller", found, set(), set(begun))
-    for name, value in found.items():
-        _require_value(path, f"controller.{name}", value, float, may_be_null=begun[name] is None)
-    return {**begun, **found}
+    if controller is None:
+        return state
+    begun = as_floats(controller.init(state.alpha))
+    for name, value in state.controller.items():
+        if name not in begun:
+            raise UnusableState(unknown_key(f"state.controller.{name}"))
+        if value is None and begun[name] is not None:
+            raise UnusableState(f"its state.controller.{name} is None (Input should be a valid number)")
+    return dataclasses.replace(state, controller={**begun, **state.controller})
 
 
-def _read_memory(path: str | os.PathLike[str], found: Any) -> RunMemory:
-    _require_keys(path, "its memory", found, set(), {"questions", "reward_shaping"})
-    for name, value in found.items():
-        _require_object(path, f"its memory.{name}", value)
-    questions, shaping = found.get("questions", {}), found.get("reward_shaping", {})
-    for name, value in shaping.items():
-        _require_value(path, f"memory.reward_shaping.{name}", value, float, may_be_null=False)
-    for name, question in questions.items():
-        if not (isinstance(question, list) and len(question) == len(Question._fields)):
-            raise StateError(path, f"its memory of the question {name!r} is {question!r}")
-        accuracy, shortest, step = question
-        _require_value(path, f"memory.questions.{name}.accuracy", accuracy, float, may_be_null=False)
-        _require_value(path, f"memory.questions.{name}.shortest", shortest, int, may_be_null=True)
-        _require_value(path, f"memory.questions.{name}.step", step, int, may_be_null=False)
-        if not 0 <= accuracy <= 1:
-            raise StateError(path, f"its memory of the question {name!r} has accuracy={accuracy!r}, not in [0, 1]")
-    return RunMemory(QuestionMemory({name: Question(*question) for name, question in questions.items()}), shaping)
-
-
-def _number_types() -> dict[str, tuple[type, bool]]:
-    """Return the type of each number of ControlState, and whether it may be null."""
-    hints = {name: hint for name, hint in typing.get_type_hints(ControlState).items() if name != "controller"}
-    options = {name: typing.get_args(hint) or (hint,) for name, hint in hints.items()}
-    return {name: (of_name[0], type(None) in of_name) for name, of_name in options.items()}
-
-
-def _require_value(path: str | os.PathLike[str], name: str, value: Any, wanted: type, may_be_null: bool) -> None:
-    if value is None and may_be_null:
-        return
-    if type(value) is not wanted:
-        raise StateError(path, f"its state has {name}={value!r}, which is not of type {wanted.__name__}")
-    if not math.isfinite(value):
-        raise StateError(path, f"its state has {name}={value!r}, which is not finite")
-
-
-def _require_possible(path: str | os.PathLike[str], state: ControlState, saved: dict[str, Any]) -> None:
-    controller = _part("controller", saved["controller"])
-    for name in ("entropy_count", "step", "updates", "skipped_updates", "saturated_steps"):
-        if getattr(state, name) < 0:
-            raise StateError(path, f"its state has {name}={getattr(state, name)!r}, which is negative")
-    # A user-defined kind that is no longer registered is not checked.
+def _require_possible(state: ControlState, saved: EntropyConfig, controller: Controller | None) -> None:
     if controller is not None:
-        _require_reachable(path, state, controller)
+        _require_reachable(state, controller)
     if state.updates + state.skipped_updates > state.step:
-        raise StateError(path, "its state counts more updates than steps")
+        raise UnusableState("its state counts more updates than steps")
     if state.saturated_steps > state.updates:
-        raise StateError(path, "its state counts more saturated steps than updates")
+        raise UnusableState("its state counts more saturated steps than updates")
     if state.updates and state.last_entropy is None:
-        raise StateError(path, "its state counts updates and lacks last_entropy")
-    waits_for_anchor = _part("target", saved["target"]).needs_anchor and (controller is None or controller.uses_target)
+        raise UnusableState("its state counts updates and lacks last_entropy")
+    waits_for_anchor = saved.target.needs_anchor and (controller is None or controller.uses_target)
     if state.updates and waits_for_anchor and state.initial_entropy is None:
-        raise StateError(path, "its state counts updates towards a target and lacks initial_entropy")
+        raise UnusableState("its state counts updates towards a target and lacks initial_entropy")
 
 
-def _require_reachable(path: str | os.PathLike[str], state: ControlState, controller: Controller) -> None:
+def _require_reachable(state: ControlState, controller: Controller) -> None:
     """Refuse a state that the controller, with the settings of the file, would not restore unchanged."""
     remembered, alpha = controller.restore(state.controller, state.alpha)
-    found = {"alpha": state.alpha, **{f"controller.{name}": value for name, value in state.controller.items()}}
-    restored = {"alpha": alpha, **{f"controller.{name}": value for name, value in remembered.items()}}
-    for name, value in found.items():
-        if value != restored[name]:
-            raise StateError(
-                path, f"its state has {name}={value!r}, which the controller {controller.kind!r} cannot have"
-            )
+    values = [("alpha", state.alpha, alpha)]
+    values += [(f"controller.{name}", value, remembered[name]) for name, value in state.controller.items()]
+    for name, value, restored in values:
+        if value != restored:
+            raise UnusableState(f"its state has {name}={value!r}, which the controller {controller.kind!r} cannot have")

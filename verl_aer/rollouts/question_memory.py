@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -27,7 +27,7 @@ from verl_aer.rollouts.groups import Groups
 class Question(NamedTuple):
     """One question: Acc_h in [0, 1], L_x in tokens (None if never solved), and the last step that contained it."""
 
-    accuracy: float
+    accuracy: Annotated[float, Field(ge=0, le=1)]
     shortest: int | None
     step: int
 

@@ -70,10 +70,10 @@ class ConfigError(VerlAerError, ValueError):
 class WatchdogConfig(Settings):
     """Time limits of the watchdog, which stops a run without progress."""
 
-    weight_sync_timeout_s: float | None = Field(None, gt=0)
+    weight_sync_timeout_s: float | None = Field(default=None, gt=0)
     """Stop the run if a weight update takes longer than this many seconds; null uses
     ``actor_rollout_ref.nccl_timeout``."""
-    rollout_timeout_s: float | None = Field(3600.0, gt=0)
+    rollout_timeout_s: float | None = Field(default=3600.0, gt=0)
     """Stop the run if no rollout finishes for this many seconds while the trainer waits; null disables the check."""
 
 

@@ -69,9 +69,9 @@ class EntropyBonus(AdvantageShaping):
     uses_accuracy: ClassVar[bool] = False
     uses_entropy: ClassVar[bool] = True
 
-    a: float = Field(0.4, ge=0)
+    a: float = Field(default=0.4, ge=0)
     """Advantage per nat."""
-    kappa: float = Field(2.0, gt=0)
+    kappa: float = Field(default=2.0, gt=0)
     """The bonus is at most |A| divided by this."""
 
     def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:
@@ -97,7 +97,7 @@ class Steer(AdvantageShaping):
 
     weighting: Literal["linear", "exponential"] = "linear"
     """Which of the formulas above."""
-    lowest: float = Field(0.8, gt=0)
+    lowest: float = Field(default=0.8, gt=0)
     """Weight of the token that changes the entropy most; <= 1 with weighting=exponential."""
     highest: float = 1.2
     """Weight of the token that changes the entropy least, >= lowest; ignored with weighting=exponential."""
@@ -143,7 +143,7 @@ class Signed(AdvantageShaping):
     uses_accuracy: ClassVar[bool] = False
     uses_alpha: ClassVar[bool] = True
 
-    probability: float = Field(0.95, ge=0, lt=1)
+    probability: float = Field(default=0.95, ge=0, lt=1)
     """Only tokens more likely than this are shaped. 0.95 is the value of the authors' code."""
 
     def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:

@@ -85,14 +85,14 @@ class Difficulty(Allocation):
 
     shape: Literal["linear", "step"] = "linear"
     """Which of the formulas above."""
-    rho: float = Field(0.5, gt=0)
+    rho: float = Field(default=0.5, gt=0)
     """Prompts with group accuracy >= rho get no bonus; a value above 1 gives every prompt some bonus."""
     include_all_wrong: bool = True
     """Whether groups without a correct rollout get a bonus; they have no advantage to learn from."""
-    mean_floor: float = Field(0.1, ge=0, lt=1)
+    mean_floor: float = Field(default=0.1, ge=0, lt=1)
     """Lower bound of the step's mean weight; the weights are raised until the mean reaches it. 0 disables it; few
     hard prompts then get all of a growing alpha."""
-    entropy_ceiling: float | None = Field(1.0, gt=0)
+    entropy_ceiling: float | None = Field(default=1.0, gt=0)
     """Prompts whose entropy is above this multiple of H0 get no bonus; null disables it. Ignored without an anchored
     target, which defines H0, and in bypass mode, which has no H(q)."""
 
@@ -138,9 +138,9 @@ class Historical(Allocation):
 
     uses_questions: ClassVar[bool] = True
 
-    hard_weight: float = Field(5.0, ge=0)
+    hard_weight: float = Field(default=5.0, ge=0)
     """Weight of questions with Acc_h below the mean over all questions."""
-    easy_weight: float = Field(1.0, ge=0)
+    easy_weight: float = Field(default=1.0, ge=0)
     """Weight of the other questions."""
 
     def weights(self, groups: Groups) -> np.ndarray:

@@ -96,7 +96,7 @@ class Fixed(Controller):
 
     uses_target: ClassVar[bool] = False
 
-    coefficient: float = Field(0.01, ge=0)
+    coefficient: float = Field(default=0.01, ge=0)
     """The constant alpha, loss units per nat."""
 
     def initial_alpha(self) -> float:
@@ -169,15 +169,15 @@ class PI(BoundedController):
     (0.016, 0.046)
     """
 
-    ki: float = Field(0.05, ge=0)
+    ki: float = Field(default=0.05, ge=0)
     """Integral gain: change of alpha per nat of error and step."""
-    kp: float = Field(0.0, ge=0)
+    kp: float = Field(default=0.0, ge=0)
     """Proportional gain: alpha per nat of error, added to the integral; damps oscillation; 0 disables it."""
-    warmup_steps: int = Field(0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0)
     """Number of first steps during which alpha stays at alpha_init."""
-    dead_band: float = Field(0.0, ge=0)
+    dead_band: float = Field(default=0.0, ge=0)
     """alpha does not move while |error| is at most this, nats per token."""
-    ema: float = Field(0.0, ge=0, lt=1)
+    ema: float = Field(default=0.0, ge=0, lt=1)
     """Weight of earlier steps in a running mean of the measured entropy; 0 disables it."""
 
     def init(self, alpha: float) -> ControllerState:
@@ -218,9 +218,9 @@ class Sign(BoundedController):
     ({'coefficient': 0.25}, Output(alpha=0.0, saturated=False, entropy=None))
     """
 
-    step_size: float = Field(1e-4, ge=0)
+    step_size: float = Field(default=1e-4, ge=0)
     """Change of c per step, loss units per nat."""
-    alpha_min: float = Field(0.0, ge=0)
+    alpha_min: float = Field(default=0.0, ge=0)
     """Lower bound of c."""
     alpha_max: float = 0.005
     """Upper bound of c; >= alpha_min."""
@@ -264,11 +264,11 @@ class Schedule(Controller):
 
     uses_target: ClassVar[bool] = False
 
-    alpha_init: float = Field(1e-3, ge=0)
+    alpha_init: float = Field(default=1e-3, ge=0)
     """alpha of the first step, loss units per nat."""
     shape: Literal["cos_signed", "cos_half", "linear"] = "cos_signed"
     """Which of the formulas above."""
-    total_steps: int | None = Field(None, ge=1)
+    total_steps: int | None = Field(default=None, ge=1)
     """Length of the schedule in global steps; null uses the length of the run."""
 
     def initial_alpha(self) -> float:

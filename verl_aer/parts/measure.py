@@ -72,7 +72,7 @@ class Clamped(Measure):
     gradient.
     """
 
-    p: float = Field(0.2, ge=0, lt=1)
+    p: float = Field(default=0.2, ge=0, lt=1)
     """Share of the vocabulary, the least likely tokens, that is excluded; 0 is ``full``. 0.2 is the default of AEnt's
     code."""
 
@@ -97,7 +97,7 @@ class Nucleus(Measure):
     K is chosen without a gradient.
     """
 
-    p: float = Field(0.8, gt=0, le=1)
+    p: float = Field(default=0.8, gt=0, le=1)
     """Probability mass of the tokens that are kept; 1 is ``full``. 0.8 is the paper's value."""
 
     def entropy(self, logits: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:

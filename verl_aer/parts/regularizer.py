@@ -107,11 +107,11 @@ class HistoryHinge(Regularizer):
 
     uses_target: ClassVar[bool] = True
 
-    weight: float = Field(0.1, ge=0)
+    weight: float = Field(default=0.1, ge=0)
     """Weight of the hinge outside the band; the paper uses 0.1 (ALFWorld) and 0.05 (ScienceWorld)."""
-    gamma: float = Field(3.0, ge=0)
+    gamma: float = Field(default=3.0, ge=0)
     """Rate at which beta_k falls from 2 towards 1; 0 keeps it at 2."""
-    total_steps: int | None = Field(None, ge=2)
+    total_steps: int | None = Field(default=None, ge=2)
     """Length of the schedule of beta_k in global steps; null uses the length of the run."""
 
     def signal(self, entropy: float | None, bounds: Bounds | None, step: int) -> dict[str, float]:

@@ -67,7 +67,7 @@ class Length(RewardShaping):
 
     uses_questions: ClassVar[bool] = True
 
-    beta: float = Field(0.1, ge=0)
+    beta: float = Field(default=0.1, ge=0)
     """Reward that a correct answer loses if it is twice as long as the shortest one. The paper's table has 0.1 and
     0.2."""
 
@@ -129,17 +129,17 @@ class Ares(RewardShaping):
 
     uses_entropy: ClassVar[bool] = True
 
-    window: int = Field(4, ge=1)
+    window: int = Field(default=4, ge=1)
     """Window length, tokens."""
-    percentile: float = Field(0.95, gt=0, lt=1)
+    percentile: float = Field(default=0.95, gt=0, lt=1)
     """Percentile of a rollout's window means; its median over the step's rollouts sets the threshold."""
-    threshold_ema: float = Field(0.99, ge=0, lt=1)
+    threshold_ema: float = Field(default=0.99, ge=0, lt=1)
     """Weight of earlier steps in the threshold."""
-    target_ema: float = Field(0.9, ge=0, lt=1)
+    target_ema: float = Field(default=0.9, ge=0, lt=1)
     """Weight of earlier steps in T_b, the target number of windows per difficulty."""
-    rate: float = Field(0.05, ge=0)
+    rate: float = Field(default=0.05, ge=0)
     """Change of gain_b per unit of e and step."""
-    scale: float = Field(1.0, ge=0)
+    scale: float = Field(default=1.0, ge=0)
     """Factor on the reward change."""
 
     def change(self, rollouts: Rollouts, memory: Memory) -> tuple[np.ndarray, Memory]:

@@ -61,7 +61,7 @@ class NoTarget(Target):
 class Absolute(Target):
     """H* = entropy: a fixed level, the same for every model and temperature."""
 
-    entropy: float = Field(0.2, gt=0)
+    entropy: float = Field(default=0.2, gt=0)
     """Target token-mean entropy, nats per token. 0.2 is the value of Skywork-OR1's released scripts and the default
     of TRL."""
 
@@ -77,7 +77,7 @@ class Band(Target):
     sensitive only to these two settings.
     """
 
-    low: float = Field(0.1, ge=0)
+    low: float = Field(default=0.1, ge=0)
     """Lowest entropy that leaves alpha unchanged, nats per token."""
     high: float = 0.5
     """Highest entropy that leaves alpha unchanged, nats per token; >= low."""
@@ -103,12 +103,12 @@ class Anchored(Target):
     Bounds(low=0.2, high=0.2)
     """
 
-    tau: float = Field(0.4, gt=0, le=1)
+    tau: float = Field(default=0.4, gt=0, le=1)
     """Target entropy as a share of the initial entropy H0."""
-    initial_entropy: float | None = Field(None, gt=0)
+    initial_entropy: float | None = Field(default=None, gt=0)
     """H0, nats per token, if already known; null measures it. On resume, a number replaces the saved H0 and null
     keeps it."""
-    anchor_steps: int = Field(1, ge=1)
+    anchor_steps: int = Field(default=1, ge=1)
     """Number of first steps over which H0 is averaged; alpha does not move during these steps."""
 
     @property
@@ -133,7 +133,7 @@ class History(Target):
     Bounds(low=0.125, high=0.5)
     """
 
-    kappa_low: float = Field(0.0, ge=0)
+    kappa_low: float = Field(default=0.0, ge=0)
     """Lower end of the band, as a multiple of H_W."""
     kappa_high: float = 2.0
     """Upper end of the band, as a multiple of H_W; >= kappa_low."""

@@ -63,7 +63,7 @@ class TopQuantile(TokenSelection):
     tensor([[0., 2., 0., 2., 0.]])
     """
 
-    quantile: float = Field(0.8, ge=0, lt=1)
+    quantile: float = Field(default=0.8, ge=0, lt=1)
     """Share of a response's tokens, those of lowest entropy, that does not count; 0 is ``all``. 0.8 is SIREN's
     value."""
 

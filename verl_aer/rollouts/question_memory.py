@@ -49,11 +49,11 @@ class QuestionMemoryConfig(Settings):
 
     question_key: str = "question_id"
     """Key of a stable id in the data set's ``extra_info``; rows without it are identified by data source and prompt."""
-    max_questions: int = Field(100_000, ge=1)
+    max_questions: int = Field(default=100_000, ge=1)
     """Maximum number of questions in memory; the least recently seen ones are dropped first."""
-    ema_up: float = Field(0.2, gt=0, le=1)
+    ema_up: float = Field(default=0.2, gt=0, le=1)
     """Weight of a new accuracy in Acc_h if it is above Acc_h."""
-    ema_down: float = Field(0.05, gt=0, le=1)
+    ema_down: float = Field(default=0.05, gt=0, le=1)
     """Weight of a new accuracy in Acc_h otherwise."""
 
 

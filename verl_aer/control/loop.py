@@ -22,6 +22,7 @@ from pydantic import Field
 
 from verl_aer.config.schema import EntropyConfig
 from verl_aer.parts.controller import ControllerState, Observation, as_floats
+from verl_aer.parts.target import Anchored
 
 Count = Annotated[int, Field(ge=0)]
 """A state file with a count below 0 is refused."""
@@ -172,7 +173,7 @@ class EntropyControl:
         """Add the entropy to the sums, and set H0 once, after the first anchor_steps entropies."""
         total, count = state.entropy_sum + entropy, state.entropy_count + 1
         initial_entropy = state.initial_entropy
-        if self._target.needs_anchor and initial_entropy is None and count >= self._target.anchor_steps:
+        if isinstance(self._target, Anchored) and initial_entropy is None and count >= self._target.anchor_steps:
             initial_entropy = total / count
         return replace(state, entropy_sum=total, entropy_count=count, initial_entropy=initial_entropy)
 
@@ -198,6 +199,6 @@ class EntropyControl:
 
 
 def _fresh_state(config: EntropyConfig) -> ControlState:
-    known = config.target.initial_entropy if config.target.needs_anchor else None
+    known = config.target.initial_entropy if isinstance(config.target, Anchored) else None
     alpha = config.controller.initial_alpha()
     return ControlState(alpha, as_floats(config.controller.init(alpha)), initial_entropy=known)

@@ -45,6 +45,7 @@ from verl_aer.errors import VerlAerError
 from verl_aer.methods.base import get_method, method_names
 from verl_aer.parts.base import ROLES, Part, get_part, part_names
 from verl_aer.parts.controller import Controller, as_floats
+from verl_aer.parts.target import Anchored
 from verl_aer.rollouts.question_memory import QuestionMemory
 
 MEASURING_PARTS = ("measure", "token_selection")
@@ -200,7 +201,7 @@ def _require_same_measure(saved: EntropyConfig, config: EntropyConfig) -> None:
     differing = [part for part in MEASURING_PARTS if before[part] != current[part]]
     if measures_responses(saved.aggregation) != measures_responses(config.aggregation):
         differing.append("aggregation")
-    if saved.target.needs_anchor != config.target.needs_anchor:
+    if isinstance(saved.target, Anchored) != isinstance(config.target, Anchored):
         differing.append("target")
     if differing:
         settings = [f"entropy.{name} was {before[name]!r} and is now {current[name]!r}" for name in differing]
@@ -233,7 +234,7 @@ def _change(key: str, before: Any, now: Any, is_new: bool) -> list[str]:
 def _adapted(state: ControlState, saved_kind: str, config: EntropyConfig) -> tuple[ControlState, list[str]]:
     """Adapt the state to ``config``; return it with one sentence per change of H0, alpha and the controller's state."""
     controller, changes = config.controller, []
-    given = config.target.initial_entropy if config.target.needs_anchor else None
+    given = config.target.initial_entropy if isinstance(config.target, Anchored) else None
     initial_entropy = state.initial_entropy if given is None else given
     if initial_entropy != state.initial_entropy:
         changes.append(f"H0 was {state.initial_entropy!r} and is now {given!r}, as entropy.target.initial_entropy says")
@@ -276,7 +277,7 @@ def _require_possible(state: ControlState, saved: EntropyConfig, controller: Con
         raise UnusableState("its state counts more saturated steps than updates")
     if state.updates and state.last_entropy is None:
         raise UnusableState("its state counts updates and lacks last_entropy")
-    waits_for_anchor = saved.target.needs_anchor and (controller is None or controller.uses_target)
+    waits_for_anchor = isinstance(saved.target, Anchored) and (controller is None or controller.uses_target)
     if state.updates and waits_for_anchor and state.initial_entropy is None:
         raise UnusableState("its state counts updates towards a target and lacks initial_entropy")
 

@@ -34,11 +34,6 @@ class Bounds(NamedTuple):
 class Target(Part, role="target"):
     """Base of targets: a level H* or a band, absolute or relative to earlier entropies."""
 
-    @property
-    def needs_anchor(self) -> bool:
-        """Whether the target is relative to H0; it then has the fields ``initial_entropy`` and ``anchor_steps``."""
-        return False
-
     @abstractmethod
     def bounds(self, initial_entropy: float | None, history: float | None) -> Bounds | None:
         """Return the target range; None if there is no target, or none yet.
@@ -110,10 +105,6 @@ class Anchored(Target):
     keeps it."""
     anchor_steps: int = Field(default=1, ge=1)
     """Number of first steps over which H0 is averaged; alpha does not move during these steps."""
-
-    @property
-    def needs_anchor(self) -> bool:
-        return True
 
     def bounds(self, initial_entropy: float | None, history: float | None) -> Bounds | None:
         if initial_entropy is None:

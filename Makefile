@@ -36,7 +36,7 @@ PROCESSES := -n 2 --dist loadfile --no-loadscope-reorder
 
 CONSTRAINTS := constraints/$(if $(filter yes,$(HAS_GPU)),gpu,cpu).txt
 
-.PHONY: quickstart test test-slurm test-all bench mutants verl-tests support-table lint format clean install
+.PHONY: quickstart test test-slurm test-all bench mutants verl-tests support-table lint types format clean install
 .DEFAULT_GOAL := quickstart
 
 install: $(INSTALLED)
@@ -116,10 +116,13 @@ verl-tests: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(CACHE)/pytest-asyncio pytest-asyncio
 	PYTHONPATH=$(CACHE)/pytest-asyncio $(BIN)/python -m tools.run_verl_tests $(VERL_TESTS)
 
-lint: $(INSTALLED)
+lint: $(INSTALLED) types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/codespell
+
+types: $(INSTALLED)
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .

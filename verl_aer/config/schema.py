@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError
 
 from verl_aer._settings import Settings, allowed_values, bounds, may_be_null, setting_names
 from verl_aer.errors import VerlAerError
-from verl_aer.methods.base import Method, get_method, method_names
+from verl_aer.methods.base import Aggregation, Method, get_method, method_names
 from verl_aer.parts.advantage_shaping import AdvantageShaping
 from verl_aer.parts.allocation import Allocation
 from verl_aer.parts.base import ROLES, Part, get_part, part_names, suggestion
@@ -90,7 +90,7 @@ class EntropyConfig(Settings):
     regularizer: Regularizer
     reward_shaping: RewardShaping
     advantage_shaping: AdvantageShaping
-    aggregation: Literal["token-mean", "seq-mean-token-mean", "same_as_policy_loss"] = "token-mean"
+    aggregation: Aggregation = "token-mean"
     """Average of the entropy term: ``token-mean`` averages over all response tokens of the mini-batch, regardless of
     the policy loss; ``seq-mean-token-mean`` averages over each response and then over responses;
     ``same_as_policy_loss`` uses ``loss_agg_mode``."""
@@ -107,7 +107,7 @@ class EntropyConfig(Settings):
     @property
     def pushed_measure(self) -> Measure:
         """The measure that the loss pushes; the controller gets ``measure``."""
-        return self.measure if self.pushed.kind == "same" else self.pushed
+        return self.pushed if isinstance(self.pushed, Measure) else self.measure
 
     @property
     def uses_questions(self) -> bool:
@@ -158,19 +158,18 @@ def parse_entropy_config(node: Mapping[str, Any] | DictConfig) -> EntropyConfig:
     verl_aer.config.schema.ConfigError: the entropy control found 1 problem in the config:
       1. entropy.allocation.rho: must be > 0, got 0.0. Set entropy.allocation.rho to a value > 0, such as 0.5.
     """
-    if isinstance(node, DictConfig):
-        node = OmegaConf.to_container(node, resolve=True)
+    plain: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     problems: list[Problem] = []
-    if not _is_mapping("entropy", node, problems):
+    if not _is_mapping("entropy", plain, problems):
         raise ConfigError(problems)
     names = setting_names(EntropyConfig)
-    problems += _unknown_keys("entropy", node, names)
-    method = _method(node, problems)
-    values: dict[str, Any] = {role: _part(role, node.get(role, {}), method, problems) for role in ROLES}
+    problems += _unknown_keys("entropy", plain, names)
+    method = _method(plain, problems)
+    values: dict[str, Any] = {role: _part(role, plain.get(role, {}), method, problems) for role in ROLES}
     for name, defaults in COMMON_SETTINGS.items():
-        values[name] = _settings(f"entropy.{name}", defaults, node.get(name, {}), problems)
+        values[name] = _settings(f"entropy.{name}", defaults, plain.get(name, {}), problems)
     problems += _problems_together(values)
-    rest = {name: node[name] for name in names if name in node and name not in values}
+    rest = {name: plain[name] for name in names if name in plain and name not in values}
     if method is not None:
         rest.setdefault("aggregation", method.aggregation)
     config = _validated(EntropyConfig, "entropy", {**rest, **values}, problems, known={*values, "method"})
@@ -351,7 +350,7 @@ def _problems_together(parts: Mapping[str, Any]) -> Iterator[Problem]:
                 f"the regularizer {regularizer.kind!r} needs a target, but entropy.target.kind=none",
                 "Set entropy/target to anchored, absolute, band or history, or set entropy/regularizer=bonus.",
             )
-    if None in (measure, pushed, regularizer) or not regularizer.uses_target:
+    if measure is None or pushed is None or regularizer is None or not regularizer.uses_target:
         return
     if pushed.kind != "same" and pushed != measure:
         yield Problem(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -117,7 +117,7 @@ class StepControl:
         self._record = StepRecord(step)
 
     @contextmanager
-    def timed(self) -> Iterator[None]:
+    def timed(self) -> Generator[None]:
         """Add the time inside the block to ``timing_s/entropy_control``."""
         start = time.perf_counter()
         yield
@@ -133,7 +133,7 @@ class StepControl:
         if self.source is EntropySource.OLD_LOG_PROBS:
             if rows.entropy_nats is None:
                 raise KeyError("veRL's old-log-prob pass left no 'entropy' in the batch; the controller needs it")
-            self._record.add_entropy(*_sum_entropy(rows, self.config.aggregation))
+            self._record.add_entropy(*_sum_entropy(rows, rows.entropy_nats, self.config.aggregation))
         verdicts = self._judge(rows)
         rollouts = self._remember(rows, rows.rollouts(verdicts.correct))
         entropy = prompt_entropies(rollouts.groups, rows, measures_responses(self.config.aggregation))
@@ -238,10 +238,10 @@ class StepControl:
         return replace(rollouts, groups=groups)
 
 
-def _sum_entropy(rows: BatchRows, aggregation: str) -> tuple[float, float]:
+def _sum_entropy(rows: BatchRows, entropy_nats: np.ndarray, aggregation: str) -> tuple[float, float]:
     """Return the sum of nats and the number of tokens; with a mean over responses, their means and their number."""
     counted = ~rows.is_padding & (rows.tokens > 0)
-    nats, tokens = rows.entropy_nats[counted], rows.tokens[counted]
+    nats, tokens = entropy_nats[counted], rows.tokens[counted]
     if measures_responses(aggregation):
         return float((nats / tokens).sum()), float(len(nats))
     return float(nats.sum()), float(tokens.sum())

@@ -72,17 +72,17 @@ def backward(
         torch.sub(y, state.log_z[rows, None], out=pi).exp_()
         scale = -1.0 / temperature[rows, None]
         # g_log_pi + g_H * (pi~_j / pi_j) * (y_j - E_K[y]), the second term only on the kept tokens
-        if len(pulled):
+        if not len(pulled):
+            pi.mul_(scale.mul_(grad_log_pi[rows, None]))
+        else:
             of_entropy = grad_entropy[here] * (state.log_z[here] - state.log_zk[here]).exp()
             pull = _finite(y[part]).sub_(state.mean_y[here, None]).mul_(of_entropy[:, None])
             pull = pull if keeps_all else pull.mul_(mask)
             pull.add_(grad_log_pi[here, None]).mul_(scale[part])
-        if len(pulled) == len(x):
-            pi.mul_(pull)
-        else:
-            some = pi[part].mul_(pull) if len(pulled) else None
-            pi.mul_(scale.mul_(grad_log_pi[rows, None]))
-            if some is not None:
+            # In place if these are all rows.
+            some = pi[part].mul_(pull)
+            if len(pulled) < len(x):
+                pi.mul_(scale.mul_(grad_log_pi[rows, None]))
                 pi[part] = some
         at_label = (grad_log_pi[rows] / temperature[rows])[:, None]
         grad[rows] = pi.scatter_add_(-1, labels[rows, None], at_label.to(pi.dtype))

@@ -108,7 +108,7 @@ class _LogprobAndEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_log_pi: torch.Tensor, grad_entropy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_log_pi: torch.Tensor, grad_entropy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         logits, labels, temperature, wanted, *state = ctx.saved_tensors
         # Not the saved tensor, which requires a gradient: autograd may add to the returned tensor.
         grad = logits.detach() if ctx.inplace else torch.empty_like(logits)

@@ -71,7 +71,7 @@ class _RecomputedEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_entropy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_entropy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         logits, temperature, rows = ctx.saved_tensors
         grad = torch.zeros_like(logits)
         read = rows[grad_entropy[rows] != 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -64,5 +65,5 @@ class State(NamedTuple):
 
     @classmethod
     def empty(cls, rows: int, dtype: torch.dtype, device: torch.device) -> State:
-        numbers = [torch.zeros(rows, dtype=dtype, device=device) for _ in cls._fields[:-1]]
-        return cls(*numbers, torch.zeros(rows, dtype=torch.long, device=device))
+        zeros = partial(torch.zeros, rows, dtype=dtype, device=device)
+        return cls(zeros(), zeros(), zeros(), zeros(), zeros(), cut=zeros(dtype=torch.long))

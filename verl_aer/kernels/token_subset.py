@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from verl_aer.kernels.saved_state import Settings, leaves_none_out
-from verl_aer.parts.measure import Clamped
+from verl_aer.parts.measure import Clamped, Nucleus
 
 
 class Kept(NamedTuple):
@@ -42,6 +42,7 @@ def choose(settings: Settings, logits: torch.Tensor, temperature: torch.Tensor) 
         logits = logits.index_fill(0, no_distribution, 0.0)
     if isinstance(measure, Clamped):
         return _above_the_lowest(logits, measure.p)
+    assert isinstance(measure, Nucleus)
     return _nucleus(logits, temperature, measure.p)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from verl_aer.parts.advantage_shaping import AdvantageShaping, NoAdvantageShaping
 from verl_aer.parts.allocation import Allocation
@@ -15,6 +15,8 @@ from verl_aer.parts.regularizer import Bonus, Regularizer
 from verl_aer.parts.reward_shaping import NoRewardShaping, RewardShaping
 from verl_aer.parts.target import Target
 from verl_aer.parts.token_selection import All, TokenSelection
+
+Aggregation = Literal["token-mean", "seq-mean-token-mean", "same_as_policy_loss"]
 
 PROVENANCES = ("published", "reimplementation", "baseline", "ablation", "custom")
 """How far a method's definition can be traced to its source; "custom" is for user-defined methods."""
@@ -44,7 +46,7 @@ class Method:
     provenance: str
     source: str
     summary: str
-    aggregation: str = "token-mean"
+    aggregation: Aggregation = "token-mean"
     verl: Mapping[str, Any] = field(default_factory=dict)
     watch: str = ""
     differences: str = ""

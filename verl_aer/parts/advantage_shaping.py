@@ -75,6 +75,7 @@ class EntropyBonus(AdvantageShaping):
     """The bonus is at most |A| divided by this."""
 
     def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:
+        assert tokens.entropy is not None, "uses_entropy"
         bonus = torch.minimum(self.a * tokens.entropy, tokens.advantages.abs() / self.kappa)
         return tokens.advantages + _column(weight, tokens) * bonus
 
@@ -117,6 +118,7 @@ class Steer(AdvantageShaping):
     def shape(self, tokens: Tokens, rollouts: Rollouts, weight: np.ndarray, alpha: float) -> torch.Tensor:
         if not tokens.mask.any():
             return tokens.advantages
+        assert tokens.entropy is not None, "uses_entropy"
         pi = tokens.log_probs.exp()
         omega = (tokens.advantages * (1 - pi) * (tokens.log_probs + tokens.entropy)).abs()
         return self._weights(omega, omega[tokens.mask]) * tokens.advantages

@@ -9,7 +9,7 @@ constant within the step, and no gradient flows through it.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -144,10 +144,12 @@ class Historical(Allocation):
     """Weight of the other questions."""
 
     def weights(self, groups: Groups) -> np.ndarray:
+        assert groups.history is not None, "uses_questions"
+        assert groups.history_mean is not None, "uses_questions"
         return np.where(groups.history < groups.history_mean, self.hard_weight, self.easy_weight)
 
 
-def allocate(allocation: Any, groups: Groups) -> np.ndarray:
+def allocate(allocation: Allocation, groups: Groups) -> np.ndarray:
     """Compute the weight of each row, w_i = w(q_i); padding gets 0.
 
     Args:
@@ -170,7 +172,7 @@ def allocate(allocation: Any, groups: Groups) -> np.ndarray:
     return np.append(weights, 0.0)[groups.prompt_of_row].astype(np.float32)
 
 
-def _require_usable(allocation: Any, weights: np.ndarray, prompts: int) -> None:
+def _require_usable(allocation: Allocation, weights: np.ndarray, prompts: int) -> None:
     name = f"allocation {allocation.kind!r}"
     if weights.shape != (prompts,):
         raise AllocationError(f"{name} returned weights of shape {weights.shape} for {prompts} prompts")

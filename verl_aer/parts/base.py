@@ -68,6 +68,7 @@ class Part(Settings, ABC):
 _parts: dict[str, dict[str, type[Part]]] = {role: {} for role in ROLES}
 
 PartClass = TypeVar("PartClass", bound=type[Part])
+Entry = TypeVar("Entry")
 
 
 def register_part(name: str) -> Callable[[PartClass], PartClass]:
@@ -116,7 +117,7 @@ def part_names(role: str) -> list[str]:
     return sorted(_parts[role])
 
 
-def look_up(known: Mapping[str, Any], what: str, name: str) -> Any:
+def look_up(known: Mapping[str, Entry], what: str, name: str) -> Entry:
     """Return ``known[name]``, or raise an UnknownNameError that lists the known names."""
     if name not in known:
         raise UnknownNameError(

@@ -63,6 +63,13 @@ def as_floats(state: ControllerState) -> ControllerState:
     return {name: None if value is None else float(value) for name, value in state.items()}
 
 
+def _known(state: ControllerState, name: str) -> float:
+    """Return a number that ``init`` has set."""
+    number = state[name]
+    assert number is not None
+    return number
+
+
 class Controller(Part, role="controller"):
     """Base of controllers; by default a controller has no state and no bounds."""
 
@@ -186,21 +193,22 @@ class PI(BoundedController):
     def update(self, state: ControllerState, seen: Observation) -> tuple[ControllerState, Output]:
         seen = seen._replace(entropy=self._smooth(state["entropy_ema"], seen.entropy))
         error = self._counted_error(seen)
-        wanted_integral = state["integral"] + self.ki * error
+        wanted_integral = _known(state, "integral") + self.ki * error
         integral = self.clip(wanted_integral)
         wanted_alpha = integral + self.kp * error
         output = Output(self.clip(wanted_alpha), self.is_held_back(wanted_integral, wanted_alpha), seen.entropy)
         return {"integral": integral, "entropy_ema": seen.entropy}, output
 
     def restore(self, state: ControllerState, alpha: float) -> tuple[ControllerState, float]:
-        return {**state, "integral": self.clip(state["integral"])}, self.clip(alpha)
+        return {**state, "integral": self.clip(_known(state, "integral"))}, self.clip(alpha)
 
     def _smooth(self, previous: float | None, entropy: float) -> float:
         return entropy if previous is None else self.ema * previous + (1 - self.ema) * entropy
 
     def _counted_error(self, seen: Observation) -> float:
-        rests = seen.error is None or seen.step <= self.warmup_steps or abs(seen.error) <= self.dead_band
-        return 0.0 if rests else seen.error
+        if seen.error is None or seen.step <= self.warmup_steps or abs(seen.error) <= self.dead_band:
+            return 0.0
+        return seen.error
 
 
 @register_part("sign")
@@ -234,16 +242,16 @@ class Sign(BoundedController):
 
     def update(self, state: ControllerState, seen: Observation) -> tuple[ControllerState, Output]:
         if seen.error is None:
-            return state, Output(state["coefficient"])
+            return state, Output(_known(state, "coefficient"))
         is_low = seen.error > 0
-        wanted = state["coefficient"] + (self.step_size if is_low else -self.step_size)
+        wanted = _known(state, "coefficient") + (self.step_size if is_low else -self.step_size)
         coefficient = self.clip(wanted)
         alpha = coefficient if is_low or not self.gate else 0.0
         return {"coefficient": coefficient}, Output(alpha, self.is_held_back(wanted))
 
     def restore(self, state: ControllerState, alpha: float) -> tuple[ControllerState, float]:
         is_withheld = self.gate and alpha == 0
-        coefficient = self.clip(state["coefficient"])
+        coefficient = self.clip(_known(state, "coefficient"))
         return {"coefficient": coefficient}, alpha if is_withheld else self.clip(alpha)
 
 

@@ -168,7 +168,7 @@ class _Shannon(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         z, top, log_sum, mean_y = ctx.saved_tensors
         y = z - top
         pi = (y - log_sum).exp()

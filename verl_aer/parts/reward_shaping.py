@@ -73,6 +73,8 @@ class Length(RewardShaping):
 
     def change(self, rollouts: Rollouts, memory: Memory) -> tuple[np.ndarray, Memory]:
         groups = rollouts.groups
+        assert groups.history is not None, "uses_questions"
+        assert groups.shortest is not None, "uses_questions"
         improved = groups.accuracy > groups.history
         # 1.0 is a placeholder: a question that was never solved has no correct response to apply it to.
         shortest = np.append(np.where(np.isnan(groups.shortest), 1.0, groups.shortest), 1.0)[groups.prompt_of_row]
@@ -143,6 +145,8 @@ class Ares(RewardShaping):
     """Factor on the reward change."""
 
     def change(self, rollouts: Rollouts, memory: Memory) -> tuple[np.ndarray, Memory]:
+        assert rollouts.entropy is not None, "uses_entropy"
+        assert rollouts.mask is not None, "uses_entropy"
         means = [
             window_means(entropy[mask], self.window)
             for entropy, mask in zip(rollouts.entropy, rollouts.mask, strict=True)

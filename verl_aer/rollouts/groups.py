@@ -266,7 +266,8 @@ def group_rows(
 
 def _number_prompts(uid: Sequence[str], rows: np.ndarray) -> tuple[np.ndarray, int]:
     """Return each row's prompt, numbered in the order of the uids, and the number of prompts."""
-    uids = uid if len(rows) == len(uid) else [uid[row] for row in rows.tolist()]
+    indices: list[int] = rows.tolist()
+    uids = uid if len(rows) == len(uid) else [uid[row] for row in indices]
     number_of = {prompt_uid: number for number, prompt_uid in enumerate(sorted(set(uids)))}
     return np.fromiter(map(number_of.__getitem__, uids), dtype=np.int64, count=len(uids)), len(number_of)
 
@@ -293,7 +294,7 @@ def _require_distinct(
 ) -> None:
     twice = np.flatnonzero(~next_differs & (index[rows][1:] == index[rows][:-1]))
     if len(twice):
-        row = rows[twice[0]]
+        row = int(rows[twice[0]])
         raise CorrectnessError(
             f"two rows have the key uid={uid[row]!r} session={session[row]} index={index[row]}. If one of them was "
             "added to fill the batch, mark it as padding."

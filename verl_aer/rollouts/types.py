@@ -106,6 +106,8 @@ class BatchRows:
         correct: ``(N,)`` in [0, 1], 0 on padding; None if unknown.
         """
         groups = group_rows(self.uid, self.session, self.index, correct, self.is_padding)
+        assert groups.rollout_of_row is not None, "from group_rows"
+        assert groups.is_last is not None, "from group_rows"
         real = ~self.is_padding
         rollout = groups.rollout_of_row[real]
         tokens = self.tokens.copy()
@@ -116,5 +118,6 @@ class BatchRows:
 
     def question_of_prompt(self, groups: Groups) -> list[str]:
         """Return the P ids of the prompts' questions."""
+        assert self.question is not None, "uses_questions"
         named = dict(zip(groups.prompt_of_row.tolist(), self.question, strict=True))
         return [named[prompt] for prompt in range(len(groups.accuracy))]

@@ -21,7 +21,7 @@ POLL_INTERVAL_S = 0.05
 """Time between two checks of processes that are about to end."""
 
 
-def end_with_the_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """Let the kernel kill this process when its parent, the process ``parent``, ends in any way (Linux)."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

@@ -160,7 +160,7 @@ def make_inputs(run: Run, seed: int) -> None:
     if not (run.data / "test.parquet").exists():
         prepare.prepare(run.data, prepare.TRAIN_ROWS, seed)
         print(f"data in {run.data}")
-    if warm_start.warm_start(run.model, warm_start.Settings()):
+    if warm_start.warm_start(run.model, warm_start.WarmStartSettings()):
         print(f"warm start in {run.model}")
 
 

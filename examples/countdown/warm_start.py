@@ -34,7 +34,7 @@ IGNORED = -100
 
 
 @dataclass
-class Settings:
+class WarmStartSettings:
     """All settings that determine the policy."""
 
     seed: int = 0
@@ -50,7 +50,9 @@ class Settings:
         return self.learning_rate * warmup * (1 + math.cos(math.pi * step / self.steps)) / 2
 
 
-def demonstrations(rng: np.random.Generator, settings: Settings, excluded: frozenset[tuple]) -> list[tuple[str, str]]:
+def demonstrations(
+    rng: np.random.Generator, settings: WarmStartSettings, excluded: frozenset[tuple]
+) -> list[tuple[str, str]]:
     """Draw a batch of (prompt, answer), cycling through the levels.
 
     The answer is a right one, or with probability `wrong_share` any expression of the problem's numbers.
@@ -76,7 +78,7 @@ def encode(drawn: list[tuple[str, str]], tokenizer: PreTrainedTokenizerFast) -> 
     return ids, torch.where((start <= position) & (position < end), ids, IGNORED)
 
 
-def train(settings: Settings) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
+def train(settings: WarmStartSettings) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
     """Minimize the cross entropy of demonstrations of random problems, without held-out ones."""
     tokenizer = build_tokenizer()
     model = build_model(tokenizer, settings.seed).train()
@@ -97,13 +99,13 @@ def train(settings: Settings) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast
     return model.eval(), tokenizer
 
 
-def is_done(out: Path, settings: Settings) -> bool:
+def is_done(out: Path, settings: WarmStartSettings) -> bool:
     """Check whether `out` has a complete model with these settings."""
     recorded = out / SETTINGS_FILE
     return recorded.exists() and json.loads(recorded.read_text()) == asdict(settings)
 
 
-def warm_start(out: Path, settings: Settings) -> bool:
+def warm_start(out: Path, settings: WarmStartSettings) -> bool:
     """Train into `out` unless it is done. Returns whether it trained.
 
     The folder gets its name only when it is complete.
@@ -121,13 +123,13 @@ def warm_start(out: Path, settings: Settings) -> bool:
 
 
 def main() -> None:
-    defaults = Settings()
+    defaults = WarmStartSettings()
     parser = argparse.ArgumentParser(description="Train Countdown's initial policy and measure it.")
     parser.add_argument("--out", type=Path, default=Path("models/countdown"), help="folder for the model")
     parser.add_argument("--seed", type=int, default=defaults.seed)
     parser.add_argument("--steps", type=int, default=defaults.steps)
     arguments = parser.parse_args()
-    settings = Settings(seed=arguments.seed, steps=arguments.steps)
+    settings = WarmStartSettings(seed=arguments.seed, steps=arguments.steps)
     if not warm_start(arguments.out, settings):
         print(f"{arguments.out} already has this model")
     model = AutoModelForCausalLM.from_pretrained(arguments.out)

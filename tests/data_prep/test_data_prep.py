@@ -22,7 +22,7 @@ from verl_aer.cli.main import main
 from verl_aer.data import prepare as preparation
 from verl_aer.data.dataset import DataSet
 from verl_aer.data.inspect import inspect, row_error
-from verl_aer.data.prepare import CONTRADICTS, HELD_OUT, OVERLAPS, REPEATED, Settings, prepare
+from verl_aer.data.prepare import CONTRADICTS, HELD_OUT, OVERLAPS, REPEATED, PreparationSettings, prepare
 from verl_aer.data.text import EvalQuestionIndex
 
 SCRIPTS = sorted(path.stem for path in Path("data_prep").glob("*.py") if path.stem != "__init__")
@@ -82,7 +82,7 @@ def test_rows_become_rows_of_verls_schema(name, kind, tmp_path, capsys):
     assert len({row["extra_info"]["question_id"] for row in rows}) == len(rows)
     assert {row["data_source"] for row in rows} == {name}
     for row in rows:
-        assert row["prompt"][0]["content"] == row["extra_info"]["question"] + "\n\n" + Settings().instruction
+        assert row["prompt"][0]["content"] == row["extra_info"]["question"] + "\n\n" + PreparationSettings().instruction
     report = json.loads(out.with_suffix(".report.json").read_text())
     assert report["rows_in"] == len(sample.rows)
     assert report["rows_out"] == len(rows)
@@ -179,7 +179,11 @@ def test_overlap_is_a_share_of_the_questions_own_ngrams():
 def test_the_settings_of_the_overlap_are_used(evaluation, tmp_path):
     rows = [dapo(f"{LONG}. How far is it by then?", "1"), dapo("Something else.", "2")]
     source = source_of(rows, tmp_path)
-    for settings, found in ((Settings(overlap=1.0), 0), (Settings(ngram=30), 0), (Settings(overlap=0.1), 1)):
+    for settings, found in (
+        (PreparationSettings(overlap=1.0), 0),
+        (PreparationSettings(ngram=30), 0),
+        (PreparationSettings(overlap=0.1), 1),
+    ):
         report = prepare(
             data_set("dapo_math_17k"), tmp_path / "out.parquet", [source], against=[evaluation], settings=settings
         )

@@ -23,7 +23,7 @@ from tests.data_prep.hub_samples import dapo
 from tests.e2e.conftest import START_SECONDS, Inputs, Training
 from tests.small_run import command_line
 from verl_aer.cli.main import main as verl_aer
-from verl_aer.data.prepare import Settings, prepare
+from verl_aer.data.prepare import PreparationSettings, prepare
 from verl_aer.evaluation.samples import read_run
 from verl_aer.evaluation.validation_dumps import read_dump
 
@@ -157,7 +157,7 @@ def prepared(problems: Sequence[CountdownProblem], out: Path) -> Path:
     """Made by a script of `data_prep` from rows in DAPO-Math-17k's shape; short, as the policy's context is."""
     source = out.with_suffix(".jsonl")
     source.write_text("".join(json.dumps(dapo(problem.prompt, problem.key)) + "\n" for problem in problems))
-    prepare(DATA_SET, out, [source], settings=Settings(instruction=""))
+    prepare(DATA_SET, out, [source], settings=PreparationSettings(instruction=""))
     return out
 
 

@@ -9,12 +9,12 @@ import torch
 from examples.countdown.model import build_tokenizer
 from examples.countdown.reward import is_correct
 from examples.countdown.rollouts import Competence
-from examples.countdown.warm_start import IGNORED, Settings, demonstrations, encode, train, warm_start
+from examples.countdown.warm_start import IGNORED, WarmStartSettings, demonstrations, encode, train, warm_start
 
 
 def test_only_the_answer_and_its_end_are_learnt():
     tokenizer = build_tokenizer()
-    drawn = demonstrations(np.random.default_rng(0), Settings(batch=8), frozenset())
+    drawn = demonstrations(np.random.default_rng(0), WarmStartSettings(batch=8), frozenset())
     ids, labels = encode(drawn, tokenizer)
     for row, label, (prompt, answer) in zip(ids, labels, drawn, strict=True):
         learnt = label != IGNORED
@@ -27,7 +27,7 @@ def test_wrong_share_is_the_share_of_random_answers():
     rng = np.random.default_rng(0)
 
     def share_right(wrong_share: float) -> float:
-        drawn = demonstrations(rng, Settings(batch=400, wrong_share=wrong_share), frozenset())
+        drawn = demonstrations(rng, WarmStartSettings(batch=400, wrong_share=wrong_share), frozenset())
         return sum(is_correct(answer, prompt.removesuffix(":")) for prompt, answer in drawn) / len(drawn)
 
     assert share_right(0.0) == 1.0
@@ -38,7 +38,7 @@ def test_wrong_share_is_the_share_of_random_answers():
 
 
 def test_learning_rate_rises_then_falls_to_zero():
-    settings = Settings(steps=100, learning_rate=1.0, warmup_steps=10)
+    settings = WarmStartSettings(steps=100, learning_rate=1.0, warmup_steps=10)
     # step 5: 5/10 · (1 + cos(π/20))/2 = 0.5 · 0.99384; step 50: (1 + cos(π/2))/2 = 0.5.
     assert settings.learning_rate_at(5) == pytest.approx(0.49692, abs=1e-5)
     assert settings.learning_rate_at(50) == pytest.approx(0.5)
@@ -47,7 +47,7 @@ def test_learning_rate_rises_then_falls_to_zero():
 
 @pytest.fixture(scope="module")
 def tiny():
-    return Settings(seed=0, steps=2, batch=8)
+    return WarmStartSettings(seed=0, steps=2, batch=8)
 
 
 def test_training_is_deterministic(tiny):
@@ -61,7 +61,7 @@ def test_a_finished_model_is_kept_and_other_settings_replace_it(tmp_path, tiny):
     written = (out / "model.safetensors").stat().st_mtime_ns
     assert not warm_start(out, tiny)
     assert (out / "model.safetensors").stat().st_mtime_ns == written
-    assert warm_start(out, Settings(seed=1, steps=2, batch=8))
+    assert warm_start(out, WarmStartSettings(seed=1, steps=2, batch=8))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

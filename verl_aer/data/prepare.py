@@ -46,7 +46,7 @@ OVERLAPS = "shares most of its words with a question of an evaluation set"
 
 
 @dataclass
-class Settings:
+class PreparationSettings:
     """instruction: text after every question. overlap, ngram: a training question is left out if at least the share
     ``overlap`` of its n-grams, each of ``ngram`` words, occurs in the evaluation sets."""
 
@@ -138,7 +138,7 @@ def prepared_rows(
     dataset: DataSet,
     blocks: Iterable[Block],
     eval_questions: EvalQuestionIndex,
-    settings: Settings,
+    settings: PreparationSettings,
     report: Report,
     leave_out: Callable[[LeftOut], None],
     answer_error: Callable[[str], str | None] | None,
@@ -187,7 +187,11 @@ def _kind_of(reason: str) -> str:
 
 
 def _reason_against(
-    problem: MathProblem, key: bytes, answers: dict[bytes, bytes], eval_questions: EvalQuestionIndex, settings: Settings
+    problem: MathProblem,
+    key: bytes,
+    answers: dict[bytes, bytes],
+    eval_questions: EvalQuestionIndex,
+    settings: PreparationSettings,
 ) -> str | None:
     if key in answers:
         return REPEATED if answers[key] == digest_of(key_of(problem.answer)) else CONTRADICTS
@@ -196,7 +200,9 @@ def _reason_against(
     return OVERLAPS if eval_questions.overlap(problem.question) >= settings.overlap else None
 
 
-def _row(dataset: DataSet, problem: MathProblem, key: bytes, index: int, settings: Settings) -> dict[str, Any]:
+def _row(
+    dataset: DataSet, problem: MathProblem, key: bytes, index: int, settings: PreparationSettings
+) -> dict[str, Any]:
     content = f"{problem.question}\n\n{settings.instruction}" if settings.instruction else problem.question
     return {
         "data_source": dataset.name,
@@ -277,7 +283,7 @@ def prepare(
     out: Path,
     files: Sequence[Path] = (),
     against: Sequence[Path] = (),
-    settings: Settings | None = None,
+    settings: PreparationSettings | None = None,
     strict: bool = False,
     count_tokens: Callable[[list[dict[str, str]]], int] | None = None,
     answer_error: Callable[[str], str | None] | None = None,
@@ -296,7 +302,7 @@ def prepare(
     Raises:
         InputError: unreadable input, settings out of bounds, no rows left, or a bad row with ``strict``.
     """
-    settings = settings or Settings()
+    settings = settings or PreparationSettings()
     if settings.problems():
         raise InputError("; ".join(settings.problems()))
     eval_questions = EvalQuestionIndex(questions_of(against), settings.ngram)
@@ -331,7 +337,7 @@ def prepare(
 def run(dataset: DataSet, arguments: Sequence[str] | None = None) -> int:
     """Run a script. Returns 0, or 2 for bad usage or input."""
     args = _parser(dataset).parse_args(arguments)
-    settings = Settings(args.instruction, args.overlap, args.ngram)
+    settings = PreparationSettings(args.instruction, args.overlap, args.ngram)
     try:
         with ProgressDisplay() as display:
             report = prepare(
@@ -362,7 +368,7 @@ def _parser(dataset: DataSet) -> argparse.ArgumentParser:
         + ("" if dataset.role == "evaluation" else f"\n  {script} --against data/aime24.parquet data/math500.parquet"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    defaults = Settings()
+    defaults = PreparationSettings()
     parser.add_argument("--out", type=Path, default=Path("data") / f"{dataset.name}.parquet")
     parser.add_argument(
         "--input",

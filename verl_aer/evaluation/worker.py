@@ -8,7 +8,7 @@ from __future__ import annotations
 import pickle
 import sys
 
-from verl_aer._processes import end_with_the_parent
+from verl_aer._processes import die_with_parent
 from verl_aer.evaluation.merge_checkpoint import loadable_model
 from verl_aer.evaluation.run import load_reward, open_evaluation, sample_batches
 from verl_aer.evaluation.sampler import Sampler
@@ -17,7 +17,7 @@ from verl_aer.evaluation.workers import WorkerTask
 
 def work(task: WorkerTask) -> None:
     """Sample the batches of a task. The process ends with its parent."""
-    end_with_the_parent(task.parent)
+    die_with_parent(task.parent)
     config = task.config
     reward = load_reward(config.reward)
     batches, store = open_evaluation(config)

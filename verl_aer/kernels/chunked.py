@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from verl_aer.kernels.saved_state import Settings, State, chunk_rows
+from verl_aer.kernels.saved_state import KernelSettings, SavedRows, chunk_rows
 from verl_aer.kernels.token_subset import Kept, choose, mask_of
 
 Rows = slice | torch.Tensor
@@ -18,11 +18,15 @@ Rows = slice | torch.Tensor
 
 
 def forward(
-    logits: torch.Tensor, labels: torch.Tensor, temperature: torch.Tensor, wanted: torch.Tensor, settings: Settings
-) -> tuple[torch.Tensor, State]:
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: torch.Tensor,
+    wanted: torch.Tensor,
+    settings: KernelSettings,
+) -> tuple[torch.Tensor, SavedRows]:
     """Compute the ``(T,)`` log-probabilities and the state for the backward pass."""
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    state = State.empty(len(logits), dtype, logits.device)
+    state = SavedRows.empty(len(logits), dtype, logits.device)
     log_pi = torch.empty_like(state.top)
     keeps_all = settings.keeps_all(logits.shape[-1])
     for rows, (x, others, mask) in _chunks(logits, dtype, buffers=2 if keeps_all else 3):
@@ -50,8 +54,8 @@ def backward(
     logits: torch.Tensor,
     labels: torch.Tensor,
     temperature: torch.Tensor,
-    state: State,
-    settings: Settings,
+    state: SavedRows,
+    settings: KernelSettings,
     grad_log_pi: torch.Tensor,
     grad_entropy: torch.Tensor,
     grad: torch.Tensor,

@@ -22,7 +22,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from verl_aer.kernels import chunked
-from verl_aer.kernels.saved_state import Settings, State
+from verl_aer.kernels.saved_state import KernelSettings, SavedRows
 from verl_aer.parts.measure import Clamped, Full, Measure, Nucleus
 
 MEASURES = (Full, Clamped, Nucleus)
@@ -70,7 +70,7 @@ def logprob_and_entropy(
     wanted = torch.ones_like(labels, dtype=torch.bool) if row_weight is None else row_weight != 0
     # The kernels read one number per row from contiguous memory.
     each = (labels.contiguous(), temperature.contiguous(), wanted.contiguous())
-    return _LogprobAndEntropy.apply(logits, *each, Settings(measure, columns), inplace, _backend(logits))
+    return _LogprobAndEntropy.apply(logits, *each, KernelSettings(measure, columns), inplace, _backend(logits))
 
 
 def _backend(logits: torch.Tensor) -> ModuleType:
@@ -96,7 +96,7 @@ class _LogprobAndEntropy(torch.autograd.Function):
         labels: torch.Tensor,
         temperature: torch.Tensor,
         wanted: torch.Tensor,
-        settings: Settings,
+        settings: KernelSettings,
         inplace: bool,
         backend: ModuleType,
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,5 +113,7 @@ class _LogprobAndEntropy(torch.autograd.Function):
         # Not the saved tensor, which requires a gradient: autograd may add to the returned tensor.
         grad = logits.detach() if ctx.inplace else torch.empty_like(logits)
         grad_entropy = torch.where(wanted, grad_entropy, 0.0)
-        ctx.backend.backward(logits, labels, temperature, State(*state), ctx.settings, grad_log_pi, grad_entropy, grad)
+        ctx.backend.backward(
+            logits, labels, temperature, SavedRows(*state), ctx.settings, grad_log_pi, grad_entropy, grad
+        )
         return grad, None, None, None, None, None, None

@@ -32,7 +32,7 @@ def chunk_rows(logits: torch.Tensor) -> int:
 
 
 @dataclass(frozen=True)
-class Settings:
+class KernelSettings:
     """Settings of the entropy: its measure, and the number of vocabulary columns that it is over (None for all)."""
 
     measure: Measure
@@ -49,8 +49,8 @@ def leaves_none_out(measure: Measure) -> bool:
     return not isinstance(measure, Nucleus) or measure.p >= 1
 
 
-class State(NamedTuple):
-    """State for the backward pass in addition to the logits, each tensor ``(T,)``.
+class SavedRows(NamedTuple):
+    """Saved state for the backward pass in addition to the logits, each tensor ``(T,)``.
 
     top: max of the logits, y = (logits - top) / temperature. log_z: log Z. log_zk, mean_y: log Z and E[y] over the kept
     tokens K. threshold, cut: a logit and an index that define K; unused if all tokens are kept.
@@ -64,6 +64,6 @@ class State(NamedTuple):
     cut: torch.Tensor
 
     @classmethod
-    def empty(cls, rows: int, dtype: torch.dtype, device: torch.device) -> State:
+    def empty(cls, rows: int, dtype: torch.dtype, device: torch.device) -> SavedRows:
         zeros = partial(torch.zeros, rows, dtype=dtype, device=device)
         return cls(zeros(), zeros(), zeros(), zeros(), zeros(), cut=zeros(dtype=torch.long))

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from verl_aer.kernels.saved_state import Settings, leaves_none_out
+from verl_aer.kernels.saved_state import KernelSettings, leaves_none_out
 from verl_aer.parts.measure import Clamped, Nucleus
 
 
@@ -27,7 +27,7 @@ class Kept(NamedTuple):
     cut: torch.Tensor
 
 
-def choose(settings: Settings, logits: torch.Tensor, temperature: torch.Tensor) -> Kept:
+def choose(settings: KernelSettings, logits: torch.Tensor, temperature: torch.Tensor) -> Kept:
     """Choose the kept set of each row.
 
     logits: ``(T, V)``, float32 or float64. temperature: ``(T,)``.
@@ -46,7 +46,7 @@ def choose(settings: Settings, logits: torch.Tensor, temperature: torch.Tensor) 
     return _nucleus(logits, temperature, measure.p)
 
 
-def mask_of(settings: Settings, logits: torch.Tensor, kept: Kept, out: torch.Tensor) -> torch.Tensor:
+def mask_of(settings: KernelSettings, logits: torch.Tensor, kept: Kept, out: torch.Tensor) -> torch.Tensor:
     """Write the mask of the sets ``kept`` into ``out``, ``(T, V)``: 1 at kept tokens, 0 elsewhere.
 
     logits: the logits that the sets were chosen from.

@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from verl_aer.kernels.saved_state import Settings, State, leaves_none_out
+from verl_aer.kernels.saved_state import KernelSettings, SavedRows, leaves_none_out
 from verl_aer.parts.measure import Clamped, Nucleus
 
 FLOOR = tl.constexpr(-1e30)
@@ -46,11 +46,15 @@ ORDER_BITS = {torch.bfloat16: 16, torch.float16: 20, torch.float32: 32}
 
 
 def forward(
-    logits: torch.Tensor, labels: torch.Tensor, temperature: torch.Tensor, wanted: torch.Tensor, settings: Settings
-) -> tuple[torch.Tensor, State]:
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    temperature: torch.Tensor,
+    wanted: torch.Tensor,
+    settings: KernelSettings,
+) -> tuple[torch.Tensor, SavedRows]:
     """Compute the ``(T,)`` log-probabilities and the state for the backward pass."""
     rows, vocabulary = logits.shape
-    state = State.empty(rows, torch.float32, logits.device)
+    state = SavedRows.empty(rows, torch.float32, logits.device)
     top, s, kept_top, kept_s, kept_t = torch.zeros(5, rows, device=logits.device)
     # As a tensor, because floor(p * V) needs float64 and scalar arguments of a kernel are float32.
     p = torch.full((), getattr(settings.measure, "p", 0.0), dtype=torch.float64, device=logits.device)
@@ -75,8 +79,8 @@ def backward(
     logits: torch.Tensor,
     labels: torch.Tensor,
     temperature: torch.Tensor,
-    state: State,
-    settings: Settings,
+    state: SavedRows,
+    settings: KernelSettings,
     grad_log_pi: torch.Tensor,
     grad_entropy: torch.Tensor,
     grad: torch.Tensor,
@@ -103,7 +107,7 @@ def _finite_or_nan(top: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
     return torch.where((top > FLOOR.value) & top.isfinite() & ~s.isnan(), top, torch.nan)
 
 
-def _rule(settings: Settings, vocabulary: int) -> tl.constexpr:
+def _rule(settings: KernelSettings, vocabulary: int) -> tl.constexpr:
     if settings.keeps_all(vocabulary):
         return KEEP_ALL
     if leaves_none_out(settings.measure):
@@ -111,7 +115,7 @@ def _rule(settings: Settings, vocabulary: int) -> tl.constexpr:
     return {Clamped: KEEP_CLAMPED, Nucleus: KEEP_NUCLEUS}[type(settings.measure)]
 
 
-def _columns(settings: Settings, vocabulary: int) -> int:
+def _columns(settings: KernelSettings, vocabulary: int) -> int:
     return vocabulary if settings.columns is None else min(settings.columns, vocabulary)
 
 

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 
 from verl_aer._files import write_text_atomically
-from verl_aer._processes import ProcessTree, end_with_the_parent
+from verl_aer._processes import ProcessTree, die_with_parent
 from verl_aer.errors import VerlAerError
 
 LEAST_CPUS = 16
@@ -183,7 +183,7 @@ def run_node(args: argparse.Namespace) -> int:
         command,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=partial(end_with_the_parent, os.getpid()),
+        preexec_fn=partial(die_with_parent, os.getpid()),
         env={**os.environ, "RAY_TMPDIR": str(args.temp_dir)},
     )
     tree = ProcessTree(process)

@@ -21,7 +21,7 @@ import socket
 import sys
 import warnings
 
-from verl_aer._processes import end_with_the_parent
+from verl_aer._processes import die_with_parent
 from verl_aer.rewards import replies, symbolic
 
 READY = b"ready"
@@ -88,7 +88,7 @@ def _fork(control: socket.socket, channel: socket.socket) -> None:
         return
     # The child must never return into this process's code.
     try:
-        end_with_the_parent(parent)
+        die_with_parent(parent)
         control.close()
         _serve(channel)
     finally:

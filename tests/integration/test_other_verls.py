@@ -12,6 +12,15 @@ from tests.integration.test_stock_verl import run
 
 NOT_OF_THE_TRAINER = {
     # Imported by the processes that need them, when they need them.
+    "verl.DataProto",
+    "verl.experimental.agent_loop.agent_loop.AgentLoopOutput",
+    "verl.experimental.agent_loop.agent_loop.DictConfigWrap",
+    "verl.experimental.agent_loop.single_turn_agent_loop.SingleTurnAgentLoop",
+    "verl.experimental.reward_loop.reward_loop.RewardLoopWorker",
+    "verl.trainer.ppo.v1.agent_loop_tq.AgentLoopManagerTQ",
+    "verl.trainer.ppo.v1.agent_loop_tq.AgentLoopWorkerTQ",
+    "verl.utils.tensordict_utils.list_of_dict_to_tensordict",
+    "verl.workers.rollout.llm_server.LLMServerClient",
     "verl.checkpoint_engine.base.CheckpointEngine",
     "verl.checkpoint_engine.base.CheckpointEngineRegistry",
     "verl.utils.model",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
 
 import pytest
@@ -9,7 +11,9 @@ import pytest
 from verl_aer.cli.main import main as verl_aer
 from verl_aer.launch.cluster_doctor import (
     COMPARED,
+    ClusterError,
     Node,
+    await_listener,
     clock_offset,
     cluster_checks,
     missing_nodes,
@@ -102,3 +106,21 @@ def test_a_difference_that_the_answers_time_explains_is_none():
 def test_a_cluster_that_is_not_there_is_one_clear_error(address, capsys):
     assert verl_aer(["cluster", "--address", address]) == 2
     assert f"verl-aer cluster: no Ray cluster answers at {address} (HOST:PORT" in capsys.readouterr().err
+
+
+def test_a_head_that_starts_late_is_waited_for():
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        threading.Timer(0.5, head.listen).start()
+        start = time.monotonic()
+        await_listener(address, deadline=start + 20)
+        assert time.monotonic() - start > 0.5
+
+
+def test_a_head_that_never_listens_is_named_at_the_deadline():
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        with pytest.raises(ClusterError, match=f"no Ray cluster answers at {address}"):
+            await_listener(address, deadline=time.monotonic() + 0.2)

@@ -91,7 +91,7 @@ def check_cluster(
     Raises:
         ClusterError: nothing answers at the address, or nodes are missing.
     """
-    connect(address)
+    connect(address, wait_seconds)
     try:
         nodes = wait_for_nodes(expected, gpus_per_node, wait_seconds)
         print(f"{len(nodes)} node(s) have joined, with {sum(node.gpus for node in nodes)} GPU(s)", flush=True)
@@ -108,19 +108,14 @@ def check_cluster(
     return 1 if failed else 0
 
 
-def connect(address: str) -> None:
-    """Connect to the cluster as a client.
+def connect(address: str, wait_seconds: float) -> None:
+    """Connect to the cluster as a client, as soon as its head listens.
 
     Raises:
-        ClusterError: no Ray listens there, or Ray refuses.
+        ClusterError: no Ray listens there within ``wait_seconds``, or Ray refuses.
     """
     if address != "auto":
-        # Ray would retry for two minutes.
-        port = address.rpartition(":")[2]
-        try:
-            socket.create_connection((split_host(address), int(port)), timeout=CONNECT_SECONDS).close()
-        except (OSError, ValueError) as error:
-            raise ClusterError(f"no Ray cluster answers at {address} (HOST:PORT of its head): {error}") from error
+        await_listener(address, time.monotonic() + wait_seconds)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR", namespace="verl_aer_doctor")
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -128,6 +123,23 @@ def connect(address: str) -> None:
             f"Ray at {address} refuses: {error}. If it was started with a token, set RAY_AUTH_MODE=token and the same "
             "RAY_AUTH_TOKEN (or ~/.ray/auth_token) here."
         ) from error
+
+
+def await_listener(address: str, deadline: float) -> None:
+    """Wait until something listens at ``address``: Ray itself would retry for two minutes.
+
+    Raises:
+        ClusterError: nothing listens there at the deadline, a time of ``time.monotonic``.
+    """
+    port = address.rpartition(":")[2]
+    while True:
+        try:
+            socket.create_connection((split_host(address), int(port)), timeout=CONNECT_SECONDS).close()
+            return
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError) or time.monotonic() > deadline:
+                raise ClusterError(f"no Ray cluster answers at {address} (HOST:PORT of its head): {error}") from error
+        time.sleep(POLL_INTERVAL_S)
 
 
 def wait_for_nodes(expected: Sequence[str], gpus_per_node: int, seconds: float) -> list[Node]:

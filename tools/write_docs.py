@@ -8,14 +8,13 @@ A whole page is generated, or the lines between `<!-- generated: NAME -->` and `
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from verl_aer._files import write_text_atomically
-from verl_aer._settings import Settings, description
+from verl_aer._settings import Settings, description, shown
 from verl_aer._tables import Table, as_markdown
 from verl_aer.config.schema import COMMON_SETTINGS, EntropyConfig, parse_entropy_config
 from verl_aer.control.metrics import markdown_table
@@ -139,7 +138,7 @@ def _part_rows(method: Method) -> Iterator[list[str]]:
         if part.kind == NEUTRAL.get(role):
             continue
         page = "parts.md#" + anchor("measure" if role == "pushed" else role, part.kind)
-        settings = [f"`{name}={_shown(value)}`" for name, value in part.model_dump().items()]
+        settings = [f"`{name}={shown(value)}`" for name, value in part.model_dump().items()]
         yield [f"`entropy/{role}`", f"[`{part.kind}`](../{page})", ", ".join(settings)]
 
 
@@ -156,12 +155,7 @@ def _role(role: str) -> str:
 
 
 def _value(value: Any) -> str:
-    return f"`{_shown(value)}`"
-
-
-def _shown(value: Any) -> str:
-    """Write a value as on the command line."""
-    return value if isinstance(value, str) else json.dumps(value)
+    return f"`{shown(value)}`"
 
 
 def anchor(role: str, name: str) -> str:

@@ -6,6 +6,7 @@ messages, ``verl-aer methods NAME`` and the tables in docs/ are generated from b
 
 from __future__ import annotations
 
+import json
 import types
 import typing
 from typing import Any, Literal
@@ -38,6 +39,15 @@ def at_least(value: float, name: str, earlier: ValidationInfo) -> float:
     if low is not None and value < low:
         raise ValueError(f">= {name} ({low:g})")
     return value
+
+
+def shown(value: Any) -> str:
+    """Write a value as on the command line.
+
+    >>> shown(None), shown(True), shown("linear")
+    ('null', 'true', 'linear')
+    """
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def setting_names(settings: type[Settings]) -> list[str]:

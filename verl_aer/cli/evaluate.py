@@ -28,19 +28,19 @@ def evaluate(
     max_tokens: Annotated[int, typer.Option(help="Maximum tokens of an answer.")] = 2048,
     seed: Annotated[int, typer.Option(help="Seed of the answers.")] = 0,
     reward: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="MODULE:FUNCTION",
             help="Reward function as veRL's custom_reward_function, or PATH.py:FUNCTION.",
             show_default="the math reward",
         ),
-    ] = "verl_aer.rewards.math_reward:compute_score",
+    ] = None,
     batch: Annotated[int, typer.Option(help="Problems that are sampled together.")] = 64,
     tensor_parallel: Annotated[int, typer.Option(help="GPUs per copy of the model.")] = 1,
     data_parallel: Annotated[int, typer.Option(help="Copies of the model, each with its own GPUs.")] = 1,
 ) -> None:
     """Sample answers with vLLM, and report pass@k, maj@k, lengths and entropy with confidence intervals."""
-    from verl_aer.evaluation.config import EvaluationConfig
+    from verl_aer.evaluation.config import MATH_REWARD, EvaluationConfig
     from verl_aer.evaluation.report import summary_table
     from verl_aer.evaluation.run import evaluate
     from verl_aer.evaluation.sampler import Sampling
@@ -50,7 +50,7 @@ def evaluate(
         data=data,
         out=out,
         sampling=Sampling(n, temperature, top_p, max_tokens, seed),
-        reward=reward,
+        reward=reward or MATH_REWARD,
         batch=batch,
         tensor_parallel=tensor_parallel,
         data_parallel=data_parallel,

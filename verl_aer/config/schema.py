@@ -13,14 +13,13 @@ entropy.watchdog                                     {weight_sync_timeout_s, rol
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Set
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import Field, ValidationError
 
-from verl_aer._settings import Settings, allowed_values, bounds, may_be_null, setting_names
+from verl_aer._settings import Settings, allowed_values, bounds, may_be_null, setting_names, shown
 from verl_aer.errors import VerlAerError
 from verl_aer.methods.base import Aggregation, Method, get_method, method_names
 from verl_aer.parts.advantage_shaping import AdvantageShaping
@@ -188,7 +187,7 @@ def to_mapping(config: EntropyConfig) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Part):
-        return {"kind": value.kind, **value.model_dump()}
+        return value.to_mapping()
     return value.model_dump() if isinstance(value, Settings) else value
 
 
@@ -276,7 +275,7 @@ def _problem(model: type[Settings], key: str, name: str, value: Any, detail: Map
     """Convert pydantic's error for one setting to a Problem."""
     kind, limits = detail["type"], bounds(model, name)
     default = model.model_fields[name].get_default(call_default_factory=True)
-    example = default if isinstance(default, str) else json.dumps(default)
+    example = shown(default)
     if kind == "missing":
         return Problem(key, "is missing", f"Set {key} to {allowed_values(model, name)}.")
     if kind == "value_error":

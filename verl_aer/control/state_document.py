@@ -1,4 +1,4 @@
-"""The document in a state file: its keys, its digest, and how one of an older version becomes one of the newest."""
+"""The document in a state file: its keys, its digest and the migrations of older versions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ VERSION = 4
 
 
 class UnusableState(VerlAerError, ValueError):
-    """What is wrong with the file, in words that follow its name."""
+    """A problem of the file; the message follows the file name."""
 
 
 class _Header(Settings, extra="ignore"):
-    """What every version has."""
+    """The keys of every version."""
 
     format: Literal["verl_aer.entropy_control"]
     version: int = Field(ge=1)
@@ -51,7 +51,7 @@ class _Memory(Settings):
 
 
 class Document(_Header, extra="forbid"):
-    """The newest version; ``state_file`` reads its config, which depends on the parts that are registered."""
+    """The newest version. ``state_file`` validates its config, which depends on the registered parts."""
 
     config: dict[str, Any]
     state: ControlState
@@ -61,13 +61,13 @@ class Document(_Header, extra="forbid"):
 
 
 def newest(document: Any) -> dict[str, Any]:
-    """Return a document of any version as one of the newest.
+    """Migrate a document of any version to the newest.
 
     Raises:
-        UnusableState: its version is newer, or it is older and not as that version wrote it.
+        UnusableState: the version is newer than this package, or an older document is damaged.
     """
     with naming_the_key():
-        # Before the other keys: another version has others.
+        # Read the version before the other keys, which depend on it.
         version = _Header.model_validate_json(json.dumps(document)).version
     if version > VERSION:
         raise UnusableState(
@@ -79,7 +79,7 @@ def newest(document: Any) -> dict[str, Any]:
     keys, _ = _OLDER[version]
     with naming_the_key():
         keys.model_validate_json(json.dumps(document))
-    # A migration relies on what that version wrote.
+    # A migration relies on undamaged contents.
     require_whole(document)
     for older in range(version, VERSION):
         _, migrate = _OLDER[older]
@@ -94,7 +94,7 @@ def parse(document: dict[str, Any]) -> Document:
 
 
 def digest(document: dict[str, Any]) -> str:
-    """Return the sha256 of what the document holds."""
+    """Return the sha256 of the contents."""
     parts = [document[part] for part in ("config", "state", "memory", "conditions") if part in document]
     contents = json.dumps(parts, sort_keys=True)
     return hashlib.sha256(contents.encode()).hexdigest()
@@ -108,7 +108,7 @@ def require_whole(document: dict[str, Any]) -> None:
 
 @contextmanager
 def naming_the_key(*section: str) -> Generator[None]:
-    """Turn what pydantic finds wrong first in a section of the file into UnusableState."""
+    """Convert pydantic's first error in a section of the file to UnusableState, which names the key."""
     try:
         yield
     except ValidationError as error:
@@ -123,7 +123,7 @@ def naming_the_key(*section: str) -> Generator[None]:
 
 
 def unknown_key(key: str) -> str:
-    """Say that the file has a key that this version does not know."""
+    """Write the message for an unknown key."""
     return f"it has the unknown key {key}, which a newer verl_aer wrote; install that one to resume from it"
 
 
@@ -216,4 +216,4 @@ _OLDER: dict[int, tuple[type[_Header], Callable[[dict[str, Any]], dict[str, Any]
     2: (_Version2, _from_version_2),
     3: (_Version3, _from_version_3),
 }
-"""The keys of each older version, and the way from its document to that of the next version."""
+"""Per older version: its keys, and the migration to the next version."""

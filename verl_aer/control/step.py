@@ -24,7 +24,13 @@ from verl_aer.control.alerts import new_alerts
 from verl_aer.control.loop import ControlState, Decision, EntropyControl
 from verl_aer.control.metrics import decision_metrics
 from verl_aer.control.state_file import RunMemory
-from verl_aer.control.step_metrics import PromptSummary, group_metrics, prompt_entropies, summarize_prompts
+from verl_aer.control.step_metrics import (
+    PromptSummary,
+    counted_entropies,
+    group_metrics,
+    prompt_entropies,
+    summarize_prompts,
+)
 from verl_aer.parts.advantage_shaping import shape_advantages
 from verl_aer.parts.allocation import allocate
 from verl_aer.parts.reward_shaping import change_rewards
@@ -130,13 +136,15 @@ class StepControl:
             CorrectnessError: the method uses the correctness of rollouts, and it is unknown or invalid.
             KeyError: the controller needs the entropy before the update, and veRL did not measure it.
         """
+        by_response = measures_responses(self.config.aggregation)
         if self.source is EntropySource.OLD_LOG_PROBS:
             if rows.entropy_nats is None:
                 raise KeyError("veRL's old-log-prob pass left no 'entropy' in the batch; the controller needs it")
-            self._record.add_entropy(*_sum_entropy(rows, rows.entropy_nats, self.config.aggregation))
+            _, nats, tokens = counted_entropies(rows, rows.entropy_nats, by_response)
+            self._record.add_entropy(float(nats.sum()), float(tokens.sum()))
         verdicts = self._judge(rows)
         rollouts = self._remember(rows, rows.rollouts(verdicts.correct))
-        entropy = prompt_entropies(rollouts.groups, rows, measures_responses(self.config.aggregation))
+        entropy = prompt_entropies(rollouts.groups, rows, by_response)
         groups = replace(rollouts.groups, entropy=entropy, initial_entropy=self.control.state.initial_entropy)
         weights = allocate(self.config.allocation, groups)
         self._record.prompts.append(summarize_prompts(rollouts.groups, weights, rows, verdicts.unreported))
@@ -236,12 +244,3 @@ class StepControl:
         self.memory = replace(self.memory, questions=questions)
         self._record.remembered = len(questions.questions)
         return replace(rollouts, groups=groups)
-
-
-def _sum_entropy(rows: BatchRows, entropy_nats: np.ndarray, aggregation: str) -> tuple[float, float]:
-    """Return the sum of nats and the number of tokens; with a mean over responses, their means and their number."""
-    counted = ~rows.is_padding & (rows.tokens > 0)
-    nats, tokens = entropy_nats[counted], rows.tokens[counted]
-    if measures_responses(aggregation):
-        return float((nats / tokens).sum()), float(len(nats))
-    return float(nats.sum()), float(tokens.sum())

@@ -53,6 +53,20 @@ def summarize_prompts(groups: Groups, weights: np.ndarray, rows: BatchRows, unre
     )
 
 
+def counted_entropies(
+    rows: BatchRows, entropy_nats: np.ndarray, by_response: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Select the rows that count for the entropy: real rows with response tokens.
+
+    Returns:
+        A mask of them, ``(N,)`` bool; the nats and the tokens of each. If ``by_response``, these are the mean of the
+        response and 1, so that each response counts alike.
+    """
+    counted = ~rows.is_padding & (rows.tokens > 0)
+    nats, tokens = entropy_nats[counted], rows.tokens[counted]
+    return (counted, nats / tokens, np.ones(len(tokens))) if by_response else (counted, nats, tokens)
+
+
 def prompt_entropies(groups: Groups, rows: BatchRows, by_response: bool) -> np.ndarray | None:
     """Compute the mean entropy of each prompt's rollouts, ``(P,)`` nats per token.
 
@@ -61,10 +75,8 @@ def prompt_entropies(groups: Groups, rows: BatchRows, by_response: bool) -> np.n
     """
     if rows.entropy_nats is None:
         return None
-    counted = ~rows.is_padding & (rows.tokens > 0)
-    prompt, nats, tokens = groups.prompt_of_row[counted], rows.entropy_nats[counted], rows.tokens[counted]
-    if by_response:
-        nats, tokens = nats / tokens, np.ones(len(tokens))
+    counted, nats, tokens = counted_entropies(rows, rows.entropy_nats, by_response)
+    prompt = groups.prompt_of_row[counted]
     prompts = len(groups.accuracy)
     nats, tokens = (np.bincount(prompt, weights=values, minlength=prompts) for values in (nats, tokens))
     return np.divide(nats, tokens, out=np.full(prompts, np.nan), where=tokens > 0)

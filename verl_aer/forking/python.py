@@ -129,8 +129,8 @@ def end_like(status: int | None) -> NoReturn:
     """End this process with the given wait status; None if the state of the fork is unknown."""
     code = 1 if status is None else os.waitstatus_to_exitcode(status)
     if code < 0:
-        # The handler of SIGKILL cannot be changed and need not be.
-        with contextlib.suppress(OSError):
+        # The handler of SIGKILL cannot be changed.
+        if code != -signal.SIGKILL:
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)

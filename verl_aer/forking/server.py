@@ -111,10 +111,9 @@ class ForkServer:
 
     def _end(self, fork: Fork) -> None:
         """Handle the end of a fork or of its client. The fork must end with its client."""
-        with contextlib.suppress(ProcessLookupError):
-            # Only a killed client ends before its fork. If the fork has ended already, the signal goes to a zombie,
-            # without effect.
-            os.kill(fork.pid, signal.SIGKILL)
+        # Only a killed client ends before its fork. If the fork has ended already, the signal goes to a zombie, without
+        # effect.
+        os.kill(fork.pid, signal.SIGKILL)
         _, status = os.waitpid(fork.pid, 0)
         self._send(fork, status)
         self._selector.unregister(fork.ended)

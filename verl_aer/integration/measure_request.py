@@ -38,7 +38,7 @@ def encode_measure(measure: Measure) -> str | None:
     """
     if measure.kind == "full" or measure.from_log_probs:
         return None
-    return json.dumps({"kind": measure.kind, **measure.model_dump()})
+    return json.dumps(measure.to_mapping())
 
 
 def measured_in_update(entropy: EntropyConfig, source: EntropySource) -> Measure:

@@ -64,6 +64,10 @@ class Part(Settings, ABC):
         if role is not None:
             cls.roles = (role, *cls.roles)
 
+    def to_mapping(self) -> dict[str, Any]:
+        """Convert the part to its registered name and its settings, as in a config."""
+        return {"kind": self.kind, **self.model_dump()}
+
 
 _parts: dict[str, dict[str, type[Part]]] = {role: {} for role in ROLES}
 

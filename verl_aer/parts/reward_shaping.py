@@ -76,7 +76,7 @@ class Length(RewardShaping):
         assert groups.history is not None, "uses_questions"
         assert groups.shortest is not None, "uses_questions"
         improved = groups.accuracy > groups.history
-        # 1.0 is a placeholder: a question that was never solved has no correct response to apply it to.
+        # The 1.0 of a question that was never solved is not used: the question has no correct response.
         shortest = np.append(np.where(np.isnan(groups.shortest), 1.0, groups.shortest), 1.0)[groups.prompt_of_row]
         excess = np.clip((rollouts.tokens - shortest) / shortest, -0.9, 1.0)
         applies = np.append(improved, False)[groups.prompt_of_row]

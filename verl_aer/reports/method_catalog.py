@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from verl_aer._settings import Settings, description, setting_names
+from verl_aer._settings import Settings, description, setting_names, shown
 from verl_aer._tables import Table
 from verl_aer.config.schema import COMMON_SETTINGS, EntropyConfig
 from verl_aer.methods.base import Method, get_method, method_builder, method_names
@@ -97,8 +96,7 @@ def _setting_lines(prefix: str, settings: Settings) -> Iterator[str]:
 
 
 def _one_setting(settings: type[Settings], prefix: str, name: str, value: Any) -> Iterator[str]:
-    # Write null and true as on the command line.
-    yield f"  {prefix}.{name}={value if isinstance(value, str) else json.dumps(value)}"
+    yield f"  {prefix}.{name}={shown(value)}"
     for line in textwrap.wrap(description(settings, name), 110):
         yield f"      {line}"
 
